@@ -1,0 +1,1 @@
+"""Stage 1: raw videos -> WebDataset shards with an index."""

@@ -1,0 +1,108 @@
+"""The demo: three stages in one process. `python demo/run.py`, or `--videos DIR` for your own."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dynamonet.errors import run_entry
+
+EXPERIMENT = "demo"  # its own, so that a real fine-tuning never takes a demo model for the newest
+LABELLED_SHARE = 0.25
+
+
+def main(argv: list[str]) -> None:
+    """Runs the demo; see --help."""
+    parser = argparse.ArgumentParser(prog="python demo/run.py", description=__doc__)
+    parser.add_argument("--videos", type=Path, help="folder of your own videos (stages 1 and 2)")
+    options = parser.parse_args(argv)
+    console, began = Console(), time.monotonic()
+    # here, because they take seconds that --help need not wait for
+    from dynamonet import cluster
+
+    with cluster.connected():  # one Ray for all stages
+        if options.videos:
+            own_videos(console, options.videos)
+        else:
+            motion_videos(console)
+    console.print(f"All of it took {time.monotonic() - began:.0f} s.")
+
+
+def motion_videos(console: Console) -> None:
+    """Renders labelled videos, pretrains without the labels, fine-tunes with a quarter of them."""
+    from data_prep import shard
+    from demo.motion_videos import CLASSES, write_motion_videos
+    from finetune import run as finetune
+    from pretrain import run as pretrain
+
+    videos = Path("data/motion_videos")
+    if not (videos / "labels.csv").is_file():
+        console.rule("Rendering labelled motion videos")
+        shutil.rmtree(videos, ignore_errors=True)
+        write_motion_videos(videos, train_videos=720, test_videos=270)
+    console.print(f"{videos}: 990 videos, classes {', '.join(CLASSES)}", soft_wrap=True)
+
+    def stage(script: str, *words: str) -> list[str]:
+        arguments = ["--config", "tiny", "--experiment", EXPERIMENT, *words]
+        console.rule(f"python {script} {' '.join(arguments)}", align="left")
+        return arguments
+
+    shard.main(
+        stage(
+            "data_prep/shard.py",
+            "--source",
+            str(videos),
+            "--dataset",
+            "folder",
+            "--output",
+            "motion",
+        )
+    )
+    learnt = pretrain.main(stage("pretrain/run.py", "--shards", "motion", "--clips.flip", "false"))
+    skill = learnt.run.metrics("val/")["skill"]
+    table = Table(title=f"{720 * LABELLED_SHARE:.0f} labelled videos, 270 test videos, 9 motions")
+    for column in ("", "top-1", "top-5", "skill of the prediction"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, weights, shown in (
+        ("from scratch", "none", ""),
+        ("pretrained", str(learnt.model), f"{skill:.2f}"),
+    ):
+        scores = finetune.main(
+            stage(
+                "finetune/run.py",
+                "--shards",
+                "motion",
+                "--label_share",
+                str(LABELLED_SHARE),
+                "--pretrained",
+                weights,
+            )
+        )
+        table.add_row(name, f"{scores['top1']:.1%}", f"{scores['top5']:.1%}", shown)
+    console.rule()
+    console.print(table)
+    console.print("Skill: 1 - error / error of copying the last frame; 0 = a copy, 1 = perfect.")
+    console.print(f"Curves, pictures, lineage: {learnt.run.ui_command()}", soft_wrap=True)
+
+
+def own_videos(console: Console, videos: Path) -> None:
+    """Makes shards of a folder of videos and pretrains on them for a few minutes."""
+    from data_prep import shard
+    from pretrain import run as pretrain
+
+    words = ["--config", "tiny", "--experiment", EXPERIMENT]
+    shard.main([*words, "--source", str(videos), "--output", "own"])
+    learnt = pretrain.main([*words, "--shards", "own"])
+    skill = learnt.run.metrics("val/")["skill"]
+    console.print(f"Skill of the prediction on videos kept out of training: {skill:.3f}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run_entry(main)

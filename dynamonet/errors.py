@@ -1,0 +1,61 @@
+"""Errors that a user can mend, and how an entry script shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Something the user can put right: says what was found, what was expected, what to do.
+
+    Entry scripts print the message without a traceback and end with `exit_status`.
+    """
+
+    exit_status = 1
+
+
+class SettingsError(UserError):
+    """Settings that cannot be used; one line for each key."""
+
+    exit_status = 2
+
+
+def run_entry(main: Callable[[list[str]], object]) -> NoReturn:
+    """Runs an entry script's main function on the command line and ends the process.
+
+    Exit status 0 unless it raises. A `UserError`, also one that Ray wrapped on its way back from a
+    worker, is printed without a traceback. Ctrl-C ends with status 130, as shells expect.
+    """
+    status = 0
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        mistake = find_user_error(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        status = mistake.exit_status
+    sys.exit(status)
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """Returns the `UserError` in a chain of causes, looking inside Ray's wrappers."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError):
+            return current
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            queue += list(failures.values())
+    return None

@@ -1,0 +1,121 @@
+"""What a model is built from; kept beside its weights. Light to import: no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from dynamonet.settings import Settings
+
+BOTTLENECK_FROM = 50  # depths from here on use bottleneck blocks
+
+
+def _number(value: object) -> object:
+    """Reads the digits that a command line gives; a Literal would refuse them."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+class TrunkConfig(Settings):
+    """What a trunk is built from."""
+
+    kind: Literal["resnet", "resnext"] = Field(
+        default="resnet",
+        description="Block family; resnext (cardinality 32) exists for depth 50 and 101.",
+    )
+    depth: Annotated[Literal[10, 18, 34, 50, 101], BeforeValidator(_number)] = Field(
+        default=18, description="Number of layers."
+    )
+    width: int = Field(default=64, ge=4, description="Channels after the stem; stages double it.")
+    stem_pool: bool = Field(default=True, description="Max-pool 3x3x3, stride 2, after the stem.")
+    temporal_strides: tuple[int, int, int, int] = Field(
+        default=(1, 2, 2, 2), description="Temporal stride of each stage."
+    )
+    spatial_strides: tuple[int, int, int, int] = Field(
+        default=(1, 2, 2, 2), description="Spatial stride of each stage."
+    )
+    stc: Literal["none", "stage", "block"] = Field(
+        default="none",
+        description="STC gates: in no block, in the last of each stage, or in every block.",
+    )
+    stc_reduction: int = Field(default=16, ge=1, description="How far an STC gate narrows (r).")
+
+    @property
+    def dim(self) -> int:
+        """Channels D of the features."""
+        return self.width * 8 * (4 if self.depth >= BOTTLENECK_FROM else 1)
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames for each temporal step of the features."""
+        return math.prod(self.temporal_strides) * (2 if self.stem_pool else 1)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels for each spatial cell of the features."""
+        return 2 * math.prod(self.spatial_strides) * (2 if self.stem_pool else 1)
+
+
+class FilterConfig(Settings):
+    """What the dynamic motion layer is built from."""
+
+    kind: Literal["shared", "grid"] = Field(
+        default="grid",
+        description="shared = one filter a frame (the paper's); grid = one a cell (ours).",
+    )
+    size: int = Field(default=5, description="Filter side K in pixels; odd, 3 to 11.")
+    normalisation: Literal["linear", "softmax"] = Field(
+        default="softmax",
+        description="linear = added to a delta; softmax = weights >= 0 that sum to 1.",
+    )
+    levels: tuple[int, ...] = Field(
+        default=(2,),
+        description="Pooling factors of the resolutions predicted; (1,) = full resolution.",
+    )
+    cell_px: int = Field(
+        default=4, ge=1, description="grid: pixels between filters; divides the stride."
+    )
+    dmr_cells: int = Field(
+        default=2, ge=1, description="grid: cells a side that the DMR averages into."
+    )
+
+    @field_validator("size")
+    @classmethod
+    def _odd_size(cls, value: int) -> int:
+        if value % 2 == 0 or not 3 <= value <= 11:
+            raise ValueError("K must be odd and between 3 and 11")
+        return value
+
+    @field_validator("levels")
+    @classmethod
+    def _levels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or any(level < 1 for level in value) or len(set(value)) != len(value):
+            raise ValueError("expected different pooling factors, each 1 or more, e.g. (2,)")
+        return value
+
+
+class ModelConfig(Settings):
+    """Everything needed to rebuild a model; saved beside its weights."""
+
+    num_frames: int = Field(default=16, ge=2, description="Frames T of a clip.")
+    frame_px: int = Field(default=112, ge=16, description="Height and width of a clip in pixels.")
+    targets: Literal["within_clip", "future"] = Field(
+        default="within_clip",
+        description="Frames predicted: 2..T+1 (the paper's) or T+1..T+H (ours).",
+    )
+    horizon: int = Field(default=1, ge=1, description="future: frames H predicted beyond the clip.")
+    trunk: TrunkConfig = Field(default=TrunkConfig(), description="The 3D-CNN.")
+    filters: FilterConfig = Field(default=FilterConfig(), description="The dynamic motion filters.")
+    use_dmr: bool = Field(
+        default=True, description="The classifier reads the DMR beside the features."
+    )
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
+    num_classes: int | None = Field(
+        default=None, ge=1, description="Classes; null = no classifier."
+    )
+
+    @property
+    def frames_beyond(self) -> int:
+        """Frames after the clip that the loss needs."""
+        return self.horizon if self.targets == "future" else 1

@@ -1,0 +1,196 @@
+"""DynamoNet = trunk + dynamic motion filters + classifier, in one typed result.
+
+clip (B, 3, T, H, W) -> trunk -> features -> filters -> predicted frames
+                                    |           |
+                                  pooled  ++   DMR  -> classifier -> logits
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dynamonet.errors import UserError
+from dynamonet.model.config import ModelConfig
+from dynamonet.model.motion_filters import MotionFilters
+from dynamonet.model.prediction import predict
+from dynamonet.model.trunk import Trunk
+from dynamonet.settings import validate
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass gives. N = T filters within the clip, H for future frames."""
+
+    features: Tensor  # (B, D, t, h, w)
+    pooled: Tensor  # (B, D), features averaged over time and space
+    filters: Tensor  # (B, L, N, K*K, gh, gw)
+    dmr: Tensor  # (B, dmr_dim), the dynamic motion representation
+    predicted: list[Tensor]  # for each level (B, 3, N, H // level, W // level)
+    logits: Tensor | None  # (B, num_classes), or None without a classifier
+
+    def __repr__(self) -> str:
+        def shape(value: Any) -> Any:
+            return tuple(value.shape) if isinstance(value, Tensor) else value
+
+        items = {**self.__dict__, "predicted": [shape(p) for p in self.predicted]}
+        return f"Output({', '.join(f'{k}={shape(v)}' for k, v in items.items())})"
+
+
+class Classifier(nn.Module):
+    """Batch-normalised [pooled features, DMR] -> dropout -> linear.
+
+    Source: the paper concatenates the two; normalising the DMR first is ours.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, dmr_dim: int) -> None:
+        super().__init__()
+        self.norm_features = nn.BatchNorm1d(config.trunk.dim)
+        self.norm_dmr = nn.BatchNorm1d(dmr_dim) if config.use_dmr else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(config.trunk.dim + (dmr_dim if config.use_dmr else 0), num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pooled: Tensor, dmr: Tensor) -> Tensor:
+        """Maps pooled (B, D) and DMR (B, dmr_dim) to logits (B, N)."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            parts = [self.norm_features(pooled.float())]
+            if self.norm_dmr is not None:
+                parts.append(self.norm_dmr(dmr.float()))
+            return self.linear(self.dropout(torch.cat(parts, 1)))
+
+
+class DynamoNet(nn.Module):
+    """The whole network; needs neither labels nor the next frame to run."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config.trunk, config.num_frames)
+        future = config.targets == "future"
+        self.motion = MotionFilters(
+            config.trunk.dim,
+            config.filters,
+            num_filters=config.horizon if future else config.num_frames,
+            last_step_only=future,
+            temporal_stride=config.trunk.temporal_stride,
+            spatial_stride=config.trunk.spatial_stride,
+        )
+        self.classifier = (
+            None
+            if config.num_classes is None
+            else Classifier(config, config.num_classes, self.motion.dmr_dim)
+        )
+
+    def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
+        """Runs the network on a clip.
+
+        Args:
+            clip: (B, 3, T, H, W), RGB normalised as `dynamonet.video.transforms` does.
+            predict_frames: False leaves `predicted` empty and saves its cost.
+
+        Raises:
+            UserError: the clip's shape does not suit this architecture.
+        """
+        config = self.config
+        if clip.ndim != 5 or clip.shape[1] != 3:
+            raise UserError(f"expected a clip (B, 3, T, H, W), found {tuple(clip.shape)}")
+        if self.classifier is not None and clip.shape[2] != config.num_frames and config.use_dmr:
+            raise UserError(
+                f"this classifier reads the filters of {config.num_frames} frames and got a clip "
+                f"of {clip.shape[2]}: sample clips of {config.num_frames} frames"
+            )
+        features = self.trunk(clip)
+        num_filters = clip.shape[2] if config.targets == "within_clip" else config.horizon
+        filters = self.motion(features, num_filters)
+        levels = config.filters.levels if predict_frames else ()
+        predicted = predict(clip, filters, levels, config.targets)
+        pooled = features.mean((2, 3, 4))
+        dmr = self.motion.describe(filters)
+        logits = None if self.classifier is None else self.classifier(pooled, dmr)
+        return Output(features, pooled, filters, dmr, predicted, logits)
+
+    def save_pretrained(self, folder: Path, *, extra: dict[str, Any] | None = None) -> None:
+        """Writes weights (safetensors) and the JSON that rebuilds the model into a folder.
+
+        Args:
+            extra: JSON-able facts to keep beside the configuration, e.g. class names.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        description = {
+            "format_version": FORMAT_VERSION,
+            "model": self.config.model_dump(mode="json"),
+            **(extra or {}),
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> DynamoNet:
+        """Rebuilds a model from a folder written by `save_pretrained`, in eval mode, on the CPU.
+
+        Raises:
+            UserError: a file is missing or damaged, or weights and description disagree.
+        """
+        description = read_description(folder)
+        config = validate(ModelConfig, description["model"], origin=str(folder / DESCRIPTION))
+        model = cls(config)
+        weights = read_weights(folder)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{folder}: weights do not fit {DESCRIPTION}: {error}") from None
+        return model.eval()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads the JSON beside a model's weights.
+
+    Raises:
+        UserError: no such file, damaged, or written by a newer version.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no model here (expected {DESCRIPTION} and {WEIGHTS}, as pretraining and "
+            "fine-tuning write them)"
+        )
+    try:
+        description = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not JSON: {error}") from None
+    if not isinstance(description, dict) or "model" not in description:
+        raise UserError(f"{path}: expected a JSON object with the key `model`")
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: model format {version!r}; this version reads {FORMAT_VERSION}. "
+            "Update dynamonet, or save the model again with this version."
+        )
+    return description
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads a model's weights; nothing is unpickled.
+
+    Raises:
+        UserError: no such file, or damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
+    except Exception as error:  # safetensors raises its own untyped errors
+        raise UserError(f"{path}: damaged: {error}") from None

@@ -1,0 +1,156 @@
+"""Predicted frames, the loss on them, and skill: is it better than copying the last frame?
+
+targets        inputs the filters act on     frames compared      reading
+within_clip    frames 1 .. T                 2 .. T+1             the paper's: T-1 of the T
+                                                                  targets are in the clip
+future         frame T, then each result     T+1 .. T+H           forecasting only (ours)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamonet.model.motion_filters import apply_filters
+
+Targets = Literal["within_clip", "future"]
+LossName = Literal["mse", "l1", "smooth_l1"]
+_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+def pool_frames(frames: Tensor, level: int) -> Tensor:
+    """Averages frames (B, C, T, H, W) over `level` x `level` pixels; a rest at the edge is cut."""
+    return F.avg_pool3d(frames, (1, level, level)) if level > 1 else frames
+
+
+def predict(
+    clip: Tensor, filters: Tensor, levels: tuple[int, ...], targets: Targets
+) -> list[Tensor]:
+    """Applies filters to a clip's frames at each level.
+
+    Args:
+        clip: (B, 3, T, H, W), the frames the network saw.
+        filters: (B, L, N, K*K, gh, gw); N = T within the clip, N = H for future frames.
+
+    Returns:
+        One (B, 3, N, H // level, W // level) a level.
+    """
+    predicted = []
+    for index, level in enumerate(levels):
+        frames = pool_frames(clip, level)
+        if targets == "within_clip":
+            predicted.append(apply_filters(frames, filters[:, index]))
+            continue
+        frame, steps = frames[:, :, -1:], []
+        for step in range(filters.shape[2]):
+            frame = apply_filters(frame, filters[:, index, step : step + 1])
+            steps.append(frame)
+        predicted.append(torch.cat(steps, 2))
+    return predicted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was predicted at one level beside what was true and what copying would have given."""
+
+    predicted: Tensor  # (B, 3, N, h, w)
+    true: Tensor  # (B, 3, N, h, w)
+    copied: Tensor  # (B, 3, N, h, w): the last frame known when each prediction is made
+
+
+def compare(
+    frames: Tensor, predicted: list[Tensor], levels: tuple[int, ...], targets: Targets
+) -> list[Comparison]:
+    """Lines up predictions with the frames that came, one comparison a level.
+
+    Args:
+        frames: (B, 3, T + F, H, W): the clip and the F frames after it (1 within the clip, else H).
+    """
+    result = []
+    for level, guess in zip(levels, predicted, strict=True):
+        pooled = pool_frames(frames, level)
+        num = guess.shape[2]
+        true = pooled[:, :, -num:]
+        if targets == "within_clip":
+            copied = pooled[:, :, -num - 1 : -1]
+        else:
+            copied = pooled[:, :, -num - 1 : -num].expand_as(true)
+        result.append(Comparison(guess, true, copied))
+    return result
+
+
+def prediction_loss(comparisons: list[Comparison], name: LossName) -> Tensor:
+    """Returns the mean loss over levels, on normalised RGB, every pixel counted."""
+    losses = [_LOSSES[name](c.predicted.float(), c.true.float()) for c in comparisons]
+    return torch.stack(losses).mean()
+
+
+@dataclass(frozen=True)
+class SquaredErrors:
+    """Sums from which skill is computed; add them up over batches and ranks before dividing."""
+
+    predicted: Tensor  # ()
+    copied: Tensor  # ()
+    best: Tensor | None = None  # (), of the best least-squares filter for each frame pair
+
+    @property
+    def skill(self) -> Tensor:
+        """1 - error / error of copying the last frame: 0 = a copy, 1 = perfect."""
+        return 1 - self.predicted / self.copied
+
+    @property
+    def ceiling(self) -> Tensor | None:
+        """Skill of the best K x K filter shared over the image, found in closed form."""
+        return None if self.best is None else 1 - self.best / self.copied
+
+
+@torch.no_grad()
+def squared_errors(comparison: Comparison, side: int, *, ceiling: bool = False) -> SquaredErrors:
+    """Sums squared errors over the valid pixels: those whose K x K window lies in the frame.
+
+    Args:
+        side: K.
+        ceiling: also solve for the best filter of each frame pair; costs K*K patches of memory.
+    """
+    true = _valid(comparison.true.float(), side)
+    predicted = (_valid(comparison.predicted.float(), side) - true).square().sum()
+    copied = (_valid(comparison.copied.float(), side) - true).square().sum()
+    best = _least_squares_error(comparison.copied, comparison.true, side) if ceiling else None
+    return SquaredErrors(predicted, copied, best)
+
+
+def best_filters(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
+    """Solves for the K x K filter of each frame pair that minimises the squared error.
+
+    Args:
+        inputs, targets: (B, C, N, H, W).
+
+    Returns:
+        (B, N, K*K, 1, 1), to be used with `apply_filters`.
+    """
+    patches, wanted = _normal_form(inputs, targets, side)
+    solution = torch.linalg.lstsq(patches, wanted, driver=None if patches.is_cuda else "gelsd")
+    return solution.solution[..., None].to(inputs.dtype)
+
+
+def _least_squares_error(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
+    patches, wanted = _normal_form(inputs, targets, side)
+    filters = best_filters(inputs, targets, side)[..., 0].double()
+    return (patches @ filters - wanted).square().sum().float()
+
+
+def _normal_form(inputs: Tensor, targets: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Returns patches (B, N, C*pixels, K*K) and wanted values (B, N, C*pixels, 1) in float64."""
+    windows = inputs.double().unfold(3, side, 1).unfold(4, side, 1)
+    patches = windows.permute(0, 2, 1, 3, 4, 5, 6).flatten(5).flatten(2, 4)
+    wanted = _valid(targets.double(), side).permute(0, 2, 1, 3, 4).flatten(2)[..., None]
+    return patches, wanted
+
+
+def _valid(frames: Tensor, side: int) -> Tensor:
+    p = side // 2
+    return frames[..., p : frames.shape[-2] - p, p : frames.shape[-1] - p]

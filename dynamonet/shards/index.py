@@ -1,0 +1,222 @@
+"""What stands beside the tars: Parquet index, shard table, quarantine table, data-set card.
+
+<set>/
+  card.json             format version, settings, counts, classes, digest of the content
+  index.parquet         one row a sample: where it lies and what it is
+  shards.parquet        one row a tar: bytes, samples, seconds
+  quarantine.parquet    one row a video, or stretch of one, that was not taken, with its reason
+  shard-00000.tar ...   plain WebDataset: <key>.mp4 + <key>.json
+  records/              one record a tar, its done mark; stage 1 reads them to go on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dynamonet.errors import UserError
+from dynamonet.storage import Folder
+
+FORMAT = "dynamonet-shards"
+FORMAT_VERSION = 1
+CARD, INDEX, SHARDS = "card.json", "index.parquet", "shards.parquet"
+QUARANTINE, RECORDS = "quarantine.parquet", "records"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), False),
+        pa.field("shard", pa.string(), False),  # file name of the tar
+        pa.field("offset", pa.int64(), False),  # of the mp4's first byte in the tar
+        pa.field("size", pa.int64(), False),  # of the mp4 in bytes
+        pa.field("digest", pa.string(), False),  # BLAKE2b-128 of the mp4
+        pa.field("source", pa.string(), False),  # path below the source folder
+        pa.field("source_digest", pa.string(), False),  # BLAKE2b-128 of the source file
+        pa.field("start_seconds", pa.float64(), False),  # in the source, [start, end)
+        pa.field("end_seconds", pa.float64(), False),
+        pa.field("frames", pa.int32(), False),
+        pa.field("fps", pa.float64(), False),
+        pa.field("width", pa.int32(), False),
+        pa.field("height", pa.int32(), False),
+        pa.field("label", pa.int32(), True),  # place in the card's class list
+        pa.field("class_name", pa.string(), True),
+        pa.field("group", pa.string(), True),  # samples that must share a side of any split
+        pa.field("splits", pa.list_(pa.string()), False),  # split k stands at k - 1; "" = unused
+    ]
+)
+SHARDS_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), False),
+        pa.field("bytes", pa.int64(), False),
+        pa.field("samples", pa.int32(), False),
+        pa.field("seconds", pa.float64(), False),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), False),
+        pa.field("reason", pa.string(), False),
+        pa.field("start_seconds", pa.float64(), True),  # null = the whole video
+        pa.field("end_seconds", pa.float64(), True),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened data set: its card and its index, checked against the tars."""
+
+    folder: Folder
+    card: dict[str, Any]
+    table: pa.Table  # INDEX_SCHEMA, in the order of the index file
+
+    @classmethod
+    def open(cls, path: str) -> ShardSet:
+        """Opens a set and checks that every tar is there with the size that the index knows.
+
+        Raises:
+            UserError: no set there, written by another version, or a tar is missing or truncated;
+                the message names it and the command that rebuilds it.
+        """
+        folder = Folder.at(path)
+        card = read_card(folder)
+        shards = read_table(folder, SHARDS)
+        _check_sizes(folder, shards, rebuild_command(card, folder))
+        return cls(folder, card, read_table(folder, INDEX))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: the same for the same samples, wherever they lie."""
+        return self.card["digest"]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order; empty for unlabelled sets."""
+        return self.card["classes"]
+
+    @property
+    def num_splits(self) -> int:
+        return self.card["num_splits"]
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The numeric columns as arrays; a missing label is -1."""
+        names = ("offset", "size", "frames", "fps", "width", "height")
+        columns = {name: self.table[name].to_numpy() for name in names}
+        columns["label"] = pc.fill_null(self.table["label"], -1).to_numpy()
+        return columns
+
+    def rows(self, *, split: int | None = None, part: str | None = None) -> NDArray[np.int64]:
+        """Returns the row numbers of one part (train, val, test) of one split, or of all.
+
+        Args:
+            split: 1-based number of the split.
+
+        Raises:
+            UserError: the set has no such split.
+        """
+        if split is None:
+            return np.arange(len(self))
+        if not 1 <= split <= self.num_splits:
+            have = f"splits 1..{self.num_splits}" if self.num_splits else "no splits"
+            raise UserError(f"{self.folder.path}: no split {split}; this set has {have}")
+        parts = pc.call_function("list_element", [self.table["splits"], split - 1])
+        return np.flatnonzero(np.asarray(parts.to_pylist()) == part)
+
+
+def read_card(folder: Folder) -> dict[str, Any]:
+    """Reads a set's card.
+
+    Raises:
+        UserError: there is none, or another version wrote it.
+    """
+    if folder.size(CARD) is None:
+        raise UserError(
+            f"{folder.path}: no shards here (expected {CARD}, {INDEX} and tars). Make them with\n"
+            f"  python data_prep/shard.py --source VIDEOS --output {folder.path}"
+        )
+    try:
+        card = json.loads(folder.read(CARD))
+        found = (card["format"], card["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.path}/{CARD}: damaged: {error!r}") from None
+    if found != (FORMAT, FORMAT_VERSION):
+        raise UserError(
+            f"{folder.path}: written as {found[0]} version {found[1]}; this program reads "
+            f"{FORMAT} version {FORMAT_VERSION}. Make the shards again with this version."
+        )
+    return card
+
+
+def write_card(folder: Folder, card: dict[str, Any]) -> None:
+    text = json.dumps(card, indent=2, ensure_ascii=True) + "\n"
+    folder.write(CARD, text.encode())
+
+
+def read_table(folder: Folder, name: str) -> pa.Table:
+    """Reads a Parquet table of the set.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with folder.fs.open_input_file(folder.below(name)) as file:
+            return pq.read_table(file)
+    except FileNotFoundError:
+        raise UserError(f"{folder.path}/{name}: missing; run stage 1 again to rebuild it") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{folder.path}/{name}: damaged: {error}; run stage 1 again") from None
+
+
+def write_table(folder: Folder, name: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    folder.write(name, buffer.getvalue())
+
+
+def content_digest(table: pa.Table) -> str:
+    """Returns the digest of a set's content: what every sample is, not in which tar it lies."""
+    columns = [name for name in INDEX_SCHEMA.names if name not in ("shard", "offset")]
+    content = table.select(columns).sort_by("key")
+    digest = hashlib.blake2b(digest_size=16)
+    for row in content.to_pylist():
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def rebuild_command(card: dict[str, Any], folder: Folder) -> str:
+    """Returns the stage-1 command that makes a set again, from the settings on its card."""
+    settings = card.get("settings", {})
+    words = ["python data_prep/shard.py", f"--source {settings.get('source', 'VIDEOS')}"]
+    if settings.get("dataset"):
+        words.append(f"--dataset {settings['dataset']}")
+    return " ".join([*words, f"--output {folder.path}"])
+
+
+def _check_sizes(folder: Folder, shards: pa.Table, command: str) -> None:
+    wrong = []
+    for name, size in zip(shards["shard"].to_pylist(), shards["bytes"].to_pylist(), strict=True):
+        found = folder.size(name)
+        if found != size:
+            state = "missing" if found is None else f"{found:,} bytes instead of {size:,}"
+            wrong.append(f"{folder.path}/{name}: {state}")
+    if wrong:
+        more = f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            "shards changed after they were written:\n  "
+            + "\n  ".join(wrong[:5])
+            + more
+            + f"\nRebuild only what is damaged with\n  {command}"
+        )

@@ -1,0 +1,263 @@
+"""Samples by index: from a row of the index to a clip, and from an epoch plan to batches.
+
+    step -> EpochPlan.batch -> rows -> Request (row + its own seed)      here, in the main process
+    Request -> bytes by offset -> frames -> canvas                       in a loader process
+    batch of canvases -> ClipBatch -> device -> transforms.render        back in the main process
+
+What a request yields depends on (seed, epoch, row) alone, never on the rank, the worker or what was
+read before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyarrow import NativeFile
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from dynamonet.errors import UserError
+from dynamonet.shards.index import ShardSet
+from dynamonet.shards.order import EpochPlan, sample_seed
+from dynamonet.shards.settings import ClipSettings
+from dynamonet.storage import Folder
+from dynamonet.video.decode import Box, DecodeError, Planes, decode_planes
+from dynamonet.video.sampling import (
+    clip_indices,
+    random_start,
+    span,
+    stride_in_frames,
+    tiled_starts,
+)
+from dynamonet.video.transforms import ClipBatch, View, stack_views
+
+OPEN_TARS = 32  # file handles that a loader process keeps
+REPLACEMENTS = 8  # tries before a batch is given up
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to read: a random one (seed) or number `clip` of `num_clips` spread evenly."""
+
+    row: int
+    seed: int | None = None
+    clip: int = 0
+    num_clips: int = 1
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a batch that could not be made; the reasons say why."""
+
+    reasons: tuple[str, ...]
+
+
+class ClipReader(Dataset[ClipBatch | Unreadable]):
+    """Reads clips of one length from a shard set; picklable, opens its files where it runs."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        rows: NDArray[np.int64],
+        settings: ClipSettings,
+        *,
+        num_frames: int,
+        loop_short: bool,
+        eval_side: float,
+    ) -> None:
+        """Args:
+        rows: Rows of the index that may be read.
+        num_frames: Frames of a clip, those beyond the clip included.
+        loop_short: A segment shorter than the clip goes round again; else it is left out.
+        eval_side: Side of the centre crop as a share of the canvas.
+        """
+        self.settings, self.num_frames = settings, num_frames
+        self.loop_short, self.eval_side = loop_short, eval_side
+        self.folder_path = shards.folder.path
+        self.columns = shards.columns
+        self.shard = shards.table["shard"].combine_chunks().dictionary_encode()
+        self.keys = shards.table["key"]
+        self.digests = shards.table["digest"]
+        self.rows = rows if loop_short else self._long_enough(rows)
+        self.too_short = len(rows) - len(self.rows)
+        self._tars: OrderedDict[str, NativeFile] = OrderedDict()
+        self._folder: Folder | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_tars": OrderedDict(), "_folder": None}
+
+    def __getitem__(self, request: Request) -> ClipBatch | Unreadable:
+        return self.__getitems__([request])
+
+    def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | Unreadable:
+        """Reads a batch. A sample that fails is replaced by one drawn from its own seed."""
+        clips, failures = [], []
+        for request in requests:
+            clip = self._read_or_replace(request, failures)
+            if clip is None:
+                return Unreadable(tuple(failures))
+            clips.append(clip)
+        rows = [row for row, _, _ in clips]
+        return ClipBatch(
+            luma=torch.from_numpy(np.stack([planes.luma for _, planes, _ in clips])),
+            chroma=torch.from_numpy(np.stack([planes.chroma for _, planes, _ in clips])),
+            views=stack_views([view for _, _, view in clips]),
+            label=torch.from_numpy(self.columns["label"][rows].astype(np.int64)),
+            row=torch.tensor(rows),
+            failures=tuple(failures),
+        )
+
+    def _long_enough(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows whose segments hold a whole clip."""
+        needed = [span(self.num_frames, self._stride(fps)) for fps in self.columns["fps"][rows]]
+        return rows[self.columns["frames"][rows] >= np.asarray(needed, np.int64)]
+
+    def _read_or_replace(
+        self, request: Request, failures: list[str]
+    ) -> tuple[int, Planes, View] | None:
+        if request.seed is None:  # evaluation: nothing may stand in for another sample
+            try:
+                return request.row, *self._read(request)
+            except (DecodeError, OSError) as error:
+                failures.append(f"{self._name(request.row)}: {error}")
+                return None
+        draw = np.random.default_rng(request.seed)  # every run draws the same replacements
+        for _ in range(REPLACEMENTS):
+            try:
+                return request.row, *self._read(request)
+            except (DecodeError, OSError) as error:
+                failures.append(f"{self._name(request.row)}: {error}")
+                request = replace(request, row=int(draw.choice(self.rows)))
+        return None
+
+    def _read(self, request: Request) -> tuple[Planes, View]:
+        frames = int(self.columns["frames"][request.row])
+        stride = self._stride(float(self.columns["fps"][request.row]))
+        height = int(self.columns["height"][request.row])
+        width = int(self.columns["width"][request.row])
+        if request.seed is None:
+            starts = tiled_starts(request.num_clips, self.num_frames, stride, frames)
+            start, offset = starts[request.clip], 0.5
+            view = View.centred(self.eval_side)
+        else:
+            rng = np.random.default_rng(request.seed)
+            start = random_start(rng, self.num_frames, stride, frames)
+            offset = float(rng.random())
+            view = View.drawn(
+                rng,
+                scale=self.settings.crop_scale,
+                flip=self.settings.flip,
+                colour=self.settings.colour_jitter,
+            )
+        indices = clip_indices(start, self.num_frames, stride, frames, loop=self.loop_short)
+        box = Box.centred_square(height, width, offset=offset)
+        planes = decode_planes(self._bytes(request.row), indices, box)
+        return resize_planes(planes, self.settings.canvas_px), view
+
+    def _stride(self, fps: float) -> float:
+        return stride_in_frames(fps, self.settings.stride_frames, self.settings.stride_seconds)
+
+    def _bytes(self, row: int) -> bytes:
+        size, offset = int(self.columns["size"][row]), int(self.columns["offset"][row])
+        data = self._tar(self.shard[row].as_py()).read_at(size, offset)
+        if hashlib.blake2b(data, digest_size=16).hexdigest() != self.digests[row].as_py():
+            state = "is cut short" if len(data) < size else "is not what was written"
+            raise DecodeError(f"{size} bytes at {offset}: the content {state}")
+        return data
+
+    def _tar(self, name: str) -> NativeFile:
+        """Returns an open tar, keeping the last few open."""
+        if name not in self._tars:
+            if self._folder is None:
+                self._folder = Folder.at(self.folder_path)
+            self._tars[name] = self._folder.fs.open_input_file(self._folder.below(name))
+            if len(self._tars) > OPEN_TARS:
+                self._tars.popitem(last=False)[1].close()
+        self._tars.move_to_end(name)
+        return self._tars[name]
+
+    def _name(self, row: int) -> str:
+        return f"{self.shard[row].as_py()} sample {self.keys[row].as_py()}"
+
+
+def resize_planes(planes: Planes, side: int) -> Planes:
+    """Scales square planes to a canvas of `side` pixels; those of that size stay untouched."""
+    if planes.luma.shape[1:] == (side, side):
+        return planes
+
+    def scaled(plane: NDArray[np.uint8], to: int) -> NDArray[np.uint8]:
+        tensor = torch.from_numpy(plane).float()
+        shape = (-1, 1, *tensor.shape[-2:])
+        out = F.interpolate(tensor.reshape(shape), size=(to, to), mode="bilinear", antialias=True)
+        return out.round().clamp(0, 255).byte().view(*plane.shape[:-2], to, to).numpy()
+
+    return Planes(scaled(planes.luma, side), scaled(planes.chroma, side // 2))
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """The requests of every step from `first_step` on: what a loader walks through."""
+
+    rows: NDArray[np.int64]
+    plan: EpochPlan  # of an epoch of len(rows) samples
+    rank: int
+    first_step: int
+    last_step: int  # excluded
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for step in range(self.first_step, self.last_step):
+            epoch = self.plan.epoch_of(step)
+            rows = self.rows[self.plan.batch(step, self.rank)]
+            yield [Request(int(row), sample_seed(self.plan.seed, epoch, int(row))) for row in rows]
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+
+def batches(
+    reader: ClipReader,
+    order: Iterable[list[Request]],
+    *,
+    processes: int,
+    prefetch: int,
+    pin_memory: bool = False,
+) -> Iterator[ClipBatch]:
+    """Yields one batch for each list of requests, in that order, read ahead by loader processes.
+
+    Args:
+        processes: 0 reads in this process.
+
+    Raises:
+        UserError: a batch could not be made at all; the message names the samples.
+    """
+    loader = DataLoader(
+        reader,
+        batch_sampler=order,  # type: ignore[arg-type]  # any iterable of lists works
+        collate_fn=_unchanged,
+        num_workers=processes,
+        prefetch_factor=prefetch if processes else None,
+        multiprocessing_context="forkserver" if processes else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread if processes else None,
+    )
+    for batch in loader:
+        if isinstance(batch, Unreadable):
+            raise UserError(
+                "no batch can be read from the shards:\n  " + "\n  ".join(batch.reasons[:8])
+            )
+        yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

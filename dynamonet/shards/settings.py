@@ -1,0 +1,49 @@
+"""How clips are cut from segments and brought to the model. Light to import."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dynamonet.settings import Settings
+
+
+class ClipSettings(Settings):
+    """How clips are cut from segments."""
+
+    stride_frames: int = Field(
+        default=1, ge=1, description="Frames of the segment between a clip's."
+    )
+    stride_seconds: float | None = Field(
+        default=None, gt=0, description="Seconds between a clip's frames; wins over stride_frames."
+    )
+    canvas_px: int = Field(
+        default=128, ge=16, multiple_of=2, description="Square that each clip is cut and scaled to."
+    )
+    crop_scale: tuple[float, float] = Field(
+        default=(0.75, 1.0),
+        description="Least and greatest side of the random crop, share of the canvas.",
+    )
+    flip: bool = Field(default=True, description="Mirror every second clip left to right.")
+    colour_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Range of the brightness, contrast and saturation factors.",
+    )
+
+
+class LoaderSettings(Settings):
+    """How clips are brought to the model."""
+
+    batch_size: int = Field(default=8, ge=1, description="Clips of a step, over all workers.")
+    processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Loader processes a worker; null = from its cores, 0 = none.",
+    )
+    prefetch_batches: int = Field(
+        default=2, ge=1, description="Batches each loader process keeps ready."
+    )
+    max_failed_share: float = Field(
+        default=0.01, ge=0, le=1, description="Share of unreadable samples at which the run stops."
+    )

@@ -1,0 +1,71 @@
+"""What the three stages share on the driver: where things lie, and which code is running."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+import dynamonet
+from dynamonet.settings import Settings
+from dynamonet.storage import absolute
+
+
+class StageSettings(Settings):
+    """What each stage's settings begin with."""
+
+    name: str | None = Field(
+        default=None,
+        description="Name of this run; null = made from the stage's subject and the time.",
+    )
+    runs: str | None = Field(
+        default=None, description="Folder of results; null = $DYNAMONET_RUNS, else ./runs."
+    )
+    shards_root: str | None = Field(
+        default=None,
+        description="Folder of all shard sets; null = $DYNAMONET_SHARDS, else ./data/shards.",
+    )
+    experiment: str = Field(
+        default="dynamonet", description="MLflow experiment that the run belongs to."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", value):
+            raise ValueError("expected letters, digits, '.', '_' and '-', at most 100")
+        return value
+
+    def runs_path(self) -> str:
+        """Returns the absolute folder (or URI) of results."""
+        return absolute(self.runs or os.environ.get("DYNAMONET_RUNS") or "runs")
+
+    def shards_path(self, name_or_path: str) -> str:
+        """Returns the absolute folder of a shard set given by bare name, path or URI."""
+        if "/" in name_or_path or name_or_path.startswith("."):
+            return absolute(name_or_path)
+        root = self.shards_root or os.environ.get("DYNAMONET_SHARDS") or "data/shards"
+        return f"{absolute(root)}/{name_or_path}"
+
+
+def code_version() -> str:
+    """Returns the version of the code: package version, git commit, `+changes` if uncommitted."""
+    root = Path(dynamonet.__file__).resolve().parent.parent
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return dynamonet.__version__
+    changed = "+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    return f"{dynamonet.__version__} {commit}{changed}"
+
+
+def _git(root: Path, *words: str) -> str | None:
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

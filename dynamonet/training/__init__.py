@@ -1,0 +1,1 @@
+"""What pretraining and fine-tuning share: the loop, checkpoints, precision, schedules, meters."""

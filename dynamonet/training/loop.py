@@ -1,0 +1,287 @@
+"""The training loop, the same for both stages; a stage brings a `Task`.
+
+Everything random hangs on (seed, step, rank), everything read on (seed, epoch, row): a run that is
+killed and resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import ray.train
+import torch
+from ray.train.torch import get_device, prepare_model
+from torch import Tensor, nn
+
+from dynamonet.errors import UserError
+from dynamonet.model.network import DynamoNet
+from dynamonet.shards.order import EpochPlan, sample_seed
+from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
+from dynamonet.tracking import TrackedRun
+from dynamonet.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from dynamonet.training.console import Progress
+from dynamonet.training.meters import Sums, Window
+from dynamonet.training.precision import Precision, choose_precision
+from dynamonet.training.ranks import Rank
+from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
+from dynamonet.training.settings import TrainSettings
+from dynamonet.video.transforms import ClipBatch, render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+S = TypeVar("S", bound=TrainSettings)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; only rank 0's is logged."""
+
+    metrics: dict[str, float]
+    figures: dict[str, Figure]  # artifact name -> picture
+    files: dict[str, bytes]  # artifact name -> content
+
+
+class Task(ABC, Generic[S]):
+    """What a stage brings to the loop: model, data, objective, evaluation. Picklable."""
+
+    settings: S
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises a UserError for what cannot work; the driver calls it before anything starts."""
+
+    @abstractmethod
+    def build_model(self) -> DynamoNet:
+        """Returns the model in its starting state."""
+
+    @abstractmethod
+    def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
+        """Returns the parts of the model with their factors on the learning rate."""
+
+    @abstractmethod
+    def training_data(self) -> ClipReader:
+        """Returns the reader of the training clips."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
+        """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
+
+        Args:
+            frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
+        """
+
+    @abstractmethod
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Turns sums over steps and ranks into metrics."""
+
+    @abstractmethod
+    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+        """Measures the model on data it does not train on; every rank takes its share."""
+
+    @abstractmethod
+    def evaluates_after(self, step: int, total_steps: int) -> bool:
+        """Tells whether to evaluate once `step` steps are done."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns JSON-able facts to store beside the model."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker is sent."""
+
+    task: Task[Any]
+    run: TrackedRun
+    progress: Progress
+    processes: int  # loader processes of each worker
+    threads: int  # threads of each worker's arithmetic
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Runs on every Ray Train worker."""
+    job: Job = pickle.loads(config["job"])
+    context = ray.train.get_context()
+    rank = Rank(context.get_world_rank(), context.get_world_size(), get_device())
+    torch.set_num_threads(job.threads)
+    Training(job, rank).run()
+
+
+class Training:
+    """One worker's training: build, restore, then step until done."""
+
+    def __init__(self, job: Job, rank: Rank) -> None:
+        self.job, self.rank, self.task = job, rank, job.task
+        self.settings = settings = job.task.settings
+        torch.manual_seed(settings.seed)
+        self.model = self.task.build_model().to(rank.device)
+        self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.task.rate_groups(self.model), settings.optimizer)
+        self.reader = self.task.training_data()
+        size = self.model.config.frame_px
+        example = torch.zeros(1, 3, self.model.config.num_frames, size, size, device=rank.device)
+        self.precision = choose_precision(self.model, example, settings.precision, rank)
+        self.scaler = self.precision.scaler()
+        self.state = self._restore()
+        self.plan = EpochPlan(
+            len(self.reader.rows), settings.loader.batch_size, rank.count, settings.seed
+        )
+        self.total_steps = settings.total_steps(self.plan.steps)
+        self.parallel = prepare_model(self.model)
+        self.window = Window(rank)
+        self.failed = 0
+
+    def run(self) -> None:
+        """The loop itself."""
+        self._announce()
+        for step, batch in self._batches():
+            self._step(step, batch)
+            done = step + 1
+            if self._is_due(done) or self._ends_epoch(done):
+                self._log(done)
+            if self.task.evaluates_after(done, self.total_steps):
+                self._evaluate(done)
+            if done % self.settings.checkpoint_every_steps == 0 or done == self.total_steps:
+                self._save(done)
+
+    def _batches(self) -> Iterator[tuple[int, ClipBatch]]:
+        first, last, rank = self.state.step, self.total_steps, self.rank
+        order = TrainingOrder(self.reader.rows, self.plan, rank.index, first, last)
+        source = batches(
+            self.reader,
+            order,
+            processes=self.job.processes,
+            prefetch=self.settings.loader.prefetch_batches,
+            pin_memory=rank.device.type == "cuda",
+        )
+        for step in range(first, last):
+            yield step, self.window.next(source)
+
+    def _step(self, step: int, batch: ClipBatch) -> None:
+        self._count_failures(batch)
+        rate = rate_factor(step, self.total_steps, self.settings.optimizer.warmup_share)
+        set_rate(self.optimizer, rate)
+        torch.manual_seed(sample_seed(self.settings.seed, step, self.rank.index))
+        frames = render(batch.to(self.rank.device), self.model.config.frame_px)
+        self.parallel.train()
+        with self.precision.autocast():
+            loss, sums = self.task.loss(self.parallel, frames, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            raise UserError(self._not_finite(step, loss, norm))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.window.add(step + 1, self.settings.optimizer.lr * rate, len(batch), sums)
+
+    def _log(self, done: int) -> None:
+        """Writes the window's steps to the tracking store, and the epoch's when one ends."""
+        steps, speed = self.window.close()
+        for _, sums in steps.values():
+            for name, value in sums.items():
+                self.state.epoch_sums[name] = self.state.epoch_sums.get(name, 0.0) + value
+        rows = {
+            step: {f"train/{k}": v for k, v in self.task.summarise(sums).items()} | {"train/lr": lr}
+            for step, (lr, sums) in steps.items()
+        }
+        rows[done] |= {f"train/{name}": value for name, value in speed.items()}
+        if self._ends_epoch(done):
+            epoch = self.task.summarise(self.state.epoch_sums)
+            rows[done] |= {f"epoch/{name}": value for name, value in epoch.items()}
+            rows[done] |= {"epoch/number": done / self.plan.steps}
+            self.state.epoch_sums = {}
+        if self.rank.leads:
+            self.job.run.log_metrics(rows)
+            if self._is_due(done):
+                self.job.progress.step(done, self.total_steps, rows[done])
+
+    def _evaluate(self, done: int) -> None:
+        since = self.window.pause()
+        self.model.eval()
+        found = self.task.evaluate(self.model, self.rank, self.precision)
+        if self.rank.leads:
+            run = self.job.run
+            run.log_metrics({done: found.metrics})
+            for name, figure in found.figures.items():
+                run.log_figure(figure, f"{name.format(step=done)}")
+            for name, content in found.files.items():
+                run.log_bytes(content, name)
+            self.job.progress.note(done, found.metrics)
+        self.window.skip(since)
+
+    def _save(self, done: int) -> None:
+        since = self.window.pause()
+        self.state.step, self.state.samples = done, done * self.plan.global_batch
+        self.state.global_batch = self.plan.global_batch
+        name = f"step-{done:08d}"
+        if not self.rank.leads:
+            ray.train.report({}, checkpoint=None, checkpoint_dir_name=name)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                run = {"id": self.job.run.run_id, "tracking_uri": self.job.run.uri}
+                extra = {**self.task.describe(), "run": run}
+                save_checkpoint(Path(folder), self.model, self.optimizer, self.state, extra)
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                metrics = {"step": done, "total_steps": self.total_steps}
+                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        self.window.skip(since)
+
+    def _restore(self) -> LoopState:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return LoopState()
+        with checkpoint.as_directory() as folder:
+            return load_checkpoint(Path(folder), self.model, self.optimizer)
+
+    def _announce(self) -> None:
+        """Says on rank 0 what is about to run."""
+        plan, reader = self.plan, self.reader
+        if not self.rank.leads:
+            return
+        lines = [
+            f"clips    {plan.num_samples:,} in {plan.steps:,} steps an epoch; "
+            f"{plan.left_out:,} left out and {plan.repeated:,} repeated each epoch, "
+            f"{reader.too_short:,} segments shorter than a clip",
+            f"batch    {plan.global_batch} = {plan.batch_size} x {self.rank.count} workers, "
+            f"{self.job.processes} loader processes and {self.job.threads} threads each",
+            f"device   {self.rank.device}, {self.precision}",
+        ]
+        if self.state.step:
+            lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
+        for line in lines:
+            self.job.progress.say(line)
+
+    def _count_failures(self, batch: ClipBatch) -> None:
+        for failure in batch.failures:
+            self.job.progress.say(f"unreadable, replaced: {failure}")
+        self.failed += len(batch.failures)
+        seen = max(1, (self.plan.steps * self.plan.batch_size))
+        if self.failed > max(1, seen * self.settings.loader.max_failed_share):
+            raise UserError(
+                f"{self.failed} samples could not be read, more than "
+                f"loader.max_failed_share = {self.settings.loader.max_failed_share:g} of an epoch. "
+                "Check the shards: run stage 1 again on the same output."
+            )
+
+    def _is_due(self, done: int) -> bool:
+        return done % self.settings.log_every_steps == 0 or done == self.total_steps
+
+    def _ends_epoch(self, done: int) -> bool:
+        return done % self.plan.steps == 0 or done == self.total_steps
+
+    def _not_finite(self, step: int, loss: Tensor, norm: Tensor) -> str:
+        return (
+            f"step {step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}: not finite. "
+            "Nothing was updated. Lower optimizer.lr, or set precision: fp32; the last checkpoint "
+            "stands."
+        )

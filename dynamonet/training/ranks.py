@@ -1,0 +1,38 @@
+"""Who this worker is among the others, and the few things ranks say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One worker of a training run."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Tells whether this is rank 0, the only one that writes."""
+        return self.index == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all ranks; every rank must call it."""
+        if self.count > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, item: object) -> list[object]:
+        """Returns every rank's picklable item, in rank order; every rank must call it."""
+        if self.count == 1:
+            return [item]
+        items: list[object] = [None] * self.count
+        dist.all_gather_object(items, item)
+        return items

@@ -1,0 +1,169 @@
+"""Encoded segments -> YUV 4:2:0 planes of just the frames asked for.
+
+    data -> open -> seek to the key frame at or before the first -> decode -> crop -> (luma, chroma)
+
+Frames stay YUV until after the crop: converting to RGB costs more than decoding.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import av
+import numpy as np
+from av import logging as av_logging
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+# FFmpeg's log lines come with the errors they explain, and go nowhere else.
+av_logging.set_level(av_logging.ERROR)
+logging.getLogger("libav").addHandler(logging.NullHandler())
+logging.getLogger("libav").propagate = False
+
+
+class DecodeError(Exception):
+    """A video cannot be decoded; the message is FFmpeg's own or says what is missing."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a frame in luma pixels, half-open; all four sides even."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def centred_square(cls, height: int, width: int, *, offset: float = 0.5) -> Box:
+        """Returns the largest even square; `offset` 0..1 places it along the longer side."""
+        side = min(height, width) // 2 * 2
+        return cls(
+            top=round((height - side) * offset) // 2 * 2,
+            left=round((width - side) * offset) // 2 * 2,
+            height=side,
+            width=side,
+        )
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Frames as YUV 4:2:0, BT.601 limited range."""
+
+    luma: Bytes  # (T, H, W)
+    chroma: Bytes  # (T, 2, H // 2, W // 2), U then V
+
+
+def open_video(source: str | bytes | IO[bytes]) -> InputContainer:
+    """Opens a path, the bytes of a file, or an open file; a tag that is not UTF-8 does no harm.
+
+    Raises:
+        DecodeError: FFmpeg cannot open it.
+    """
+    try:
+        file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+        container = av.open(file, mode="r", metadata_errors="ignore")
+        assert isinstance(container, InputContainer)
+        return container
+    except (FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(reason(error)) from None
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """Returns the first moving-picture stream, skipping cover pictures.
+
+    Raises:
+        DecodeError: there is none.
+    """
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+    raise DecodeError(f"no video stream (found {', '.join(kinds)})")
+
+
+def decode_planes(data: bytes, indices: NDArray[np.int64], box: Box | None = None) -> Planes:
+    """Decodes the frames with the given numbers, in that order, cut to `box`.
+
+    Args:
+        data: A segment as stage 1 writes it: constant frame rate, yuv420p, first frame at time 0.
+        indices: Frame numbers >= 0, any order, repeats allowed.
+        box: Part of the frame to keep; None keeps all.
+
+    Raises:
+        DecodeError: the data is damaged or has fewer frames than asked for.
+    """
+    wanted = np.unique(indices)
+    place = {int(number): row for row, number in enumerate(wanted)}
+    luma: Bytes | None = None
+    chroma: Bytes | None = None
+    with open_video(data) as container:
+        stream = video_stream(container)
+        stream.thread_count = 1  # loader processes are the parallelism
+        try:
+            for number, frame in _frames_from(container, stream, int(wanted[0])):
+                row = place.get(number)
+                if row is not None:
+                    cut = box or Box(0, 0, frame.height, frame.width)
+                    y, u, v = _cut_planes(frame, cut)
+                    if luma is None or chroma is None:
+                        luma = np.empty((len(wanted), *y.shape), np.uint8)
+                        chroma = np.empty((len(wanted), 2, *u.shape), np.uint8)
+                    luma[row], chroma[row, 0], chroma[row, 1] = y, u, v
+                    del place[number]
+                if not place:
+                    break
+        except (FFmpegError, ValueError) as error:
+            raise DecodeError(reason(error)) from None
+    if place or luma is None or chroma is None:
+        raise DecodeError(f"frame {min(place)} of {int(wanted[-1]) + 1} asked for is missing")
+    order = np.searchsorted(wanted, indices)
+    return Planes(luma[order], chroma[order])
+
+
+def reason(error: Exception) -> str:
+    """Returns FFmpeg's words for an error: its message, and its log line where that says more."""
+    text = getattr(error, "strerror", None) or str(error)
+    log = getattr(error, "log", None)  # (level, where, line), kept while av.logging is on
+    line = str(log[2]).strip() if log else ""
+    return f"{text}: {line}" if line and line not in text else text
+
+
+def _frames_from(
+    container: InputContainer, stream: VideoStream, first: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yields (frame number, frame) from the key frame at or before `first`."""
+    rate, base = stream.average_rate, stream.time_base
+    if rate is None or base is None:
+        raise DecodeError("no frame rate in the video stream")
+    ticks = 1 / (rate * base)  # of time_base, between two frames
+    start = stream.start_time or 0
+    if first:
+        container.seek(start + int(first * ticks), stream=stream, backward=True)
+    for frame in container.decode(stream):
+        if frame.pts is not None:
+            yield round((frame.pts - start) / ticks), frame
+
+
+def _cut_planes(frame: av.VideoFrame, box: Box) -> tuple[Bytes, Bytes, Bytes]:
+    """Returns views of a frame's three planes inside a box."""
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        raise ValueError(f"expected yuv420p, found {frame.format.name}")
+    if box.top + box.height > frame.height or box.left + box.width > frame.width:
+        raise ValueError(f"{box} leaves a frame of {frame.height} x {frame.width}")
+    cuts = []
+    for plane, scale in zip(frame.planes, (1, 2, 2), strict=True):
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        top, left = box.top // scale, box.left // scale
+        cuts.append(rows[top : top + box.height // scale, left : left + box.width // scale])
+    return cuts[0], cuts[1], cuts[2]

@@ -1,0 +1,173 @@
+"""Batches of YUV clips -> normalised RGB clips, as tensor operations on the training device.
+
+A worker cuts each clip to a square canvas and draws its crop, flip and colour factors; everything
+after that happens here for the whole batch at once, identical for all frames of a clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MEAN, STD = 0.45, 0.225  # of RGB in [0, 1]. Source: the Kinetics convention of PySlowFast
+
+
+@dataclass(frozen=True)
+class Views:
+    """How each clip of a batch is seen: crop as shares of the canvas, flip, colour factors."""
+
+    crop: Tensor  # (B, 3) top, left, side in [0, 1]
+    flip: Tensor  # (B,) bool, mirrored left to right
+    colour: Tensor | None  # (B, 3) factors of brightness, contrast, saturation; None = unchanged
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips of one step as they come from the loader. T counts the frames beyond the clip too."""
+
+    luma: Tensor  # (B, T, S, S) uint8
+    chroma: Tensor  # (B, T, 2, S/2, S/2) uint8
+    views: Views
+    label: Tensor  # (B,) int64, -1 where unknown
+    row: Tensor  # (B,) int64, row of the index
+    failures: tuple[str, ...] = ()  # samples that could not be read and were replaced
+
+    def __post_init__(self) -> None:
+        batch, frames, side, width = self.luma.shape
+        expected = (batch, frames, 2, side // 2, width // 2)
+        if self.chroma.shape != expected or len(self.label) != batch:
+            raise ValueError(f"shapes do not belong together: {self}")
+
+    def __repr__(self) -> str:
+        shapes = {"luma": self.luma, "chroma": self.chroma, "label": self.label}
+        text = ", ".join(f"{name}={tuple(value.shape)}" for name, value in shapes.items())
+        return f"ClipBatch({text})"
+
+    def __len__(self) -> int:
+        return len(self.luma)
+
+    def pin_memory(self) -> ClipBatch:
+        """Moves the planes to page-locked memory; the loader calls it when a GPU will read them."""
+        return replace(self, luma=self.luma.pin_memory(), chroma=self.chroma.pin_memory())
+
+    def to(self, device: torch.device) -> ClipBatch:
+        """Copies the batch to a device without waiting for the copy."""
+        v = self.views
+        move = {"device": device, "non_blocking": True}
+        colour = None if v.colour is None else v.colour.to(**move)
+        views = Views(v.crop.to(**move), v.flip.to(**move), colour)
+        return replace(
+            self,
+            luma=self.luma.to(**move),
+            chroma=self.chroma.to(**move),
+            views=views,
+            label=self.label.to(**move),
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """How one clip is seen; the row of `Views` that a sample brings."""
+
+    crop: tuple[float, float, float]  # top, left, side as shares of the canvas
+    flip: bool = False
+    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def centred(cls, side: float) -> View:
+        """Returns the view used for evaluation: the middle, unmirrored, true colours."""
+        return cls(((1 - side) / 2, (1 - side) / 2, side))
+
+    @classmethod
+    def drawn(
+        cls, rng: np.random.Generator, *, scale: tuple[float, float], flip: bool, colour: float
+    ) -> View:
+        """Draws a view for training.
+
+        Args:
+            scale: Least and greatest side of the crop as a share of the canvas.
+            flip: Mirror every second clip left to right.
+            colour: Factors are uniform in [1 - colour, 1 + colour].
+        """
+        side = rng.uniform(*scale)
+        top, left = rng.uniform(0, 1 - side, 2)
+        mirrored = bool(rng.random() < 0.5)
+        bright, contrast, saturation = rng.uniform(1 - colour, 1 + colour, 3)
+        return cls((top, left, side), mirrored and flip, (bright, contrast, saturation))
+
+
+def stack_views(views: list[View]) -> Views:
+    colour = torch.tensor([view.colour for view in views], dtype=torch.float32)
+    return Views(
+        crop=torch.tensor([view.crop for view in views], dtype=torch.float32),
+        flip=torch.tensor([view.flip for view in views]),
+        colour=None if bool((colour == 1).all()) else colour,
+    )
+
+
+def render(batch: ClipBatch, size: int) -> Tensor:
+    """Crops, mirrors, resizes, converts and normalises a batch.
+
+    Args:
+        size: Height and width of the result in pixels.
+
+    Returns:
+        (B, 3, T, size, size) float32, RGB, mean 0.45 and deviation 0.225 taken out, in
+        channels-last memory.
+    """
+    grid = _grid(batch.views, size)
+    sample = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+    luma = F.grid_sample(batch.luma.float(), grid, **sample)
+    chroma = F.grid_sample(batch.chroma.flatten(1, 2).float(), grid, **sample)
+    u, v = chroma.unflatten(1, (-1, 2)).unbind(2)
+    rgb = yuv_to_rgb(luma, u, v)
+    if batch.views.colour is not None:
+        rgb = _adjust_colours(rgb, batch.views.colour)
+    normalised = (rgb - MEAN) / STD
+    return normalised.contiguous(memory_format=torch.channels_last_3d)
+
+
+def yuv_to_rgb(luma: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Converts BT.601 limited-range planes (B, T, H, W) in 0..255 to RGB (B, 3, T, H, W) in [0, 1].
+
+    Source: ITU-R BT.601.
+    """
+    y, cb, cr = (luma - 16) * (255 / 219), (u - 128) * (255 / 224), (v - 128) * (255 / 224)
+    red = y + 1.402 * cr
+    green = y - 0.344136 * cb - 0.714136 * cr
+    blue = y + 1.772 * cb
+    return (torch.stack([red, green, blue], 1) / 255).clamp(0, 1)
+
+
+def denormalise(clip: Tensor) -> Tensor:
+    """Turns normalised RGB back into [0, 1], for looking at."""
+    return (clip.float() * STD + MEAN).clamp(0, 1)
+
+
+def _grid(views: Views, size: int) -> Tensor:
+    """Returns sampling positions (B, size, size, 2) in the [-1, 1] coordinates of the canvas."""
+    top, left, side = views.crop.float().unbind(1)
+    mirror = 1 - 2 * views.flip.float()
+    zero = torch.zeros_like(side)
+    rows = torch.stack(
+        [
+            torch.stack([side * mirror, zero, 2 * left + side - 1], 1),
+            torch.stack([zero, side, 2 * top + side - 1], 1),
+        ],
+        1,
+    )
+    return F.affine_grid(rows, [len(side), 1, size, size], align_corners=False)
+
+
+def _adjust_colours(rgb: Tensor, factors: Tensor) -> Tensor:
+    brightness, contrast, saturation = factors[:, :, None, None, None, None].unbind(1)
+    rgb = rgb * brightness
+    weights = torch.tensor([0.299, 0.587, 0.114], device=rgb.device)[None, :, None, None, None]
+    grey = (rgb * weights).sum(1, keepdim=True)
+    mean = grey.mean((2, 3, 4), keepdim=True)
+    rgb = grey + (rgb - grey) * saturation
+    return (mean + (rgb - mean) * contrast).clamp(0, 1)

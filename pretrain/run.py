@@ -1,0 +1,69 @@
+"""Stage 2: pretraining. `python pretrain/run.py`, or `ray job submit -- python pretrain/run.py`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dynamonet.errors import run_entry
+from dynamonet.settings import load
+from pretrain.settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from dynamonet.training.launch import Finished
+
+EXAMPLES = """examples:
+  python pretrain/run.py                                   configs/pretrain/default.yaml
+  python pretrain/run.py --config tiny --shards motion --optimizer.lr 0.001
+  ray job submit -- python pretrain/run.py --num_workers 8
+"""
+
+
+def main(argv: list[str]) -> Finished:
+    """Pretrains as the command line says; --help lists all settings."""
+    settings = load(
+        PretrainSettings,
+        argv,
+        stage="pretrain",
+        prog="python pretrain/run.py",
+        description="Pretrains a 3D-CNN with dynamic motion filters on a shard set.",
+        examples=EXAMPLES,
+    )
+    return pretrain(settings)
+
+
+def pretrain(settings: PretrainSettings) -> Finished:
+    """Runs stage 2 and prints where its results are."""
+    from dynamonet.shards.index import ShardSet
+
+    console = Console()
+    path = settings.shards_path(settings.shards)
+    shards = ShardSet.open(path)
+    # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
+    from dynamonet.tracking import DatasetUse
+    from dynamonet.training.launch import launch
+    from pretrain.objective import Pretraining
+
+    console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
+    name = path.rsplit("/", 1)[-1]
+    made_by = shards.card.get("run", {}).get("id")
+    done = launch(
+        "pretrain",
+        name,
+        Pretraining(settings, path),
+        parents=[made_by] if made_by else [],
+        datasets=[DatasetUse(name, path, shards.digest, "training")],
+        console=console,
+    )
+    console.print(f"model    {done.model}", soft_wrap=True)
+    console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
+    console.print(
+        f"next     python finetune/run.py --dataset ... --pretrained {done.model}",
+        soft_wrap=True,
+    )
+    return done
+
+
+if __name__ == "__main__":
+    run_entry(main)

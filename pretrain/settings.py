@@ -1,0 +1,39 @@
+"""Settings of stage 2."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dynamonet.model.config import ModelConfig
+from dynamonet.training.settings import TrainSettings
+
+
+class PretrainSettings(TrainSettings):
+    """Everything that `pretrain/run.py` can be told."""
+
+    shards: str = Field(
+        default="unlabelled",
+        description="Shard set to learn from: bare name below shards_root, or path.",
+    )
+    split: int = Field(
+        default=1,
+        ge=1,
+        description="Labelled sets: learn from the training part of this split only.",
+    )
+    model: ModelConfig = Field(default=ModelConfig(), description="The network.")
+    loss: Literal["mse", "l1", "smooth_l1"] = Field(
+        default="mse",
+        description="Difference between predicted and true frames, on normalised RGB.",
+    )
+    holdout_share: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of videos kept from training to measure skill on.",
+    )
+    holdout_clips: int = Field(default=64, ge=1, description="Most clips used to measure skill.")
+    evaluate_every_steps: int = Field(
+        default=200, ge=1, description="Steps between two measurements."
+    )

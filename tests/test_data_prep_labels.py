@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import REAL_DATA
+
+from data_prep.labels import Labelling, read_labels
+from dynamonet.errors import UserError
+
+
+def labels(dataset: str, paths: list[str], root: Path, lists: Path | None = None) -> Labelling:
+    return read_labels(dataset, paths, root, str(lists) if lists else None, 0.3)
+
+
+def ucf_lists(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "classInd.txt").write_text("1 Archery\n2 Biking\n")
+    a, b, c = (
+        f"{name}/v_{name}_{group}.avi"
+        for name, group in (("Archery", "g01_c01"), ("Archery", "g02_c01"), ("Biking", "g01_c03"))
+    )
+    for split, (train, test) in enumerate((([a], [b, c]), ([b], [a, c]), ([a, c], [b])), 1):
+        (folder / f"trainlist0{split}.txt").write_text("".join(f"{x} 1\n" for x in train))
+        (folder / f"testlist0{split}.txt").write_text("".join(f"{x}\n" for x in test))
+    return folder
+
+
+def test_ucf101_takes_all_three_splits_and_counts_disagreements(tmp_path: Path) -> None:
+    lists = ucf_lists(tmp_path / "ucfTrainTestlist")
+    paths = [
+        "UCF-101/Archery/v_Archery_g01_c01.avi",
+        "UCF-101/Biking/v_Biking_g01_c03.mp4",  # converted, still the listed video
+        "UCF-101/Biking/v_Biking_g09_c01.avi",
+    ]
+    found = labels("ucf101", paths, tmp_path / "nowhere", lists)
+    assert found.classes == ["Archery", "Biking"] and found.num_splits == 3
+    assert found.labels[paths[0]].splits == ("train", "test", "train")
+    assert found.labels[paths[0]].group == "Archery/g01"
+    assert found.labels[paths[1]].splits == ("test", "test", "train")
+    assert found.missing == ["Archery/v_Archery_g02_c01.avi"]
+    assert found.unlisted == [paths[2]]
+
+
+def test_official_lists_are_found_beside_the_videos(tmp_path: Path) -> None:
+    (tmp_path / "UCF-101").mkdir()
+    ucf_lists(tmp_path / "ucfTrainTestlist")
+    assert labels("ucf101", [], tmp_path / "UCF-101").classes == ["Archery", "Biking"]
+
+
+def test_missing_lists_name_where_they_were_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)testTrainMulti_7030.*--lists"):
+        labels("hmdb51", [], tmp_path)
+
+
+def test_hmdb51_codes_are_train_test_and_not_used(tmp_path: Path) -> None:
+    for split, codes in enumerate(("1 2 0", "2 1 0", "0 0 1"), 1):
+        names = ("A_wave_f_0.avi", "A_wave_f_1.avi", "B_wave_f_0.avi")
+        text = "".join(f"{n} {c} \n" for n, c in zip(names, codes.split(), strict=True))
+        (tmp_path / f"wave_test_split{split}.txt").write_text(text)
+    paths = ["wave/A_wave_f_0.avi", "wave/B_wave_f_0.avi"]
+    found = labels("hmdb51", paths, tmp_path, tmp_path)
+    assert found.labels[paths[0]].splits == ("train", "test", "")
+    assert found.labels[paths[1]].splits == ("", "", "train")
+    assert found.labels[paths[0]].group == "wave/A"
+    assert found.missing == ["wave/A_wave_f_1.avi"]
+
+
+def test_a_damaged_list_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "wave_test_split1.txt").write_text("clip.avi train\n")
+    with pytest.raises(UserError, match="expected `name"):
+        labels("hmdb51", [], tmp_path, tmp_path)
+
+
+def test_kinetics_matches_by_video_and_start(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\n"
+        "air drumming,abcdefghijk,5,15,val\nabseiling,AAAAAAAAAAA,0,10,val\n"
+    )
+    (tmp_path / "train.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\nabseiling,abcdefghijk,50,60,train\n"
+    )
+    paths = ["val/air drumming/abcdefghijk_000005_000015.mp4", "AAAAAAAAAAA.mp4", "other.mp4"]
+    found = labels("kinetics400", paths, tmp_path, tmp_path)
+    assert found.classes == ["abseiling", "air drumming"] and found.num_splits == 1
+    assert found.labels[paths[0]].class_name == "air drumming"
+    assert found.labels[paths[1]].splits == ("val",)
+    assert found.unlisted == ["other.mp4"]
+    assert found.missing == ["abcdefghijk from 50 s"]
+
+
+def test_class_folders_draw_a_test_share_and_part_folders_are_taken_as_they_are(
+    tmp_path: Path,
+) -> None:
+    paths = [f"{c}/{i}.mp4" for c in ("run", "sit") for i in range(100)]
+    found = labels("folder", [*paths, "stray.mp4"], tmp_path)
+    tests = sum(label.splits == ("test",) for label in found.labels.values())
+    assert 40 < tests < 80 and found.classes == ["run", "sit"] and found.unlisted == ["stray.mp4"]
+    parted = labels("folder", ["Train/run/a.mp4", "valid/run/b.mp4", "test/sit/c.mp4"], tmp_path)
+    assert [label.splits[0] for label in parted.labels.values()] == ["train", "val", "test"]
+    assert parted.classes == ["run", "sit"]
+
+
+def test_a_csv_gives_labels_groups_and_folds_as_splits(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(
+        "path,class,fold,group\na.mp4,run,0,s1\nb.mp4,sit,1,s2\nc.mp4,sit,10,s3\n"
+    )
+    found = labels("folder", ["a.mp4", "b.mp4", "d.mp4"], tmp_path)
+    assert found.num_splits == 3
+    assert found.labels["a.mp4"].splits == ("test", "train", "train")
+    assert found.labels["b.mp4"].splits == ("train", "test", "train")
+    assert found.labels["b.mp4"].group == "s2"
+    assert (found.missing, found.unlisted) == (["c.mp4"], ["d.mp4"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,label\na,b\n", "no column path; it has file, label"),
+        ("path,kind\na,b\n", "no column `label`"),
+        ("path,label,split\na.mp4,run,exam\n", "line 2: split 'exam', expected train, val or test"),
+        ("path,label,split\na.mp4,run,test\na.mp4,run,test\n", "line 3: a.mp4 was listed before"),
+        ("path,label,split\n,run,test\n", "line 2: empty path"),
+        ("path,label\n", "no rows"),
+    ],
+)
+def test_a_wrong_csv_says_what_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "own.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        labels("folder", ["a.mp4"], tmp_path, tmp_path / "own.csv")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("dataset", "lists", "classes", "listed"),
+    [
+        ("ucf101", "ucfTrainTestlist", 101, 13320),
+        ("hmdb51", "hmdb51_testTrainMulti_7030_splits", 51, 6766),
+        ("kinetics400", "kinetics400", 400, 19880),
+    ],
+)
+def test_the_official_lists_are_read_whole(
+    dataset: str, lists: str, classes: int, listed: int
+) -> None:
+    source = REAL_DATA / "singles" / dataset
+    paths = [p.relative_to(source).as_posix() for p in sorted(source.glob("*/*"))]
+    found = labels(dataset, paths, source, REAL_DATA / "splits" / lists)
+    assert len(found.classes) == classes
+    assert abs(len(found.labels) + len(found.missing) - listed) < 200
+    assert found.labels

@@ -1,0 +1,122 @@
+"""The rules of the house: arrows, names, what is committed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ROOMS = ("data_prep", "pretrain", "finetune")
+LIBRARY = "dynamonet"
+# what dynamonet.model may stand on beside the standard library
+MODEL_NEEDS = {"torch", "pytorchvideo", "pydantic", "safetensors"}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yields the dotted names that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def test_arrows_go_from_entry_to_room_to_library() -> None:
+    for path in modules(LIBRARY):
+        assert not {n.split(".")[0] for n in imports(path)} & {*ROOMS, "demo", "tests"}, path
+    for room in ROOMS:
+        others = {*ROOMS, "demo", "tests"} - {room}
+        for path in modules(room):
+            assert not {name.split(".")[0] for name in imports(path)} & others, path
+
+
+def test_the_model_imports_neither_files_nor_engines() -> None:
+    for path in modules("dynamonet/model"):
+        outside = {
+            name.split(".")[0]
+            for name in imports(path)
+            if name.split(".")[0] not in sys.stdlib_module_names
+        }
+        assert outside <= MODEL_NEEDS | {LIBRARY}, path
+        inside = {name for name in imports(path) if name.startswith(LIBRARY + ".")}
+        allowed = ("dynamonet.model", "dynamonet.errors", "dynamonet.settings")
+        assert all(name.startswith(allowed) for name in inside), path
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "demo"])
+def test_no_file_beside_an_entry_hides_another_module(room: str) -> None:
+    # `python room/run.py` puts room/ first on the path: a queue.py there would break Ray
+    for path in (ROOT / room).iterdir():
+        name = path.stem
+        if path.suffix == ".py" and name not in ("__init__", "run", "settings"):
+            assert name not in sys.stdlib_module_names
+            assert importlib.util.find_spec(name) is None, f"{path} hides an installed module"
+    assert importlib.util.find_spec("run") is None
+    assert importlib.util.find_spec("settings") is None
+
+
+def test_no_file_and_no_function_outgrows_its_room() -> None:
+    for folder in (LIBRARY, *ROOMS, "demo"):
+        for path in modules(folder):
+            text = path.read_text("utf-8")
+            assert text.count("\n") <= 360, f"{path}: {text.count(chr(10))} lines"
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    length = (node.end_lineno or 0) - node.lineno
+                    assert length <= 80, f"{path}: {node.name} has {length} lines"
+
+
+def test_public_things_say_what_they_do() -> None:
+    for folder in (LIBRARY, *ROOMS, "demo"):
+        for path in modules(folder):
+            tree = ast.parse(path.read_text("utf-8"))
+            assert ast.get_docstring(tree), f"{path}: no docstring"
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+                    short = (node.end_lineno or 0) - node.lineno < 8
+                    assert ast.get_docstring(node) or short, f"{path}: {node.name}"
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def test_nothing_committed_names_a_machine_or_is_large() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    for path in tracked():
+        assert path.stat().st_size < 1_000_000, path
+        if path.suffix in (".py", ".md", ".yaml", ".toml", "") and path.name != "LICENSE":
+            text = path.read_text("utf-8")
+            # built from parts, so that this file does not name what it forbids
+            for word in ("/" + "work/", "/" + "root/", "/home" + "/"):
+                assert word not in text, f"{path}: {word}"
+
+
+def test_the_readme_names_every_top_level_thing_and_only_real_files() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name in (*ROOMS, LIBRARY, "configs", "tests", "benchmarks", "docs", "demo", "Makefile"):
+        assert name in text
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", text):
+        assert (ROOT / link).exists(), link
+    for script in set(re.findall(r"python ((?:data_prep|pretrain|finetune|demo)/\w+\.py)", text)):
+        assert (ROOT / script).is_file(), script
