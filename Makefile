@@ -36,7 +36,7 @@ format: .venv
 	$(BIN)/ruff check --fix .
 
 $(BENCHES): bench-%: .venv
-	$(BIN)/python benchmarks/bench_$*.py
+	$(BIN)/python -m benchmarks.bench_$*
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

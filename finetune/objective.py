@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig
-from dynamonet.model.network import DynamoNet, Output, read_description, read_weights
+from dynamonet.model.files import read_description, read_weights
+from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import compare, prediction_loss, squared_errors
 from dynamonet.settings import validate
 from dynamonet.shards.index import ShardSet

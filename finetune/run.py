@@ -39,7 +39,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     path = settings.shards_path(settings.shards_name())
     shards = _open(settings, path)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from dynamonet.model.network import DynamoNet, read_weights
+    from dynamonet.model.files import read_weights
+    from dynamonet.model.network import DynamoNet
     from dynamonet.tracking import DatasetUse
     from dynamonet.training.launch import launch
     from finetune.objective import Finetuning

@@ -30,7 +30,7 @@ class FinetuneSettings(TrainSettings):
     pretrained: str = Field(
         default="newest",
         description="newest = of the tracking store; none = from scratch; else a model's "
-        "folder or an MLflow run id.",
+        "folder, an MLflow run id or a Hugging Face hub id.",
     )
     min_loaded_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of trunk and filter weights that must fit."

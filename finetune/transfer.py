@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dynamonet import tracking
 from dynamonet.errors import UserError
-from dynamonet.model.network import DESCRIPTION, DynamoNet, read_description
+from dynamonet.model.files import DESCRIPTION, locate, read_description
+from dynamonet.model.network import DynamoNet
 from dynamonet.training.launch import MODEL
 from finetune.settings import FinetuneSettings
 
@@ -70,7 +71,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
     if re.fullmatch("[0-9a-f]{32}", wanted) and not Path(wanted).exists():
         uri = tracking.tracking_uri(settings.runs_path())
         return _at(tracking.download(uri, wanted, MODEL))
-    return _at(Path(wanted).expanduser().absolute())
+    return _at(locate(wanted))
 
 
 def transfer(model: DynamoNet, weights: dict[str, Tensor], min_share: float) -> Transfer:
@@ -109,5 +110,5 @@ def _at(place: Path) -> Pretrained:
             return Pretrained(folder, read_description(folder).get("run", {}).get("id"))
     raise UserError(
         f"{place}: no model here. Expected the `model` folder that pretraining prints at its end, "
-        "an MLflow run id, `newest` or `none`."
+        "an MLflow run id, a hub id, `newest` or `none`."
     )

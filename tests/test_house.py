@@ -16,7 +16,7 @@ from conftest import ROOT
 ROOMS = ("data_prep", "pretrain", "finetune")
 LIBRARY = "dynamonet"
 # what dynamonet.model may stand on beside the standard library
-MODEL_NEEDS = {"torch", "pytorchvideo", "pydantic", "safetensors"}
+MODEL_NEEDS = {"torch", "pytorchvideo", "pydantic", "safetensors", "huggingface_hub"}
 
 
 def modules(folder: str) -> list[Path]:

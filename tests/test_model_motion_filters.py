@@ -5,7 +5,8 @@ import torch
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import FilterConfig
-from dynamonet.model.motion_filters import MotionFilters, apply_filters
+from dynamonet.model.filtering import apply_filters
+from dynamonet.model.motion_filters import MotionFilters
 from dynamonet.settings import SettingsError, validate
 
 
@@ -38,11 +39,31 @@ def test_applying_filters_equals_the_naive_sum(side: int, grid: tuple[int, int])
     torch.testing.assert_close(apply_filters(frames, filters), naive(frames, filters))
 
 
-@pytest.mark.parametrize(("side", "grid"), [(3, (1, 1)), (5, (2, 2))])
-def test_both_gradients_are_exact(side: int, grid: tuple[int, int]) -> None:
-    frames = torch.randn(1, 2, 2, 6, 5, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize(
+    ("side", "grid", "width"), [(3, (1, 1), 5), (5, (1, 1), 18), (5, (2, 2), 5)]
+)
+def test_both_gradients_are_exact(side: int, grid: tuple[int, int], width: int) -> None:
+    frames = torch.randn(1, 2, 2, 6, width, dtype=torch.float64, requires_grad=True)
     filters = torch.randn(1, 2, side**2, *grid, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(apply_filters, (frames, filters))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2)])
+def test_the_result_and_its_gradients_do_not_hang_on_layout_or_autocast(
+    grid: tuple[int, int],
+) -> None:
+    frames, grad = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 3, 4, 8, 8)
+    filters = torch.randn(2, 4, 9, *grid, requires_grad=True)
+    expected = apply_filters(frames, filters)
+    (wanted,) = torch.autograd.grad(expected, filters, grad)
+    laid = frames.contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = apply_filters(laid, filters)
+    (got,) = torch.autograd.grad(
+        found, filters, grad.contiguous(memory_format=torch.channels_last_3d)
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_delta_filters_return_the_frame() -> None:
@@ -148,10 +169,11 @@ def test_settings_that_cannot_be_built_are_refused() -> None:
         apply_filters(torch.zeros(1, 3, 2, 8, 8), torch.zeros(1, 3, 9, 1, 1))
 
 
-def test_the_layer_compiles_without_graph_breaks() -> None:
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2)])
+def test_the_layer_compiles_without_graph_breaks(grid: tuple[int, int]) -> None:
     torch._dynamo.reset()
     frames = torch.randn(1, 3, 2, 8, 8)
-    filters = torch.randn(1, 2, 9, 2, 2, requires_grad=True)
+    filters = torch.randn(1, 2, 9, *grid, requires_grad=True)
     compiled = torch.compile(apply_filters, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(frames, filters), apply_filters(frames, filters))
     compiled(frames, filters).square().sum().backward()

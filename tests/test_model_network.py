@@ -8,7 +8,8 @@ import torch
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
-from dynamonet.model.network import DESCRIPTION, WEIGHTS, DynamoNet
+from dynamonet.model.files import DESCRIPTION, WEIGHTS
+from dynamonet.model.network import DynamoNet
 from dynamonet.model.trunk import Trunk
 
 TINY = ModelConfig(
@@ -133,3 +134,19 @@ def test_wrong_clips_are_refused_with_what_was_found() -> None:
         DynamoNet(TINY)(torch.randn(8, 3, 32, 32))
     with pytest.raises(UserError, match="sample clips of 8 frames"):
         DynamoNet(TINY.model_copy(update={"num_classes": 2}))(torch.randn(2, 3, 16, 32, 32))
+
+
+@pytest.mark.parametrize("kind", ["shared", "grid"])
+@pytest.mark.parametrize("targets", ["within_clip", "future"])
+def test_the_whole_network_compiles_without_graph_breaks(kind: str, targets: str) -> None:
+    torch._dynamo.reset()
+    filters = TINY.filters.model_copy(update={"kind": kind})
+    change = {"filters": filters, "targets": targets, "horizon": 2, "num_classes": 3}
+    model = DynamoNet(TINY.model_copy(update=change)).eval()
+    clip = torch.randn(2, 3, 8, 32, 32)
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(clip)
+    expected = model(clip)
+    torch.testing.assert_close(found.predicted[0], expected.predicted[0])
+    torch.testing.assert_close(found.logits, expected.logits)
+    found.predicted[0].square().mean().backward()
+    assert all(p.grad is not None for p in model.motion.parameters())

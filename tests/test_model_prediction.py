@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynamonet.model.motion_filters import apply_filters
+from dynamonet.model.filtering import apply_filters
 from dynamonet.model.prediction import (
     SquaredErrors,
     compare,

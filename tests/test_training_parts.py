@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
+from dynamonet.model.prediction import compare, prediction_loss
 from dynamonet.training import precision
 from dynamonet.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from dynamonet.training.meters import Window
@@ -60,6 +63,13 @@ def test_steps_follow_from_epochs_and_stop_at_max_steps() -> None:
     assert TrainSettings(epochs=2.5).total_steps(10) == 25
     assert TrainSettings(epochs=2.5, max_steps=7).total_steps(10) == 7
     assert TrainSettings(epochs=0.01).total_steps(10) == 1
+
+
+def test_long_trainings_on_gpus_are_compiled_and_the_setting_wins() -> None:
+    chosen = TrainSettings().compiles
+    assert chosen("cuda", 1000) and not chosen("cuda", 999) and not chosen("cpu", 10**6)
+    assert TrainSettings(compile="on").compiles("cpu", 1)
+    assert not TrainSettings(compile="off").compiles("cuda", 10**6)
 
 
 def test_a_window_gives_each_steps_sums_and_begins_anew() -> None:
@@ -126,7 +136,7 @@ def test_nothing_in_a_checkpoint_is_unpickled_freely(tmp_path: Path) -> None:
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "dynamonet" / "conv3d.json"
+    return tmp_path / "dynamonet" / "conv3d_forms.json"
 
 
 class TwoFrames(nn.Module):
@@ -141,32 +151,49 @@ class TwoFrames(nn.Module):
         return self.last(self.first(x))
 
 
-def test_layers_whose_gradients_are_wrong_stay_in_fp32(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("right", ["padded", "fp32"])
+def test_layers_whose_gradients_are_wrong_take_the_first_form_that_is_right(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, right: str
 ) -> None:
     model, clip = TwoFrames(), torch.randn(1, 3, 4, 16, 16)
     agree = precision.gradients_agree
-    seen: list[tuple[int, ...]] = []
+    seen: list[tuple[str, tuple[int, ...]]] = []
 
-    def spy(layer: nn.Conv3d, shape: tuple[int, ...], *rest: torch.device) -> bool:
-        seen.append(shape)
+    def spy(layer: nn.Conv3d, form: str, shape: tuple[int, ...], *rest: Any) -> bool:
+        seen.append((form, shape))
         # whether this machine has the fault or not, the last layer is taken to have it
-        return agree(layer, shape, *rest) and shape[1] != 32  # type: ignore[arg-type]
+        return form == right if shape[1] == 32 else agree(layer, form, shape, *rest)
 
     monkeypatch.setattr(precision, "gradients_agree", spy)
     chosen = precision.choose_precision(model, clip, "bf16", CPU)
-    assert chosen.kept_fp32 == ("last",) and "kept in fp32: last" in str(chosen)
-    assert seen == [(1, 3, 4, 16, 16), (1, 32, 2, 8, 8)]
+    assert chosen.forms == {"last": right} and "put right in last" in str(chosen)
+    assert {shape for _, shape in seen} == {(1, 3, 4, 16, 16), (1, 32, 2, 8, 8)}
     with chosen.autocast():
         first = model.first(clip)
-        assert first.dtype == torch.bfloat16 and model.last(first).dtype == torch.float32
+        assert first.dtype == torch.bfloat16
+        expected = torch.float32 if right == "fp32" else torch.bfloat16
+        assert model.last(first).dtype == expected
     assert own_cache.is_file() and len(json.loads(own_cache.read_text())) == 2
+    count = len(seen)
     precision.choose_precision(TwoFrames(), clip, "bf16", CPU)
-    assert len(seen) == 2  # remembered
+    assert len(seen) == count  # remembered
+    own_cache.write_text("damaged")
+    precision.choose_precision(TwoFrames(), clip, "bf16", CPU)
+    assert len(seen) == 2 * count  # checked again
+    with pytest.raises(UserError, match="wrong weight gradients on this machine in last"):
+        precision.choose_precision(TwoFrames(), clip, "bf16", CPU, "refuse")
+
+
+def test_time_padded_beforehand_is_the_same_convolution() -> None:
+    plain = nn.Conv3d(4, 6, 3, (2, 1, 1), (1, 1, 1))
+    padded = copy.deepcopy(plain)
+    padded.__class__ = precision.TimePaddedConv3d
+    clip = torch.randn(2, 4, 2, 5, 5)
+    torch.testing.assert_close(padded(clip), plain(clip))
 
 
 def test_bf16_training_with_two_frames_at_the_end_has_right_gradients(own_cache: Path) -> None:
-    """On CPUs with bf16 convolutions this fails without the check: see FACTS on conv3d."""
+    """On CPUs with bf16 convolutions this fails without the check."""
     torch.manual_seed(0)
     model, clip = TwoFrames(), torch.randn(2, 3, 4, 16, 16)
     model(clip).square().sum().backward()
@@ -179,6 +206,34 @@ def test_bf16_training_with_two_frames_at_the_end_has_right_gradients(own_cache:
     for reference, parameter in zip(exact, model.parameters(), strict=True):
         assert parameter.grad is not None
         assert (parameter.grad - reference).norm() / reference.norm() < 0.05
+
+
+def test_a_trunk_that_ends_with_two_frames_trains_in_bf16_as_in_fp32(own_cache: Path) -> None:
+    """On CPUs with bf16 convolutions the losses part, or end in nan, without the check."""
+    start = torch.rand(4, 3, 1, 40, 40)
+    clip = torch.cat([torch.roll(start, t, 4) for t in range(9)], 2)[..., :32, :32]
+
+    def losses(wanted: str) -> list[float]:
+        torch.manual_seed(0)
+        model = DynamoNet(TINY)
+        assert model.trunk(clip[:1, :, :8]).shape[2] == 2
+        chosen = precision.choose_precision(model, clip[:1, :, :8], wanted, CPU)
+        optimizer = make_optimizer([(model, 1.0)], OptimizerSettings(lr=0.003))
+        found = []
+        for _ in range(30):
+            with chosen.autocast():
+                output = model(clip[:, :, :8])
+            pairs = compare(clip, output.predicted, TINY.filters.levels, TINY.targets)
+            loss = prediction_loss(pairs, "mse")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        return found
+
+    exact, half = losses("fp32"), losses("bf16")
+    assert half[-1] < 0.8 * half[0]
+    assert all(abs(a - b) < 0.05 * a for a, b in zip(exact, half, strict=True))
 
 
 def test_fp32_asks_for_no_check_and_no_scaling(own_cache: Path) -> None:

@@ -13,11 +13,8 @@ over space and colour is inferred. Generator, normalisation, grid and levels are
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
@@ -120,7 +117,9 @@ class MotionFilters(nn.Module):
         self.register_buffer("centre", centre[:, None, None], persistent=False)
 
     def forward(self, features: Tensor, num_filters: int) -> Tensor:
-        """Maps features (B, D, t, h, w) to filters (B, L, N, K*K, gh, gw), always in fp32.
+        """Maps features (B, D, t, h, w) to filters (B, L, N, K*K, gh, gw), always fp32.
+
+        What the generator adds to the filters' start is computed in the trunk's precision.
 
         Args:
             num_filters: N. A grid follows the clip's length; one shared filter a frame cannot.
@@ -134,11 +133,10 @@ class MotionFilters(nn.Module):
                 f"{num_filters}: their linear layer has weights for each frame. Use clips of the "
                 "length the model was built for, or `model.filters.kind: grid`."
             )
+        x = features[:, :, -1:] if self.last_step_only else features
+        added = self.generator(x)[:, :, :num_filters]
         with torch.autocast(features.device.type, enabled=False):
-            x = features.float()
-            if self.last_step_only:
-                x = x[:, :, -1:]
-            logits = self.generator(x)[:, :, :num_filters] + self.centre
+            logits = added.float() + self.centre
             return logits.softmax(3) if self.config.normalisation == "softmax" else logits
 
     def start(self) -> Tensor:
@@ -164,112 +162,3 @@ class MotionFilters(nn.Module):
         """Length of the vector that `describe` returns."""
         cells = 1 if self.config.kind == "shared" else self.config.dmr_cells
         return self.num_filters * self.config.size**2 * cells**2
-
-
-def apply_filters(frames: Tensor, filters: Tensor) -> Tensor:
-    """Applies a filter, or a grid of filters, to each frame.
-
-        out[b, c, t, y, x] = sum over i, j of
-            f[b, t, i*K + j] at (y, x) * frames[b, c, t, y + i - K//2, x + j - K//2]
-
-    "f at (y, x)" interpolates bilinearly between cell centres; outside the frame its border pixels
-    repeat. Exact first-order gradients for both arguments. Cost: K*K multiply-adds a value, memory
-    for one interpolated tap at a time.
-
-    Args:
-        frames: (B, C, T, H, W).
-        filters: (B, T, K*K, gh, gw); gh = gw = 1 is one filter for the whole frame.
-
-    Returns:
-        (B, C, T, H, W), the dtype of `frames`.
-
-    Raises:
-        ValueError: the shapes do not belong together.
-    """
-    batch, _, num, _, _ = frames.shape
-    side = round(filters.shape[2] ** 0.5)
-    if filters.shape[:2] != (batch, num) or side * side != filters.shape[2] or side % 2 == 0:
-        raise ValueError(
-            f"filters {tuple(filters.shape)} do not fit frames {tuple(frames.shape)}: expected "
-            f"({batch}, {num}, K*K with K odd, gh, gw)"
-        )
-    return _ApplyFilters.apply(frames, filters, side)  # type: ignore[no-any-return]
-
-
-class _ApplyFilters(torch.autograd.Function):
-    """Tap by tap: autograd's own graph of the same sum was measured 15 times slower."""
-
-    @staticmethod
-    def forward(ctx: Any, frames: Tensor, filters: Tensor, side: int) -> Tensor:
-        ctx.save_for_backward(frames, filters)
-        ctx.side = side
-        up_h, up_w = _interpolation(frames, filters)
-        padded = _pad(frames, side)
-        out = torch.zeros_like(frames)
-        for tap in range(side * side):
-            weight = up_h @ filters[:, :, tap].to(frames.dtype) @ up_w
-            out.addcmul_(_shifted(padded, frames, tap, side), weight[:, None])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the type
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None]:
-        (grad,) = grad_outputs
-        frames, filters = ctx.saved_tensors
-        side = ctx.side
-        up_h, up_w = _interpolation(frames, filters)
-        padded = _pad(frames, side)
-        need_frames, need_filters = ctx.needs_input_grad[:2]
-        grad_filters = torch.empty_like(filters) if need_filters else None
-        grad_padded = torch.zeros_like(padded) if need_frames else None
-        for tap in range(side * side):
-            if grad_filters is not None:
-                overlap = (_shifted(padded, frames, tap, side) * grad).sum(1)
-                grad_filters[:, :, tap] = up_h.mT @ overlap @ up_w.mT
-            if grad_padded is not None:
-                weight = up_h @ filters[:, :, tap].to(frames.dtype) @ up_w
-                _shifted(grad_padded, frames, tap, side).addcmul_(grad, weight[:, None])
-        grad_frames = None if grad_padded is None else _unpad(grad_padded, side)
-        return grad_frames, grad_filters, None
-
-
-def _pad(frames: Tensor, side: int) -> Tensor:
-    p = side // 2
-    return F.pad(frames, (p, p, p, p, 0, 0), mode="replicate")
-
-
-def _unpad(grad: Tensor, side: int) -> Tensor:
-    """Adds what fell on the repeated border back to the border pixels: `_pad` transposed."""
-    p = side // 2
-    grad = grad.clone()
-    grad[..., p, :] += grad[..., :p, :].sum(-2)
-    grad[..., -p - 1, :] += grad[..., -p:, :].sum(-2)
-    grad[..., p] += grad[..., :p].sum(-1)
-    grad[..., -p - 1] += grad[..., -p:].sum(-1)
-    return grad[..., p:-p, p:-p]
-
-
-def _shifted(padded: Tensor, frames: Tensor, tap: int, side: int) -> Tensor:
-    """Returns the view of the padded frames that a tap reads."""
-    row, column = divmod(tap, side)
-    return padded[..., row : row + frames.shape[-2], column : column + frames.shape[-1]]
-
-
-def _interpolation(frames: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (H, gh) and (gw, W) matrices that spread a grid over the frame's pixels."""
-    up_h = _bilinear(filters.shape[-2], frames.shape[-2], frames)
-    up_w = _bilinear(filters.shape[-1], frames.shape[-1], frames)
-    return up_h.mT, up_w
-
-
-def _bilinear(cells: int, pixels: int, like: Tensor) -> Tensor:
-    """Returns the (cells, pixels) weights of linear interpolation between cell centres.
-
-    Made on the device of `like`, so that nothing waits for the host.
-    """
-    options = {"device": like.device, "dtype": like.dtype}
-    position = (torch.arange(pixels, **options) + 0.5) * (cells / pixels) - 0.5
-    distance = position.clamp(0, cells - 1) - torch.arange(cells, **options)[:, None]
-    return (1 - distance.abs()).clamp(min=0)

@@ -7,24 +7,20 @@ clip (B, 3, T, H, W) -> trunk -> features -> filters -> predicted frames
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig
+from dynamonet.model.files import DESCRIPTION, locate, read_description, read_weights, write_model
 from dynamonet.model.motion_filters import MotionFilters
 from dynamonet.model.prediction import predict
 from dynamonet.model.trunk import Trunk
 from dynamonet.settings import validate
-
-FORMAT_VERSION = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -126,71 +122,25 @@ class DynamoNet(nn.Module):
         Args:
             extra: JSON-able facts to keep beside the configuration, e.g. class names.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        description = {
-            "format_version": FORMAT_VERSION,
-            "model": self.config.model_dump(mode="json"),
-            **(extra or {}),
-        }
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        model = self.config.model_dump(mode="json")
+        write_model(folder, self.state_dict(), {"model": model, **(extra or {})})
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> DynamoNet:
-        """Rebuilds a model from a folder written by `save_pretrained`, in eval mode, on the CPU.
+    def from_pretrained(cls, place: str | Path) -> DynamoNet:
+        """Rebuilds a model written by `save_pretrained`, in eval mode, on the CPU.
+
+        Args:
+            place: Its folder, or its Hugging Face hub id (`owner/name`, `owner/name@revision`).
 
         Raises:
             UserError: a file is missing or damaged, or weights and description disagree.
         """
+        folder = locate(place)
         description = read_description(folder)
         config = validate(ModelConfig, description["model"], origin=str(folder / DESCRIPTION))
         model = cls(config)
-        weights = read_weights(folder)
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(read_weights(folder))
         except RuntimeError as error:
             raise UserError(f"{folder}: weights do not fit {DESCRIPTION}: {error}") from None
         return model.eval()
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Reads the JSON beside a model's weights.
-
-    Raises:
-        UserError: no such file, damaged, or written by a newer version.
-    """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: no model here (expected {DESCRIPTION} and {WEIGHTS}, as pretraining and "
-            "fine-tuning write them)"
-        )
-    try:
-        description = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, not JSON: {error}") from None
-    if not isinstance(description, dict) or "model" not in description:
-        raise UserError(f"{path}: expected a JSON object with the key `model`")
-    version = description.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: model format {version!r}; this version reads {FORMAT_VERSION}. "
-            "Update dynamonet, or save the model again with this version."
-        )
-    return description
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Reads a model's weights; nothing is unpickled.
-
-    Raises:
-        UserError: no such file, or damaged.
-    """
-    path = folder / WEIGHTS
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
-    except Exception as error:  # safetensors raises its own untyped errors
-        raise UserError(f"{path}: damaged: {error}") from None

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from dynamonet.errors import UserError
-from dynamonet.model.network import DynamoNet, read_description, read_weights
+from dynamonet.model.files import read_description, read_weights
+from dynamonet.model.network import DynamoNet
 
 OPTIMIZER, STATE = "optimizer.pt", "state.json"
 

@@ -128,13 +128,18 @@ class Training:
         self.reader = self.task.training_data()
         size = self.model.config.frame_px
         example = torch.zeros(1, 3, self.model.config.num_frames, size, size, device=rank.device)
-        self.precision = choose_precision(self.model, example, settings.precision, rank)
+        self.precision = choose_precision(
+            self.model, example, settings.precision, rank, settings.wrong_gradients
+        )
         self.scaler = self.precision.scaler()
         self.state = self._restore()
         self.plan = EpochPlan(
             len(self.reader.rows), settings.loader.batch_size, rank.count, settings.seed
         )
         self.total_steps = settings.total_steps(self.plan.steps)
+        self.compiled = settings.compiles(rank.device.type, self.total_steps)
+        if self.compiled:
+            self.model.trunk.compile()
         self.parallel = prepare_model(self.model)
         self.window = Window(rank)
         self.failed = 0
@@ -208,7 +213,8 @@ class Training:
     def _evaluate(self, done: int) -> None:
         since = self.window.pause()
         self.model.eval()
-        found = self.task.evaluate(self.model, self.rank, self.precision)
+        with torch.compiler.set_stance("force_eager"):  # few batches, of other sizes
+            found = self.task.evaluate(self.model, self.rank, self.precision)
         if self.rank.leads:
             run = self.job.run
             run.log_metrics({done: found.metrics})
@@ -254,7 +260,8 @@ class Training:
             f"{reader.too_short:,} segments shorter than a clip",
             f"batch    {plan.global_batch} = {plan.batch_size} x {self.rank.count} workers, "
             f"{self.job.processes} loader processes and {self.job.threads} threads each",
-            f"device   {self.rank.device}, {self.precision}",
+            f"device   {self.rank.device}, channels last, {self.precision}, "
+            f"{'compiled' if self.compiled else 'not compiled'}",
         ]
         if self.state.step:
             lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")

@@ -1,35 +1,70 @@
-"""Which number format the trunk computes in, and which layers must not.
+"""Which number format the trunk computes in, and how each layer must be run to be right in it.
 
 bf16 convolution gives wrong weight gradients on some CPUs for some shapes, silently (measured: a
 temporal kernel of 3 on 2 frames gives a relative error of 1, with infinities). So before the first
 step every 3D convolution of the model is run forward and backward on its own shape in the chosen
-format and in fp32; a layer that disagrees runs in fp32.
+format and in fp32. A layer that disagrees takes the first form that does not:
+
+    plain     as it is
+    padded    time is padded before the convolution: the same sum, another kernel (measured: right)
+    fp32      out of the chosen format
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dynamonet.errors import UserError
 from dynamonet.training.ranks import Rank
 
 TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+class TimePaddedConv3d(nn.Conv3d):
+    """A 3D convolution whose padding in time is put there beforehand."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        time = int(self.padding[0])
+        padded = F.pad(input, (0, 0, 0, 0, time, time))
+        padding = (0, int(self.padding[1]), int(self.padding[2]))
+        return F.conv3d(
+            padded, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class FullPrecisionConv3d(nn.Conv3d):
+    """A 3D convolution that stays in fp32 under autocast."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+FORMS: dict[str, type[nn.Conv3d]] = {
+    "plain": nn.Conv3d,
+    "padded": TimePaddedConv3d,
+    "fp32": FullPrecisionConv3d,
+}
+
+
 @dataclass(frozen=True)
 class Precision:
-    """The format chosen, and the layers that keep to fp32."""
+    """The format chosen, and the layers that are wrong in it as they are."""
 
     dtype: torch.dtype
     device_type: str
-    kept_fp32: tuple[str, ...] = ()
+    forms: dict[str, str] = field(default_factory=dict)  # layer -> padded or fp32
 
     def autocast(self) -> torch.autocast:
         enabled = self.dtype != torch.float32
@@ -41,79 +76,87 @@ class Precision:
 
     def __str__(self) -> str:
         name = next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
-        kept = f"; wrong gradients, kept in fp32: {', '.join(self.kept_fp32)}"
-        return name + (kept if self.kept_fp32 else "")
+        if not self.forms:
+            return name
+        how = {"padded": "time padded beforehand", "fp32": "kept in fp32"}
+        layers = [f"{layer} ({how[form]})" for layer, form in self.forms.items()]
+        return f"{name}; wrong gradients put right in {', '.join(layers)}"
 
 
-def choose_precision(model: nn.Module, clip: Tensor, wanted: str, rank: Rank) -> Precision:
-    """Chooses the format and puts the layers that it breaks into fp32, in place.
+def choose_precision(
+    model: nn.Module,
+    clip: Tensor,
+    wanted: str,
+    rank: Rank,
+    wrong_gradients: Literal["repair", "refuse"] = "repair",
+) -> Precision:
+    """Chooses the format and repairs, in place, the layers that it breaks.
 
     Args:
         clip: A batch of one clip in the shape of training, on the rank's device.
         wanted: auto, bf16, fp16 or fp32.
+
+    Raises:
+        UserError: some layers have wrong gradients and `wrong_gradients` is refuse.
     """
     name = _fastest(rank.device) if wanted == "auto" else wanted
     dtype, kind = _DTYPES[name], rank.device.type
     if dtype == torch.float32:
         return Precision(dtype, kind)
-    found = broken_layers(model, clip, dtype)
-    broken = sorted({layer for layers in rank.gather(found) for layer in layers})  # type: ignore[attr-defined]
-    for layer in broken:
-        model.get_submodule(layer).__class__ = FullPrecisionConv3d
-    return Precision(dtype, kind, tuple(broken))
+    forms: dict[str, str] = {}
+    order = list(FORMS)
+    for found in rank.gather(right_forms(model, clip, dtype)):  # ranks may differ in hardware
+        for layer, form in cast("dict[str, str]", found).items():
+            forms[layer] = order[max(order.index(form), order.index(forms.get(layer, form)))]
+    if forms and wrong_gradients == "refuse":
+        raise UserError(
+            f"{name} gives wrong weight gradients on this machine in {', '.join(forms)}. "
+            "Set precision to fp32, or wrong_gradients to repair."
+        )
+    for layer, form in forms.items():
+        model.get_submodule(layer).__class__ = FORMS[form]
+    return Precision(dtype, kind, forms)
 
 
-class FullPrecisionConv3d(nn.Conv3d):
-    """A 3D convolution that stays in fp32 under autocast."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
-
-
-def broken_layers(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> list[str]:
-    """Returns the names of the 3D convolutions whose gradients are wrong in `dtype`.
+def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str, str]:
+    """Returns the 3D convolutions that are wrong in `dtype` as they are, with a form that is right.
 
     Each distinct shape is checked once, and remembered for this hardware and these versions.
     """
-    shapes = _conv_inputs(model, clip)
-    file = _cache_file()
-    known: dict[str, bool] = json.loads(file.read_text()) if file.is_file() else {}
+    known = _read_cache()
     where = f"{_hardware(clip.device)} torch {torch.__version__} {dtype}"
-    broken, learnt = [], False
-    for name, shape in shapes.items():
+    forms, learnt = {}, False
+    for name, shape in _conv_inputs(model, clip).items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv3d)
         key = f"{where} {layer} on {shape}"
-        if key not in known:
-            known[key], learnt = not gradients_agree(layer, shape, clip.device, dtype), True
-        if known[key]:
-            broken.append(name)
+        if known.get(key) not in FORMS:
+            tried = (f for f in FORMS if gradients_agree(layer, f, shape, clip.device, dtype))
+            known[key], learnt = next(tried, "fp32"), True
+        if known[key] != "plain":
+            forms[name] = known[key]
     if learnt:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        growing = file.with_suffix(f".{os.getpid()}")
-        growing.write_text(json.dumps(known, indent=0))
-        growing.replace(file)
-    return broken
+        _write_cache(known)
+    return forms
 
 
 def gradients_agree(
-    layer: nn.Conv3d, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    layer: nn.Conv3d, form: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> bool:
-    """Runs one convolution in `dtype` and in fp32 on random input and compares all gradients."""
+    """Runs a convolution in one form in `dtype`, plainly in fp32, and compares all gradients."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     results = []
-    for enabled in (False, True):
+    for chosen, enabled in (("plain", False), (form, True)):
         given = x.clone().requires_grad_()
-        weight = layer.weight.detach().clone().requires_grad_()
+        twin = copy.deepcopy(layer)
+        twin.__class__ = FORMS[chosen]
+        twin.zero_grad()
         with torch.autocast(device.type, dtype, enabled=enabled):
-            out = nn.functional.conv3d(
-                given, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
-            )
+            out = twin(given)
         out.float().square().sum().backward()
-        results.append((out.detach().float(), given.grad, weight.grad))
+        results.append((out.detach().float(), given.grad, twin.weight.grad))
     pairs = zip(results[0], results[1], strict=True)
     return all(_relative_error(a, b) < TOLERANCE for a, b in pairs)
 
@@ -167,4 +210,22 @@ def _hardware(device: torch.device) -> str:
 
 def _cache_file() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "dynamonet" / "conv3d.json"
+    return Path(root) / "dynamonet" / "conv3d_forms.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        return dict(json.loads(_cache_file().read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}  # missing or damaged: the check is made again
+
+
+def _write_cache(known: dict[str, str]) -> None:
+    file = _cache_file()
+    growing = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        growing.write_text(json.dumps(known, indent=0))
+        growing.replace(file)
+    except OSError:
+        return  # a home that cannot be written costs the next run a few seconds

@@ -10,6 +10,8 @@ from dynamonet.settings import Settings
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.stage import StageSettings
 
+COMPILE_PAYS_STEPS = 1000  # not studied
+
 
 class OptimizerSettings(Settings):
     """The update rule and its schedule: linear warm-up, then cosine to zero."""
@@ -50,6 +52,14 @@ class TrainSettings(StageSettings):
         default="auto",
         description="Of the trunk; auto = bf16 where the hardware multiplies it fast.",
     )
+    wrong_gradients: Literal["repair", "refuse"] = Field(
+        default="repair",
+        description="Layers whose gradients that precision gets wrong: run another way, or stop.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Compile the trunk; auto = on GPUs, for trainings of 1,000 steps or more.",
+    )
     resume: bool = Field(
         default=True,
         description="Go on with an unfinished run of the same name or the same settings.",
@@ -73,3 +83,13 @@ class TrainSettings(StageSettings):
         """Returns how many steps the whole training takes, at least one."""
         steps = max(1, round(self.epochs * steps_per_epoch))
         return min(steps, self.max_steps or steps)
+
+    def compiles(self, device_type: str, total_steps: int) -> bool:
+        """Tells whether the trunk is compiled.
+
+        On CPUs compiling was measured to gain 0 to 3 % of a step (benchmarks/bench_model.py), which
+        does not repay the half minute that it takes. It hangs on the whole length of the training,
+        so that a resumed run computes as it began.
+        """
+        pays = device_type == "cuda" and total_steps >= COMPILE_PAYS_STEPS
+        return pays if self.compile == "auto" else self.compile == "on"

@@ -1,0 +1,302 @@
+"""The network's training step: against torchvision's, against the machine, and part by part.
+
+All on 4 clips of 16 x 112 x 112, forward + backward + SGD step, on the CPU's threads.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler tells of its starts and stops
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.video import r3d_18
+
+from benchmarks.report import (
+    Figure,
+    in_own_process,
+    interleaved,
+    peak_bytes,
+    ratio,
+    show,
+    table,
+)
+from dynamonet.model.config import FilterConfig, ModelConfig
+from dynamonet.model.filtering import apply_filters
+from dynamonet.model.network import DynamoNet
+from dynamonet.model.prediction import compare, predict, prediction_loss
+from dynamonet.training.precision import Precision, choose_precision
+from dynamonet.training.ranks import Rank
+
+CLIPS, FRAMES, SIDE = 4, 16, 112
+CPU = Rank(0, 1, torch.device("cpu"))
+KINDS = {
+    "grid": FilterConfig(cell_px=8),
+    "shared": FilterConfig(kind="shared", normalisation="linear", levels=(1,)),
+}
+
+
+def frames() -> Tensor:
+    """Returns clips and the frame after each: (B, 3, T + 1, H, W), channels last."""
+    clips = torch.randn(CLIPS, 3, FRAMES + 1, SIDE, SIDE, generator=torch.Generator())
+    return clips.contiguous(memory_format=torch.channels_last_3d)
+
+
+def tuned(model: nn.Module) -> tuple[nn.Module, Precision]:
+    """Returns a model laid out as the trainer does it, with the precision that it chooses."""
+    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return model, choose_precision(model, frames()[:1, :, :FRAMES], "auto", CPU)
+
+
+def network(kind: str, side: int = 5) -> DynamoNet:
+    filters = KINDS[kind].model_copy(update={"size": side})
+    return DynamoNet(ModelConfig(filters=filters))
+
+
+def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """Returns a function that takes one training step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_step() -> Callable[[], None]:
+    """torchvision's network as its documentation uses it."""
+    model, clip = r3d_18(num_classes=400), frames()[:, :, :FRAMES].contiguous()
+    return stepper(model, lambda: F.cross_entropy(model(clip), torch.zeros(CLIPS).long()))
+
+
+def tuned_plain_step() -> Callable[[], None]:
+    """torchvision's network in the trainer's layout and precision."""
+    model, precision = tuned(r3d_18(num_classes=400))
+    clip = frames()[:, :, :FRAMES]
+
+    def loss() -> Tensor:
+        with precision.autocast():
+            return F.cross_entropy(model(clip).float(), torch.zeros(CLIPS).long())
+
+    return stepper(model, loss)
+
+
+def full_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
+    """The whole network, predicting frames."""
+    data = frames()
+
+    def loss() -> Tensor:
+        with precision.autocast():
+            output = model(data[:, :, :FRAMES])
+        config = model.config
+        pairs = compare(data, output.predicted, config.filters.levels, config.targets)
+        return prediction_loss(pairs, "mse")
+
+    return stepper(model, loss)
+
+
+def trunk_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
+    """The trunk alone."""
+    data = frames()
+
+    def loss() -> Tensor:
+        with precision.autocast():
+            return model.trunk(data[:, :, :FRAMES]).float().square().mean()
+
+    return stepper(model.trunk, loss)
+
+
+def filters_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
+    """What the motion filters add: generator and predicted frames, forward and backward."""
+    data, config = frames()[:, :, :FRAMES], model.config
+    with torch.no_grad(), precision.autocast():
+        features = model.trunk(data)
+    levels, side = config.filters.levels, SIDE // config.filters.levels[0]
+    grads = [torch.randn(CLIPS, 3, FRAMES, side, side) for _ in levels]
+
+    def step() -> None:
+        with precision.autocast():
+            filters = model.motion(features.requires_grad_(), FRAMES)
+        predicted = predict(data, filters, levels, config.targets)
+        torch.autograd.backward(predicted, grads)
+        model.motion.zero_grad()
+
+    return step
+
+
+def apply_grouped(clip: Tensor, filters: Tensor) -> Tensor:
+    """Shared filters applied by one grouped convolution: the way without code of our own."""
+    batch, colours, num, height, width = clip.shape
+    side = round(filters.shape[2] ** 0.5)
+    groups = clip.permute(0, 2, 1, 3, 4).reshape(1, -1, height, width)
+    padded = F.pad(groups, (side // 2,) * 4, mode="replicate")
+    kernels = filters.view(batch, num, 1, 1, side, side).expand(-1, -1, colours, -1, -1, -1)
+    out = F.conv2d(padded, kernels.reshape(-1, 1, side, side), groups=groups.shape[1])
+    return out.view(batch, num, colours, height, width).permute(0, 2, 1, 3, 4)
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """Returns the best rate of a square matrix product in FLOP/s."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    seconds = interleaved({"": lambda: a @ b}, rounds=10, warmups=3)[""]
+    return 2 * size**3 / min(seconds)
+
+
+@dataclass(frozen=True)
+class ConvRate:
+    """How fast a network's convolutions run. FLOPs count forward and both gradients."""
+
+    usable: float  # FLOP/s of those that the chosen precision gets right as they are
+    share: float  # of all convolution FLOPs that those make up
+
+
+def conv_rate(model: DynamoNet, precision: Precision) -> ConvRate:
+    """Times every convolution of the trunk on its own input, forward and backward, as it is run."""
+    inputs: dict[str, Tensor] = {}
+    layers = {n: m for n, m in model.trunk.named_modules() if isinstance(m, nn.Conv3d)}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, given, name=name: inputs.__setitem__(name, given[0].detach())
+        )
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad(), precision.autocast():
+        model.trunk(frames()[:, :, :FRAMES])
+    for hook in hooks:
+        hook.remove()
+    flops, seconds = {}, {}
+    for name, layer in layers.items():
+        given = inputs[name].to(precision.dtype).requires_grad_(name != "stem.conv")
+
+        def step(layer: nn.Module = layer, given: Tensor = given) -> None:
+            with precision.autocast():
+                out = layer(given)
+            out.backward(torch.ones_like(out))
+
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops[name] = counter.get_total_flops()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(3):
+                step()
+        seconds[name] = sum(
+            event.self_cpu_time_total for event in seen.key_averages() if "convolution" in event.key
+        ) / (3 * 1e6)
+    right = [name for name in layers if f"trunk.{name}" not in precision.forms]
+    usable = sum(flops[n] for n in right)
+    return ConvRate(usable / sum(seconds[n] for n in right), usable / sum(flops.values()))
+
+
+def peak_of_steps(kind: str | None) -> int:
+    """Returns the peak memory of three steps; None = the trunk alone. For a process of its own."""
+    model = network(kind or "grid")
+    _, precision = tuned(model)
+    step = trunk_step(model, precision) if kind is None else full_step(model, precision)
+    for _ in range(3):
+        step()
+    return peak_bytes()
+
+
+def against_torchvision() -> tuple[Table, list[Figure]]:
+    model = network("grid")
+    _, precision = tuned(model)
+    compiled = network("grid")
+    tuned(compiled)
+    compiled.trunk.compile()
+    names = {
+        "torchvision r3d_18, NCDHW fp32": plain_step(),
+        "torchvision r3d_18, our layout and precision": tuned_plain_step(),
+        "DynamoNet, r18-class": full_step(model, precision),
+        "DynamoNet, r18-class, trunk compiled": full_step(compiled, precision),
+    }
+    seconds = interleaved(names, rounds=5)
+    plain = seconds["torchvision r3d_18, NCDHW fp32"]
+    made = table(f"Training step, {CLIPS} clips of {FRAMES} x {SIDE} x {SIDE}", "", "s", "speed-up")
+    for name, times in seconds.items():
+        made.add_row(name, f"{statistics.median(times):.2f}", f"{ratio(plain, times):.1f} x")
+    made.caption = f"chosen: channels last, {precision}"
+    return made, [
+        Figure("step_speedup_over_r3d_18", ratio(plain, seconds["DynamoNet, r18-class"]), 6)
+    ]
+
+
+def against_machine() -> tuple[Table, list[Figure]]:
+    model = network("grid")
+    _, precision = tuned(model)
+    peak, single = matmul_rate(precision.dtype), matmul_rate(torch.float32)
+    found = conv_rate(model, precision)
+    made = table("Convolutions of the r18-class trunk", "", "GFLOP/s")
+    made.add_row(f"matrix product, {precision.dtype}", f"{peak / 1e9:.0f}")
+    made.add_row("matrix product, fp32", f"{single / 1e9:.0f}")
+    made.add_row(
+        f"convolutions usable in that precision ({found.share:.0%} of the work)",
+        f"{found.usable / 1e9:.0f}",
+    )
+    return made, [Figure("conv_share_of_matmul_rate", found.usable / peak, 0.8)]
+
+
+def motion_filters() -> tuple[Table, list[Figure]]:
+    made = table("Motion filters beside the trunk's step", "", "ms", "share of the trunk's")
+    figures = []
+    for kind in KINDS:
+        for side in (5, 7):
+            model = network(kind, side)
+            _, precision = tuned(model)
+            seconds = interleaved(
+                {"filters": filters_step(model, precision), "trunk": trunk_step(model, precision)},
+                rounds=7,
+            )
+            share = ratio(seconds["filters"], seconds["trunk"])
+            spent = statistics.median(seconds["filters"]) * 1e3
+            made.add_row(f"{kind}, K = {side}", f"{spent:.1f}", f"{share:.1%}")
+            figures.append(Figure(f"filters_share_{kind}_k{side}", share, 0.05, at_least=False))
+    return made, figures
+
+
+def one_layer() -> tuple[Table, list[Figure]]:
+    made = table("Applying shared filters, forward + backward", "", "ms", "grouped conv2d: ms")
+    clip = frames()[:, :, :FRAMES]
+    for side in (5, 7):
+        filters = torch.randn(CLIPS, FRAMES, side**2, 1, 1, requires_grad=True)
+        seconds = interleaved(
+            {
+                "ours": lambda f=filters: apply_filters(clip, f).sum().backward(),
+                "grouped": lambda f=filters: apply_grouped(clip, f).sum().backward(),
+            },
+            rounds=5,
+        )
+        own, other = (statistics.median(seconds[n]) * 1e3 for n in ("ours", "grouped"))
+        made.add_row(f"K = {side}", f"{own:.1f}", f"{other:.1f}")
+    return made, []
+
+
+def memory() -> tuple[Table, list[Figure]]:
+    made = table("Peak memory of a step, each in its own process", "", "MB", "by the trunk's")
+    trunk = in_own_process(peak_of_steps, None)
+    made.add_row("trunk alone", f"{trunk / 1e6:.0f}", "")
+    figures = []
+    for kind in KINDS:
+        peak = in_own_process(peak_of_steps, kind)
+        made.add_row(f"with {kind} filters", f"{peak / 1e6:.0f}", f"{peak / trunk:.2f}")
+        figures.append(Figure(f"peak_memory_{kind}", peak / trunk, 1.1, at_least=False))
+    return made, figures
+
+
+def main() -> None:
+    """Prints the tables and the figures."""
+    parts = [against_torchvision(), against_machine(), motion_filters(), one_layer(), memory()]
+    show([made for made, _ in parts], [f for _, figures in parts for f in figures])
+
+
+if __name__ == "__main__":
+    main()

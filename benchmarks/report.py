@@ -1,0 +1,87 @@
+"""What the benchmarks share: fair timing, a table, and one line a figure."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that a claim rests on."""
+
+    name: str
+    value: float
+    target: float
+    at_least: bool = True  # else at most
+
+    @property
+    def passes(self) -> bool:
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+    def __str__(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        verdict = "pass" if self.passes else "short"
+        return f"{self.name} {self.value:.3g} {sign}{self.target:g} {verdict}"
+
+
+def show(tables: Sequence[Table], figures: Sequence[Figure]) -> None:
+    """Prints tables, then `name value target pass|short`, one line a figure."""
+    console = Console(width=110)
+    for table in tables:
+        console.print(table)
+    for figure in figures:
+        print(figure)
+
+
+def table(title: str, *columns: str) -> Table:
+    """Makes a table whose first column is text and whose others are numbers."""
+    made = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="right" if place else "left")
+    return made
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmups: int = 1
+) -> dict[str, list[float]]:
+    """Times candidates in turns, so that what else the machine does falls on all alike.
+
+    Returns:
+        Seconds of each round, by candidate.
+    """
+    for run in candidates.values():
+        for _ in range(warmups):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            before = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - before)
+    return seconds
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Returns the median over rounds of one candidate's time by another's."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a function of a module in a fresh process and returns its result."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_bytes() -> int:
+    """Returns the most memory this process has held so far."""
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's too
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024

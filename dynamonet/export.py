@@ -1,0 +1,204 @@
+"""A model for use elsewhere: `python -m dynamonet.export MODEL --output model.onnx`
+
+    clip           (B, 3, T, H, W) float32, RGB in [0, 1]; T, H, W as the description says
+    features       (B, D)     trunk features averaged over time and space
+    dmr            (B, M)     the dynamic motion representation
+    probabilities  (B, N)     with a classifier: of the classes, in the description's order
+
+Normalisation is inside the graph. The description, a JSON, travels in the file: as the metadata
+entry `dynamonet` of an ONNX file, as the extra file `dynamonet.json` of a `torch.export` archive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamonet.errors import UserError, run_entry
+from dynamonet.model.files import locate, read_description
+from dynamonet.model.network import DynamoNet
+from dynamonet.video.transforms import MEAN, STD
+
+METADATA = "dynamonet"  # name of the description in an ONNX file
+EXTRA_FILE = "dynamonet.json"  # and in a torch.export archive
+TOLERANCE = 1e-3  # largest difference that counts as the same, relative to the largest value
+
+
+class Exportable(nn.Module):
+    """The model as it is used elsewhere: no loss, no predicted frames, plain tensors."""
+
+    def __init__(self, model: DynamoNet) -> None:
+        super().__init__()
+        self.model = model
+        self.names = ("features", "dmr", *(("probabilities",) if model.classifier else ()))
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """Maps a clip (B, 3, T, H, W) in [0, 1] to the tensors that `names` lists."""
+        output = self.model((clip - MEAN) / STD, predict_frames=False)
+        found = (output.pooled, output.dmr)
+        return found if output.logits is None else (*found, output.logits.softmax(1))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how far its results lie from the model's own."""
+
+    file: Path
+    difference: float  # largest over all outputs, relative to each output's largest value
+
+
+def export(place: str | Path, file: Path) -> Exported:
+    """Writes a model as ONNX (`.onnx`) or `torch.export` archive (`.pt2`) and runs it once.
+
+    The file appears under its name only after its results were found equal to the model's.
+
+    Args:
+        place: The model's folder, or its hub id.
+
+    Raises:
+        UserError: no model there, an unknown suffix, a missing library, or results that differ.
+    """
+    kinds = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}
+    if file.suffix not in kinds:
+        raise UserError(f"{file}: unknown kind {file.suffix!r}; expected .onnx or .pt2")
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}")
+    write, run = kinds[file.suffix]
+    folder = locate(place)
+    model = Exportable(DynamoNet.from_pretrained(folder))
+    description = describe(read_description(folder), model)
+    config = model.model.config
+    shape = (3, config.num_frames, config.frame_px, config.frame_px)
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.rand(3, *shape, generator=generator)
+    growing = file.with_name(f".incomplete-{file.name}")
+    try:
+        with torch.no_grad():
+            write(model, clips[:2], description, growing)
+            found = run(growing, clips)  # another batch size than it was traced with
+            difference = max(_difference(a, b) for a, b in zip(model(clips), found, strict=True))
+        if not difference < TOLERANCE:
+            raise UserError(
+                f"{file}: not written, its results differ from the model's by {difference:.2g} "
+                f"(at most {TOLERANCE:g} was expected); report this with the model's description"
+            )
+        growing.replace(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error}") from None
+    finally:
+        growing.unlink(missing_ok=True)
+    return Exported(file, difference)
+
+
+def describe(saved: dict[str, Any], model: Exportable) -> dict[str, Any]:
+    """Returns what someone who has only the file must know: input, preprocessing, outputs."""
+    config, clips = model.model.config, saved.get("clips", {})
+    seconds = clips.get("stride_seconds")
+    spacing = {"seconds": seconds} if seconds else {"frames": clips.get("stride_frames", 1)}
+    canvas = clips.get("canvas_px", config.frame_px)
+    return {
+        "input": {
+            "name": "clip",
+            "shape": ["batch", 3, config.num_frames, config.frame_px, config.frame_px],
+            "dtype": "float32",
+            "colour": "RGB, 0 = black, 1 = white",
+            "between_frames": spacing,
+            "crop": f"largest centred square, scaled to {canvas} px, of which the middle "
+            f"{min(config.frame_px, canvas)} px scaled to {config.frame_px} px",
+            "normalisation": f"inside: (clip - {MEAN}) / {STD}",
+        },
+        "outputs": list(model.names),
+        "classes": saved.get("classes", []),
+        "model": saved["model"],
+        "run": saved.get("run"),
+    }
+
+
+def read_exported(file: Path) -> dict[str, Any]:
+    """Reads the description inside an exported file."""
+    if file.suffix == ".onnx":
+        return json.loads(_onnx_session(file).get_modelmeta().custom_metadata_map[METADATA])
+    extra = {EXTRA_FILE: ""}
+    torch.export.load(file, extra_files=extra)
+    return json.loads(extra[EXTRA_FILE])
+
+
+def _write_pt2(model: Exportable, clip: Tensor, description: dict[str, Any], file: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (clip,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, file, extra_files={EXTRA_FILE: json.dumps(description)})
+
+
+def _run_pt2(file: Path, clip: Tensor) -> tuple[Tensor, ...]:
+    return torch.export.load(file).module()(clip)
+
+
+def _write_onnx(model: Exportable, clip: Tensor, description: dict[str, Any], file: Path) -> None:
+    _need("onnxscript")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own internals
+        program = torch.onnx.export(
+            model,
+            (clip,),
+            dynamo=True,
+            input_names=["clip"],
+            output_names=list(model.names),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props[METADATA] = json.dumps(description)
+    program.save(file)
+
+
+def _run_onnx(file: Path, clip: Tensor) -> tuple[Tensor, ...]:
+    found = _onnx_session(file).run(None, {"clip": clip.numpy()})
+    return tuple(torch.from_numpy(value) for value in found)
+
+
+def _onnx_session(file: Path) -> Any:
+    return _need("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def _need(library: str) -> Any:
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise UserError(
+            f"ONNX needs {library}, which is not installed:\n  pip install 'dynamonet[onnx]'"
+        ) from None
+
+
+def _difference(wanted: Tensor, found: Tensor) -> float:
+    return float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-6))
+
+
+def main(argv: list[str]) -> Exported:
+    """Exports a model as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dynamonet.export",
+        description="Writes a model for use elsewhere, preprocessing and labels inside.",
+    )
+    parser.add_argument("model", help="folder of a model, or its Hugging Face hub id")
+    parser.add_argument("--output", type=Path, required=True, help="FILE.onnx or FILE.pt2")
+    options = parser.parse_args(argv)
+    done = export(options.model, options.output)
+    print(f"{done.file}: {done.file.stat().st_size / 1e6:.1f} MB")
+    print(f"its results differ from the model's by at most {done.difference:.1g} (relative)")
+    for key, value in read_exported(done.file)["input"].items():
+        print(f"  {key}: {value}")
+    return done
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,102 @@
+"""A model on disk or on a hub: weights (safetensors) and the JSON that rebuilds it.
+
+Nothing is unpickled: safetensors hold numbers, the description is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynamonet.errors import UserError
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
+
+
+def write_model(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Writes a model into a folder, made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: value.contiguous() for name, value in weights.items()}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps({"format_version": FORMAT_VERSION, **description}, indent=2)
+    (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
+
+
+def locate(place: str | Path) -> Path:
+    """Returns a model's folder; a Hugging Face hub id is downloaded, once.
+
+    Args:
+        place: A folder, or `owner/name` or `owner/name@revision` on the hub.
+
+    Raises:
+        UserError: neither; or it looks like a hub id and `huggingface_hub` is not installed.
+    """
+    folder = Path(place).expanduser().absolute()
+    found = None if folder.exists() else _HUB_ID.fullmatch(str(place))
+    if found is None:
+        return folder
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError(
+            f"{place}: no such folder. To take it for a model on the Hugging Face hub:\n"
+            "  pip install 'dynamonet[hub]'"
+        ) from None
+    repo, revision = found["repo"], found["revision"]
+    try:
+        for name in (WEIGHTS, DESCRIPTION):
+            file = hf_hub_download(repo, name, revision=revision)
+    except Exception as error:  # the library raises its own, requests' and the system's errors
+        raise UserError(
+            f"{place}: no folder here and not to be had from the hub: {error}"
+        ) from None
+    return Path(file).parent
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads the JSON beside a model's weights.
+
+    Raises:
+        UserError: no such file, damaged, or written by a newer version.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no model here (expected {DESCRIPTION} and {WEIGHTS}, as pretraining and "
+            "fine-tuning write them)"
+        )
+    try:
+        description = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not JSON: {error}") from None
+    if not isinstance(description, dict) or "model" not in description:
+        raise UserError(f"{path}: expected a JSON object with the key `model`")
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: model format {version!r}; this version reads {FORMAT_VERSION}. "
+            "Update dynamonet, or save the model again with this version."
+        )
+    return description
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads a model's weights.
+
+    Raises:
+        UserError: no such file, or damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
+    except Exception as error:  # safetensors raises its own untyped errors
+        raise UserError(f"{path}: damaged: {error}") from None
