@@ -20,8 +20,9 @@ from fractions import Fraction
 
 from data_prep.labels import Label
 from data_prep.settings import EncodeSettings, PrepSettings
-from data_prep.sources import Facts, Source, printable
-from data_prep.transcode import Stretch, output_rate
+from data_prep.sources import Facts
+from dynamonet.video.files import Source, printable
+from dynamonet.video.steady import Stretch, output_rate
 
 BITS_PER_PIXEL = 0.23  # of our encodings at crf 23. Source: measured on 316 sports clips
 PIECES_A_TAR = 16  # at least: more would make tars more equal and cost a seek each
@@ -116,13 +117,13 @@ def _equal_parts(pieces: list[tuple[Piece, float]], most: float) -> list[list[Pi
 def bytes_per_second(facts: Facts, encode: EncodeSettings) -> float:
     """Estimates how many bytes a second of this source takes once encoded."""
     factor = min(1.0, encode.short_side_px / min(facts.width, facts.height))
-    pixels = facts.width * facts.height * factor**2 * float(output_rate(facts.fps, encode))
+    pixels = facts.width * facts.height * factor**2 * float(output_rate(facts.fps, encode.max_fps))
     return pixels * BITS_PER_PIXEL / 8 * 2 ** ((23 - encode.crf) / CRF_HALVES)
 
 
 def _stretches(facts: Facts, settings: PrepSettings) -> list[tuple[int, Stretch]]:
     """Cuts a source into pieces; the last is open, because headers lie about length."""
-    rate = output_rate(facts.fps, settings.encode)
+    rate = output_rate(facts.fps, settings.encode.max_fps)
     segment = Fraction(max(1, round(settings.segment_seconds * rate))) / rate
     piece_seconds = settings.shard_mb * 1e6 / bytes_per_second(facts, settings.encode)
     per_piece = max(1, int(piece_seconds / PIECES_A_TAR / float(segment)))

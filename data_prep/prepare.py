@@ -15,12 +15,13 @@ import pyarrow as pa
 from data_prep.labels import Labelling, read_labels
 from data_prep.plan import ShardPlan, plan_shards
 from data_prep.settings import PrepSettings
-from data_prep.sources import Facts, Rejected, Source, find_sources, inspect, printable
+from data_prep.sources import Facts, Rejected, inspect
 from data_prep.write import build_shard, read_record, record_name
 from dynamonet import __version__, cluster
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.storage import Folder, is_uri
+from dynamonet.video.files import Source, find_sources, printable
 
 SOURCES = f"{index.RECORDS}/sources.parquet"  # headers and hashes, so that files are read once
 SETTINGS = f"{index.RECORDS}/settings.json"

@@ -6,21 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from dynamonet.settings import Settings
+from dynamonet.shards.settings import FrameSettings
 from dynamonet.stage import StageSettings
 
 DatasetName = Literal["ucf101", "hmdb51", "kinetics400", "folder"]
 
 
-class EncodeSettings(Settings):
+class EncodeSettings(FrameSettings):
     """How segments are scaled and encoded."""
 
-    short_side_px: int = Field(
-        default=128, ge=16, multiple_of=2, description="Shorter side of a segment; never enlarged."
-    )
-    max_fps: float = Field(
-        default=30.0, gt=0, le=240, description="Frame rate above which frames go."
-    )
     crf: int = Field(
         default=23, ge=0, le=51, description="H.264 quality: lower is better and larger."
     )

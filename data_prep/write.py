@@ -16,11 +16,13 @@ from webdataset.writer import TarWriter
 
 from data_prep.plan import Piece, ShardPlan
 from data_prep.settings import PrepSettings
-from data_prep.sources import Rejected, open_source, printable
-from data_prep.transcode import Segment, output_rate, transcode
+from data_prep.sources import Rejected
+from data_prep.transcode import Segment, transcode
 from dynamonet.shards.index import INDEX_SCHEMA, QUARANTINE_SCHEMA, RECORDS
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError
+from dynamonet.video.files import open_source, printable
+from dynamonet.video.steady import output_rate
 
 
 def build_shard(plan: ShardPlan, source: str, output: str, settings: PrepSettings) -> str:
@@ -92,7 +94,7 @@ def _samples(
             segments = transcode(
                 container,
                 piece.stretch,
-                output_rate(piece.facts.fps, settings.encode),
+                output_rate(piece.facts.fps, settings.encode.max_fps),
                 segment_seconds=settings.segment_seconds,
                 min_seconds=settings.min_seconds,
                 settings=settings.encode,

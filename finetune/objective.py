@@ -150,11 +150,13 @@ class Finetuning(Task[FinetuneSettings]):
         )
 
     def describe(self) -> dict[str, Any]:
+        shards = ShardSet.open(self.shards)
         return {
             "stage": "finetune",
             "shards": self.shards,
             "split": self.settings.split,
-            "classes": ShardSet.open(self.shards).classes,
+            "classes": shards.classes,
+            "frames": shards.frames.model_dump(mode="json"),
             "clips": self.settings.clips.model_dump(mode="json"),
         }
 

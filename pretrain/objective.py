@@ -118,7 +118,8 @@ class Pretraining(Task[PretrainSettings]):
 
     def describe(self) -> dict[str, Any]:
         clips = self.settings.clips.model_dump(mode="json")
-        return {"stage": "pretrain", "shards": self.shards, "clips": clips}
+        frames = ShardSet.open(self.shards).frames.model_dump(mode="json")
+        return {"stage": "pretrain", "shards": self.shards, "frames": frames, "clips": clips}
 
     def _reader(self, shards: ShardSet, rows: NDArray[np.int64]) -> ClipReader:
         model = self.settings.model

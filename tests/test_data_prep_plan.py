@@ -5,7 +5,8 @@ from fractions import Fraction
 
 from data_prep.plan import bytes_per_second, plan_shards
 from data_prep.settings import PrepSettings
-from data_prep.sources import Facts, Source
+from data_prep.sources import Facts
+from dynamonet.video.files import Source
 
 
 def sources(count: int, seconds: float = 30.0) -> list[tuple[Source, Facts]]:

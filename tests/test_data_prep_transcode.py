@@ -10,8 +10,9 @@ import pytest
 from conftest import REAL_DATA, moving_frames, write_video
 
 from data_prep.settings import EncodeSettings
-from data_prep.transcode import Broken, Segment, Stretch, output_rate, transcode
+from data_prep.transcode import Broken, Segment, transcode
 from dynamonet.video.decode import DecodeError, open_video, video_stream
+from dynamonet.video.steady import Stretch, output_rate
 
 SMALL = EncodeSettings(short_side_px=32, crf=10)
 WHOLE = Stretch(Fraction(0), None)
@@ -28,7 +29,7 @@ def cut(
     with open_video(str(path)) as container:
         fps = video_stream(container).average_rate
         assert fps is not None
-        rate = output_rate(Fraction(fps), settings)
+        rate = output_rate(Fraction(fps), settings.max_fps)
         found = transcode(
             container, stretch, rate, segment_seconds=seconds, min_seconds=least, settings=settings
         )

@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.settings import validate
+from dynamonet.shards.settings import FrameSettings
 from dynamonet.storage import Folder
 
 FORMAT = "dynamonet-shards"
@@ -109,6 +111,13 @@ class ShardSet:
     @property
     def num_splits(self) -> int:
         return self.card["num_splits"]
+
+    @property
+    def frames(self) -> FrameSettings:
+        """How the frames of its segments were made."""
+        encode = self.card.get("settings", {}).get("encode", {})
+        known = {key: encode[key] for key in FrameSettings.model_fields if key in encode}
+        return validate(FrameSettings, known, origin=f"{self.folder.path}/{CARD}")
 
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:

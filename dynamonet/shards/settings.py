@@ -1,10 +1,21 @@
-"""How clips are cut from segments and brought to the model. Light to import."""
+"""How videos become frames, how clips are cut of them and brought to the model. Light to import."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from dynamonet.settings import Settings
+
+
+class FrameSettings(Settings):
+    """How the frames of segments are made of a video's."""
+
+    short_side_px: int = Field(
+        default=128, ge=16, multiple_of=2, description="Shorter side of a segment; never enlarged."
+    )
+    max_fps: float = Field(
+        default=30.0, gt=0, le=240, description="Frame rate above which frames go."
+    )
 
 
 class ClipSettings(Settings):
