@@ -115,7 +115,7 @@ def decode_planes(data: bytes, indices: NDArray[np.int64], box: Box | None = Non
                 row = place.get(number)
                 if row is not None:
                     cut = box or Box(0, 0, frame.height, frame.width)
-                    y, u, v = _cut_planes(frame, cut)
+                    y, u, v = cut_planes(frame, cut)
                     if luma is None or chroma is None:
                         luma = np.empty((len(wanted), *y.shape), np.uint8)
                         chroma = np.empty((len(wanted), 2, *u.shape), np.uint8)
@@ -155,8 +155,8 @@ def _frames_from(
             yield round((frame.pts - start) / ticks), frame
 
 
-def _cut_planes(frame: av.VideoFrame, box: Box) -> tuple[Bytes, Bytes, Bytes]:
-    """Returns views of a frame's three planes inside a box."""
+def cut_planes(frame: av.VideoFrame, box: Box) -> tuple[Bytes, Bytes, Bytes]:
+    """Returns views of a yuv420p frame's three planes inside a box; they die with the frame."""
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         raise ValueError(f"expected yuv420p, found {frame.format.name}")
     if box.top + box.height > frame.height or box.left + box.width > frame.width:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from pyarrow import fs as pafs
 
 from dynamonet.errors import UserError
-from dynamonet.storage import Folder
+from dynamonet.storage import Folder, absolute, is_uri
 from dynamonet.video.decode import DecodeError, open_video, video_stream
 
 # Video endings that Python's table of types leaves out.
@@ -31,6 +31,52 @@ class Source:
     path: str  # relative, with `/`
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video to read."""
+
+    name: str  # as the user wrote it, or below the folder that the user wrote
+    folder: Folder
+    source: Source
+
+
+def find_videos(places: list[str]) -> tuple[list[VideoFile], dict[str, str]]:
+    """Finds the videos that paths stand for; returns them, and what is none with the reason.
+
+    A file is taken whatever its ending; a folder, local or remote, is searched to any depth.
+    """
+    found: dict[str, VideoFile] = {}
+    failed: dict[str, str] = {}
+    for place in places:
+        for item in _at(place):
+            if isinstance(item, VideoFile):
+                found.setdefault(item.folder.below(item.source.path), item)
+            else:
+                failed[printable(place)] = item
+    return list(found.values()), failed
+
+
+def _at(place: str) -> Iterator[VideoFile | str]:
+    """Yields the videos of one path, or the reason why there is none."""
+    where = absolute(place)
+    local = Path(where)
+    if not is_uri(where) and not local.exists():
+        yield "no such file or folder"
+    elif not is_uri(where) and not local.is_dir():
+        about = local.stat()
+        source = Source(local.name, about.st_size, about.st_mtime_ns)
+        yield VideoFile(printable(place), Folder.at(str(local.parent)), source)
+    else:
+        folder = Folder.at(where)
+        sources, others = find_sources(folder)
+        for source in sources:
+            name = f"{place.rstrip('/')}/{source.path}"
+            yield VideoFile(printable(name), folder, source)
+        if not sources:
+            kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+            yield f"no video in this folder (other files: {kinds or 'none'})"
 
 
 def find_sources(folder: Folder) -> tuple[list[Source], Counter[str]]:
@@ -60,8 +106,9 @@ def open_source(folder: Folder, source: Source) -> InputContainer:
     Raises:
         DecodeError: FFmpeg cannot open it.
     """
-    if folder.is_local and printable(source.path) == source.path:
-        return open_video(folder.below(source.path))
+    where = folder.below(source.path)
+    if folder.is_local and printable(where) == where:
+        return open_video(where)
     return open_video(open_bytes(folder, source))
 
 
