@@ -1,7 +1,9 @@
-"""Settings of stage 3."""
+"""Settings of stage 3, and what its predictions can be asked."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -56,3 +58,18 @@ class FinetuneSettings(TrainSettings):
 
     def shards_name(self) -> str:
         return self.shards or self.dataset
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `finetune/predict.py` can be asked; its --help says more."""
+
+    model: str
+    videos: list[str]
+    window_seconds: float | None
+    step_seconds: float | None
+    top: int
+    batch_size: int
+    output: Path | None
+    filmstrip: Path | None
+    features: Path | None

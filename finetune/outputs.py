@@ -1,0 +1,164 @@
+"""What a model says of videos, as files: JSON, CSV, Parquet. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+
+from dynamonet.errors import UserError
+from finetune.recognise import WindowSeen
+
+TABLE_SCHEMA = pa.schema(
+    [
+        pa.field("video", pa.string(), False),
+        pa.field("scope", pa.string(), False),  # window, or video = the mean over its windows
+        pa.field("start_seconds", pa.float64(), False),
+        pa.field("end_seconds", pa.float64(), False),
+        pa.field("rank", pa.int32(), False),  # from 1, the likeliest
+        pa.field("class_name", pa.string(), False),
+        pa.field("probability", pa.float64(), False),
+    ]
+)
+FEATURES_SCHEMA = pa.schema(
+    [
+        pa.field("video", pa.string(), False),
+        pa.field("start_seconds", pa.float64(), False),
+        pa.field("end_seconds", pa.float64(), False),
+        pa.field("features", pa.list_(pa.float32()), False),
+        pa.field("dmr", pa.list_(pa.float32()), False),
+    ]
+)
+_ROWS_HELD = 256  # feature rows that wait for being written together
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and how likely the model finds it."""
+
+    class_name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class WindowReport:
+    """The likeliest classes of a window."""
+
+    start_seconds: float
+    end_seconds: float
+    top: list[Guess]
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What the model says of a video. Frames and size are those that the model was shown."""
+
+    video: str
+    seconds: float
+    fps: float
+    frames: int
+    width: int
+    height: int
+    notes: list[str]
+    top: list[Guess]  # of the mean over windows
+    windows: list[WindowReport]
+
+
+def write_reports(
+    file: Path, model: str, classes: list[str], videos: list[VideoReport], failed: dict[str, str]
+) -> None:
+    """Writes what was found as the file's ending says.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(file) as growing:
+        if file.suffix == ".json":
+            content = {
+                "model": model,
+                "classes": classes,
+                "videos": [asdict(video) for video in videos],
+                "failed": [{"video": name, "reason": why} for name, why in failed.items()],
+            }
+            growing.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            return
+        table = pa.Table.from_pylist(list(_rows(videos)), TABLE_SCHEMA)
+        if file.suffix == ".csv":
+            pc.write_csv(table, growing)
+        else:
+            pq.write_table(table, growing, compression="zstd")
+
+
+def _rows(videos: list[VideoReport]) -> Iterator[dict[str, Any]]:
+    for video in videos:
+        parts = [("window", part) for part in video.windows]
+        for scope, part in [*parts, ("video", WindowReport(0.0, video.seconds, video.top))]:
+            for rank, guess in enumerate(part.top, 1):
+                times = {"start_seconds": part.start_seconds, "end_seconds": part.end_seconds}
+                yield {"video": video.video, "scope": scope, "rank": rank} | times | asdict(guess)
+
+
+class FeatureRows:
+    """The rows of a features file, written in groups as they come."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.count = 0
+        self._writer = writer
+        self._held: list[dict[str, Any]] = []
+
+    def add(self, video: str, window: WindowSeen) -> None:
+        """Adds a window's row."""
+        self.count += 1
+        self._held.append(
+            {
+                "video": video,
+                "start_seconds": window.start_seconds,
+                "end_seconds": window.end_seconds,
+                "features": window.seen.features,
+                "dmr": window.seen.dmr,
+            }
+        )
+        if len(self._held) == _ROWS_HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that are held."""
+        self._writer.write_table(pa.Table.from_pylist(self._held, FEATURES_SCHEMA))
+        self._held.clear()
+
+
+@contextmanager
+def features_file(file: Path) -> Iterator[FeatureRows]:
+    """Yields the rows of a Parquet file that takes its name on a clean exit.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(file) as growing, pq.ParquetWriter(growing, FEATURES_SCHEMA) as writer:
+        rows = FeatureRows(writer)
+        yield rows
+        rows.flush()
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Yields a path beside `file` to write to; it takes the file's name on a clean exit.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    growing = file.with_name(f".incomplete-{file.name}")
+    try:
+        yield growing
+        growing.replace(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None
+    finally:
+        growing.unlink(missing_ok=True)
