@@ -63,7 +63,9 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     assert len(rows) == scores["videos"] and {row["clips"] for row in rows} == {2}
     assert np.mean([row["correct"] for row in rows]) == pytest.approx(scores["top1"])
     assert DynamoNet.from_pretrained(folder / "model").config.num_classes == 2
-    assert json.loads((folder / "model/model.json").read_text())["classes"] == ["left", "right"]
+    about = json.loads((folder / "model/model.json").read_text())
+    assert about["classes"] == ["left", "right"]
+    assert about["frames"] == {"short_side_px": 32, "max_fps": 30.0}  # as the shards' were made
 
 
 def test_a_model_is_found_by_folder_and_by_run_id(pretrained: Path) -> None:

@@ -29,7 +29,9 @@ def joined(first: Path, second: Path, target: Path) -> Path:
     return target
 
 
-def brightness(path: Path, rate: int, short_side_px: int = 32) -> tuple[list[float], set[object]]:
+def brightness(
+    path: Path, rate: int, short_side_px: int = 32
+) -> tuple[list[float], set[tuple[int, int, str]]]:
     with open_video(str(path)) as container:
         frames = list(steady_frames(container, WHOLE, Fraction(rate), short_side_px))
     good = [frame for frame in frames if not isinstance(frame, Damage)]
