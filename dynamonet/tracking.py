@@ -75,17 +75,22 @@ class TrackedRun:
         batch = [RunTag(TAG + key, value) for key, value in tags.items()]
         self.client.log_batch(self.run_id, tags=batch)
 
-    def log_metrics(self, rows: Mapping[int, Mapping[str, float]]) -> None:
+    def log_metrics(
+        self, rows: Mapping[int, Mapping[str, float]], *, after: Mapping[str, int] | None = None
+    ) -> None:
         """Logs metrics of several steps in as few calls as possible.
 
         Args:
             rows: step -> name -> value.
+            after: Last step of each metric that stands there already, and is not logged again.
         """
+        known = after or {}
         now = int(time.time() * 1000)
         metrics = [
             Metric(name, float(value), now, step)
             for step, values in rows.items()
             for name, value in values.items()
+            if step > known.get(name, -1)
         ]
         client = self.client
         for first in range(0, len(metrics), _BATCH):
@@ -106,9 +111,12 @@ class TrackedRun:
     def log_folder(self, folder: Path, name: str) -> None:
         self.client.log_artifacts(self.run_id, str(folder), name)
 
-    def last_step(self, metric: str) -> int:
-        """Returns the last step at which a metric was logged, 0 if never."""
-        return max((m.step for m in self.client.get_metric_history(self.run_id, metric)), default=0)
+    def last_steps(self) -> dict[str, int]:
+        """Returns the last step at which each metric was logged."""
+        client = self.client
+        names = client.get_run(self.run_id).data.metrics
+        histories = ((name, client.get_metric_history(self.run_id, name)) for name in names)
+        return {name: max(m.step for m in history) for name, history in histories}
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Returns the last value of each metric whose name begins with a prefix, without it."""

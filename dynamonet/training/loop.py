@@ -71,11 +71,14 @@ class Task(ABC, Generic[S]):
         """Returns the reader of the training clips."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+    ) -> tuple[Tensor, Sums]:
         """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
 
         Args:
             frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
+            ceiling: Also measure what the best shared filters would reach, on one clip.
         """
 
     @abstractmethod
@@ -126,8 +129,9 @@ class Training:
         self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.task.rate_groups(self.model), settings.optimizer)
         self.reader = self.task.training_data()
-        size = self.model.config.frame_px
-        example = torch.zeros(1, 3, self.model.config.num_frames, size, size, device=rank.device)
+        size, clips = self.model.config.frame_px, settings.loader.batch_size // rank.count
+        shape = (clips, 3, self.model.config.num_frames, size, size)
+        example = torch.zeros(shape, device=rank.device)
         self.precision = choose_precision(
             self.model, example, settings.precision, rank, settings.wrong_gradients
         )
@@ -142,6 +146,9 @@ class Training:
             self.model.trunk.compile()
         self.parallel = prepare_model(self.model)
         self.window = Window(rank)
+        # a run that was killed may have logged more steps than its checkpoint holds
+        resumed = self.state.step > 0 and rank.leads
+        self.logged = job.run.last_steps() if resumed else {}
         self.failed = 0
 
     def run(self) -> None:
@@ -178,7 +185,9 @@ class Training:
         frames = render(batch.to(self.rank.device), self.model.config.frame_px)
         self.parallel.train()
         with self.precision.autocast():
-            loss, sums = self.task.loss(self.parallel, frames, batch)
+            loss, sums = self.task.loss(
+                self.parallel, frames, batch, ceiling=self._is_due(step + 1)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -206,7 +215,7 @@ class Training:
             rows[done] |= {"epoch/number": done / self.plan.steps}
             self.state.epoch_sums = {}
         if self.rank.leads:
-            self.job.run.log_metrics(rows)
+            self.job.run.log_metrics(rows, after=self.logged)
             if self._is_due(done):
                 self.job.progress.step(done, self.total_steps, rows[done])
 
@@ -217,7 +226,7 @@ class Training:
             found = self.task.evaluate(self.model, self.rank, self.precision)
         if self.rank.leads:
             run = self.job.run
-            run.log_metrics({done: found.metrics})
+            run.log_metrics({done: found.metrics}, after=self.logged)
             for name, figure in found.figures.items():
                 run.log_figure(figure, f"{name.format(step=done)}")
             for name, content in found.files.items():
