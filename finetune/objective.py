@@ -103,6 +103,7 @@ class Finetuning(Task[FinetuneSettings]):
             num_frames=config.num_frames + config.frames_beyond,
             loop_short=True,  # every labelled video counts, however short
             eval_side=min(1.0, config.frame_px / self.settings.clips.canvas_px),
+            loader=self.settings.loader,
         )
 
     def loss(

@@ -130,6 +130,7 @@ class Pretraining(Task[PretrainSettings]):
             num_frames=model.num_frames + model.frames_beyond,
             loop_short=False,
             eval_side=min(1.0, model.frame_px / self.settings.clips.canvas_px),
+            loader=self.settings.loader,
         )
 
     def _evaluation_reader(self) -> ClipReader:

@@ -78,6 +78,7 @@ class ShardSet:
     folder: Folder
     card: dict[str, Any]
     table: pa.Table  # INDEX_SCHEMA, in the order of the index file
+    tars: pa.Table  # SHARDS_SCHEMA
 
     @classmethod
     def open(cls, path: str) -> ShardSet:
@@ -91,7 +92,7 @@ class ShardSet:
         card = read_card(folder)
         shards = read_table(folder, SHARDS)
         _check_sizes(folder, shards, rebuild_command(card, folder))
-        return cls(folder, card, read_table(folder, INDEX))
+        return cls(folder, card, read_table(folder, INDEX), shards)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -206,9 +207,9 @@ def rebuild_command(card: dict[str, Any], folder: Folder) -> str:
 
 
 def _check_sizes(folder: Folder, shards: pa.Table, command: str) -> None:
-    wrong = []
+    wrong, there = [], folder.sizes()
     for name, size in zip(shards["shard"].to_pylist(), shards["bytes"].to_pylist(), strict=True):
-        found = folder.size(name)
+        found = there.get(name)
         if found != size:
             state = "missing" if found is None else f"{found:,} bytes instead of {size:,}"
             wrong.append(f"{folder.path}/{name}: {state}")

@@ -42,7 +42,8 @@ MOST_PROCESSES = 16  # one decodes about 250 clips/s, so more than these would o
 # what may change between a run and its resumption without making it another run
 FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
-    "keep_checkpoints checkpoint_every_steps loader.processes loader.prefetch_batches".split()
+    "keep_checkpoints checkpoint_every_steps loader.processes loader.prefetch_batches "
+    "loader.cache_gb".split()
 )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
-from dynamonet.shards.order import EpochPlan, sample_seed
+from dynamonet.shards.order import sample_seed
 from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
 from dynamonet.tracking import TrackedRun
 from dynamonet.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
@@ -137,9 +137,7 @@ class Training:
         )
         self.scaler = self.precision.scaler()
         self.state = self._restore()
-        self.plan = EpochPlan(
-            len(self.reader.rows), settings.loader.batch_size, rank.count, settings.seed
-        )
+        self.plan = self.reader.plan(settings.loader, rank.count, settings.seed)
         self.total_steps = settings.total_steps(self.plan.steps)
         self.compiled = settings.compiles(rank.device.type, self.total_steps)
         if self.compiled:
@@ -269,6 +267,7 @@ class Training:
             f"{reader.too_short:,} segments shorter than a clip",
             f"batch    {plan.global_batch} = {plan.batch_size} x {self.rank.count} workers, "
             f"{self.job.processes} loader processes and {self.job.threads} threads each",
+            f"order    {self._order()}",
             f"device   {self.rank.device}, channels last, {self.precision}, "
             f"{'compiled' if self.compiled else 'not compiled'}",
         ]
@@ -276,6 +275,16 @@ class Training:
             lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
         for line in lines:
             self.job.progress.say(line)
+
+    def _order(self) -> str:
+        loader, cache = self.settings.loader, self.reader.tars.cache
+        order = "all samples shuffled"
+        if self.plan.windows is not None:
+            order = f"samples shuffled within {loader.window_tars} tars at a time"
+        kept = (
+            "" if cache is None else f"; tars kept in {cache.home}, at most {loader.cache_gb:g} GB"
+        )
+        return order + kept
 
     def _count_failures(self, batch: ClipBatch) -> None:
         for failure in batch.failures:
