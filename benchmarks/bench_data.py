@@ -3,12 +3,14 @@
     make bench-data                  on rendered videos
     VIDEOS=DIR make bench-data       on your own
 
-Each loader gives batches of 8 clips of 16 x 112 x 112, RGB, normalised, randomly placed, cropped and
-mirrored, on the same number of processes. They are run in turns.
+Each loader gives batches of 8 clips of 16 x 112 x 112, RGB, normalised, randomly placed, cropped
+and mirrored, on the same number of processes. They are run in turns. torchcodec and decord take
+part where they are installed: pip install -e '.[bench]', and FFmpeg's libraries for torchcodec.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import random
@@ -74,9 +76,8 @@ class TorchCodec(Files):
     """torchcodec, the frames by their numbers."""
 
     def decode(self, file: str) -> Tensor:
-        from torchcodec.decoders import VideoDecoder
-
-        decoder = VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="approximate")
+        torchcodec: Any = importlib.import_module("torchcodec.decoders")
+        decoder = torchcodec.VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="approximate")
         first = random.randrange(len(decoder) - FRAMES + 1)
         return decoder.get_frames_in_range(first, first + FRAMES).data
 
@@ -85,8 +86,7 @@ class Decord(Files):
     """decord, the frames by their numbers."""
 
     def decode(self, file: str) -> Tensor:
-        import decord
-
+        decord: Any = importlib.import_module("decord")
         reader = decord.VideoReader(file, num_threads=1)
         first = random.randrange(len(reader) - FRAMES + 1)
         frames = reader.get_batch(list(range(first, first + FRAMES))).asnumpy()
@@ -144,7 +144,7 @@ def pytorchvideo_dataset(files: list[str]) -> Any:
     from pytorchvideo.data import LabeledVideoDataset, make_clip_sampler
 
     sampler = make_clip_sampler("random", FRAMES / frame_rate(files[0]))
-    paths = [(file, {"label": 0}) for file in files * (1 + CLIPS // len(files))]
+    paths: Any = [(file, {"label": 0}) for file in files * (1 + CLIPS // len(files))]
     return LabeledVideoDataset(paths, sampler, transform=of_pytorchvideo, decode_audio=False)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +44,7 @@ class TarCache:
         with _locked(path.with_name(f".{name}.lock")):
             if not path.exists() or path.stat().st_size != size:
                 self._make_room(size)
-                growing = path.with_name(f".{name}.{uuid.uuid4().hex}")
+                growing = path.with_name(f".{name}.incomplete")  # one writer: the lock
                 try:
                     source = folder.fs.open_input_stream(folder.below(name))
                     with source, growing.open("wb") as out:
