@@ -18,7 +18,8 @@ from dynamonet.settings import load
 from dynamonet.storage import Folder, absolute
 
 if TYPE_CHECKING:
-    from data_prep.prepare import OnProgress, Report
+    from data_prep.prepare import Report
+    from data_prep.records import OnProgress
     from dynamonet.tracking import TrackedRun
 
 EXAMPLES = """examples:
@@ -26,6 +27,7 @@ EXAMPLES = """examples:
   python data_prep/shard.py --source UCF-101 --dataset ucf101 --lists ucfTrainTestlist
   python data_prep/shard.py --source own --dataset folder --output own    class-named subfolders
 """
+UNITS = {"reading headers": "videos/s", "checking sources": "videos/s", "checking tars": "MB/s"}
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +57,7 @@ def shard(settings: PrepSettings) -> None:
     output = settings.output_path()
     console.print(f"videos   {absolute(settings.source or '')}\nshards   {output}", soft_wrap=True)
     try:
-        with cluster.connected(), _progress(console) as on_progress:
+        with cluster.connected(), progress_bars(console) as on_progress:
             report = prepare(settings, on_progress)
     except KeyboardInterrupt:
         Folder.at(output).clear_incomplete()
@@ -98,7 +100,8 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[OnProgress]:
+def progress_bars(console: Console) -> Iterator[OnProgress]:
+    """Shows a bar with its rate for each kind of work that is reported."""
     columns = (TextColumn("{task.description:16}"), BarColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         tasks: dict[str, tuple[TaskID, float]] = {}
@@ -108,14 +111,14 @@ def _progress(console: Console) -> Iterator[OnProgress]:
                 tasks[what] = progress.add_task(what, total=total, rate=""), time.monotonic()
             task, began = tasks[what]
             spent = max(time.monotonic() - began, 1e-3)
-            unit = "videos/s" if what == "reading headers" else "x real time"
+            unit = UNITS.get(what, "x real time")
             progress.update(task, completed=done, total=total, rate=f"{done / spent:,.0f} {unit}")
 
         yield on_progress
 
 
 def _print_report(console: Console, report: Report) -> None:
-    from data_prep.prepare import quarantine_counts
+    from data_prep.assemble import quarantine_counts
 
     counts = report.card["counts"]
     table = Table("", "count", title="Stage 1", title_justify="left")

@@ -90,7 +90,9 @@ def test_running_again_makes_only_what_is_missing(
     assert {p: p.stat().st_mtime_ns for p in output.glob("*.tar")} == times
     lost = sorted(output.glob("*.tar"))[0]
     lost.write_bytes(lost.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"(?s)1,000 bytes instead of .*data_prep/shard.py"):
+    with pytest.raises(
+        UserError, match=r"(?s)1,000 bytes instead of .*data_prep/verify.py .* --repair"
+    ):
         ShardSet.open(str(output))
     again = prepare(video_folder, output)
     assert tars(output) == before and again.digest == first.digest

@@ -191,7 +191,7 @@ def test_a_truncated_tar_is_named_with_the_command_that_rebuilds_it(
     shutil.copytree(shard_set, copy)
     victim = sorted(copy.glob("*.tar"))[0]
     victim.write_bytes(victim.read_bytes()[:-5000])
-    with pytest.raises(UserError, match=rf"(?s){victim.name}.*data_prep/shard.py --source"):
+    with pytest.raises(UserError, match=rf"(?s){victim.name}.*data_prep/verify.py .* --repair"):
         train(copy)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
+from dynamonet.shards.index import repair_command
 from dynamonet.shards.order import sample_seed
 from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
 from dynamonet.tracking import TrackedRun
@@ -295,7 +296,7 @@ class Training:
             raise UserError(
                 f"{self.failed} samples could not be read, more than "
                 f"loader.max_failed_share = {self.settings.loader.max_failed_share:g} of an epoch. "
-                "Check the shards: run stage 1 again on the same output."
+                f"Check the shards: {repair_command(self.reader.tars.folder)}"
             )
 
     def _is_due(self, done: int) -> bool:
