@@ -43,14 +43,14 @@ class TarCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{name}.lock")):
             if not path.exists() or path.stat().st_size != size:
-                self._make_room(size)
                 growing = path.with_name(f".{name}.incomplete")  # one writer: the lock
+                self._reserve(growing, size)
                 try:
                     source = folder.fs.open_input_stream(folder.below(name))
-                    with source, growing.open("wb") as out:
+                    with source, growing.open("r+b") as out:
                         shutil.copyfileobj(source, out, _BLOCK)
-                    if growing.stat().st_size != size:
-                        found = growing.stat().st_size
+                        found = out.tell()
+                    if found != size:
                         raise OSError(f"{name}: {found:,} bytes came instead of {size:,}")
                     growing.replace(path)
                 finally:
@@ -58,16 +58,20 @@ class TarCache:
             os.utime(path)  # used now
         return path
 
-    def _make_room(self, needed: int) -> None:
+    def _reserve(self, growing: Path, size: int) -> None:
+        """Makes room for a file and takes it at once, so that others count it while it grows."""
         with _locked(self.home / ".lock"):
-            tars = [(f.stat(), f) for f in self.home.glob("*/*.tar")]
-            tars.sort(key=lambda item: item[0].st_mtime)
-            held = sum(stat.st_size for stat, _ in tars)
-            for stat, file in tars:
-                if held + needed <= self.limit_bytes:
-                    return
+            found = [(f.stat(), f) for f in self.home.glob("*/*.tar")]
+            found.sort(key=lambda item: item[0].st_mtime)
+            reserved = sum(f.stat().st_size for f in self.home.glob("*/.*.incomplete"))
+            held = reserved + sum(stat.st_size for stat, _ in found)
+            for stat, file in found:
+                if held + size <= self.limit_bytes:
+                    break
                 file.unlink(missing_ok=True)  # who has it open reads on
                 held -= stat.st_size
+            with growing.open("wb") as out:
+                out.truncate(size)
 
 
 @dataclass
