@@ -200,7 +200,7 @@ def answering_soon() -> Iterator[None]:
 
     What the user set in these variables stays.
     """
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
     ours = {key: value for key, value in wanted.items() if key not in os.environ}
     os.environ.update(ours)
     try:

@@ -50,7 +50,7 @@ def test_a_machine_that_is_ready_passes_and_keeps_nothing(
     assert f"{shard_set}: 12 segments" in only(found, "shards").text
     assert "will be made by the first run" in only(found, "tracking").text
     assert "storage shared" in only(found, "ray nodes").text
-    assert "1 training workers with" in only(found, "resources").text
+    assert "num_workers = 1 with" in only(found, "resources").text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -73,7 +73,8 @@ def engine(settings: PreflightSettings) -> list[Check]:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         have = ray.cluster_resources()
         where = f"{address.value} ({address.source})" if address else "the Ray of this process"
-        size = f"{len(nodes)} nodes, {have.get('CPU', 0):.0f} CPU, {have.get('GPU', 0):.0f} GPU"
+        counts = {"nodes": len(nodes), "CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0)}
+        size = ", ".join(f"{what} {count:.0f}" for what, count in counts.items())
         checks = [Check("pass", "ray", f"{where}: {size}")]
         checks += _resources(settings, have, "the cluster")
         return checks + _nodes(settings, [node["NodeID"] for node in nodes])
@@ -132,8 +133,8 @@ def _resources(settings: PreflightSettings, have: Mapping[str, float], what: str
         text, _, remedy = str(error).partition(". ")
         return [Check("fail", "resources", text, remedy or "change one of the two settings")]
     gpu = " and a GPU" if scaling.use_gpu else ""
-    each = f"{settings.num_workers} training workers with {cpus} CPU{gpu} each"
-    return [Check("pass", "resources", f"{each} fit {what}")]
+    text = f"num_workers = {settings.num_workers} with {cpus} CPU{gpu} each fits {what}"
+    return [Check("pass", "resources", text)]
 
 
 def _nodes(settings: PreflightSettings, node_ids: list[str]) -> list[Check]:
@@ -223,5 +224,7 @@ def compare(here: dict[str, Any], node: str, there: dict[str, Any] | str) -> Che
             text = f"{host} does not see the {key} that this machine sees"
             remedy = "put results and shards on storage that every node mounts at the same path"
             return Check("fail", name, text, remedy)
-    where = "here" if there["folder"] == here["folder"] else there["folder"]
-    return Check("pass", name, f"same Python and code, storage shared; workers run in {where}")
+    text = "same Python and code as here, storage shared"
+    if there["folder"] != here["folder"]:
+        text += f"; workers run in {there['folder']}"
+    return Check("pass", name, text)
