@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data_prep.settings import PrepSettings
 from dynamonet.errors import UserError, run_entry
+from dynamonet.origin import DatasetUse
 from dynamonet.settings import load
 from dynamonet.storage import Folder, absolute
 
@@ -78,6 +79,7 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
 
     folder, card = Folder.at(settings.output_path()), report.card
     name = settings.name or folder.path.rsplit("/", 1)[-1]
+    made = DatasetUse(name, folder.path, card["digest"], "output")
     run = tracking.start_run(
         "data_prep",
         name,
@@ -86,14 +88,14 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         runs_path=settings.runs_path(),
         results=folder.path,
         parents=[],
-        datasets=[tracking.DatasetUse(name, folder.path, card["digest"], "output")],
+        datasets=[made],
         started=started,
     )
     with tracking.closing(run):
         counts = {k: v for k, v in card["counts"].items() if isinstance(v, int | float)}
         seconds = time.time() - started
         run.log_metrics({0: {**counts, "wall_seconds": seconds, "shards_built": report.built}})
-        card["run"] = {"id": run.run_id, "tracking_uri": run.uri}
+        card["run"] = run.origin("data_prep", folder.path, [made], [], started).to_json()
         index.write_card(folder, card)
         run.log_text(json.dumps(card, indent=2), index.CARD)
     return run

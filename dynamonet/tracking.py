@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from dynamonet.errors import UserError
+from dynamonet.origin import DatasetUse, Origin, utc
 from dynamonet.settings import Settings, flatten, to_yaml
 from dynamonet.stage import code_version
 from dynamonet.storage import is_uri
@@ -44,18 +45,9 @@ if TYPE_CHECKING:
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables"
 
 TAG = "dynamonet."
+STORE = "mlflow.db"  # the SQLite file in the folder of results
 _PARAM_CHARS = 6000  # MLflow's limit on a parameter's value
 _BATCH = 1000  # MLflow's limit on metrics in one call
-
-
-@dataclass(frozen=True)
-class DatasetUse:
-    """A shard set that a run made or read."""
-
-    name: str
-    path: str
-    digest: str
-    context: str  # "output", "training", "evaluation"
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,27 @@ class TrackedRun:
     @property
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
+
+    def origin(
+        self,
+        stage: str,
+        results: str,
+        datasets: Sequence[DatasetUse],
+        parents: Sequence[Origin],
+        started: float | None = None,
+    ) -> Origin:
+        """Returns the record of this run that goes with its files; see `start_run`."""
+        return Origin(
+            self.run_id,
+            self.uri,
+            stage,
+            self.name,
+            folder=results,
+            started=utc(started or time.time()),
+            code=code_version(),
+            datasets=tuple(datasets),
+            parents=tuple(parents),
+        )
 
     def tag(self, **tags: str) -> None:
         batch = [RunTag(TAG + key, value) for key, value in tags.items()]
@@ -148,7 +161,19 @@ class TrackedRun:
 
 
 def tracking_uri(runs_path: str) -> str:
-    """Returns $MLFLOW_TRACKING_URI, or the SQLite file in the folder of results.
+    """Returns $MLFLOW_TRACKING_URI, or the SQLite file in the folder of results, which is made.
+
+    Raises:
+        UserError: as `store_uri`.
+    """
+    uri = store_uri(runs_path)
+    if sqlite_file(uri) == Path(runs_path) / STORE:
+        Path(runs_path).mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+def store_uri(runs_path: str) -> str:
+    """Returns what `tracking_uri` does, and makes nothing.
 
     Raises:
         UserError: results are remote and no tracking server is named: SQLite needs a local disk.
@@ -161,8 +186,28 @@ def tracking_uri(runs_path: str) -> str:
             f"results go to {runs_path}, where MLflow's SQLite file cannot lie: "
             "name a tracking server in MLFLOW_TRACKING_URI"
         )
-    Path(runs_path).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{runs_path}/mlflow.db"
+    return f"sqlite:///{runs_path}/{STORE}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Returns the file of a SQLite store; None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def answering_soon() -> Iterator[None]:
+    """Bounds the wait for a tracking server to seconds, where MLflow would try for minutes.
+
+    What the user set in these variables stays.
+    """
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+    ours = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
 
 
 def start_run(

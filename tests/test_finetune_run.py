@@ -12,6 +12,7 @@ import torch
 from conftest import TINY_MODEL
 from mlflow import MlflowClient
 
+from dynamonet import lineage
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
@@ -64,6 +65,10 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     assert np.mean([row["correct"] for row in rows]) == pytest.approx(scores["top1"])
     assert DynamoNet.from_pretrained(folder / "model").config.num_classes == 2
     assert json.loads((folder / "model/model.json").read_text())["classes"] == ["left", "right"]
+    traced = lineage.main([str(folder / "model")])
+    before, shards = traced.parents
+    assert (before.id, shards.id) == (parent, card["run"]["id"]) and before.parents == [shards]
+    assert not [*traced.changed, *before.changed, *shards.changed]
 
 
 def test_a_model_is_found_by_folder_and_by_run_id(pretrained: Path) -> None:

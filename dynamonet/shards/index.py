@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.origin import Origin
 from dynamonet.storage import Folder
 
 FORMAT = "dynamonet-shards"
@@ -103,6 +104,11 @@ class ShardSet:
     def digest(self) -> str:
         """Digest of the content: the same for the same samples, wherever they lie."""
         return self.card["digest"]
+
+    @property
+    def origin(self) -> Origin | None:
+        """The run that made the set, if the card names it."""
+        return Origin.read(self.card.get("run"))
 
     @property
     def classes(self) -> list[str]:

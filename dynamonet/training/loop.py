@@ -105,6 +105,7 @@ class Job:
 
     task: Task[Any]
     run: TrackedRun
+    origin: dict[str, Any]  # goes with the model
     progress: Progress
     processes: int  # loader processes of each worker
     threads: int  # threads of each worker's arithmetic
@@ -242,8 +243,7 @@ class Training:
             ray.train.report({}, checkpoint=None, checkpoint_dir_name=name)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                run = {"id": self.job.run.run_id, "tracking_uri": self.job.run.uri}
-                extra = {**self.task.describe(), "run": run}
+                extra = {**self.task.describe(), "run": self.job.origin}
                 save_checkpoint(Path(folder), self.model, self.optimizer, self.state, extra)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
                 metrics = {"step": done, "total_steps": self.total_steps}

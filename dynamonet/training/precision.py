@@ -100,7 +100,7 @@ def choose_precision(
     Raises:
         UserError: some layers have wrong gradients and `wrong_gradients` is refuse.
     """
-    name = _fastest(rank.device) if wanted == "auto" else wanted
+    name = fastest_format(rank.device) if wanted == "auto" else wanted
     dtype, kind = _DTYPES[name], rank.device.type
     if dtype == torch.float32:
         return Precision(dtype, kind)
@@ -189,7 +189,8 @@ def _conv_inputs(model: nn.Module, clip: Tensor) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _fastest(device: torch.device) -> str:
+def fastest_format(device: torch.device) -> str:
+    """Returns the format that a device multiplies fastest and that trains well."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if _cpu_has_bf16() else "fp32"
