@@ -53,7 +53,7 @@ def frames() -> Tensor:
 def tuned(model: nn.Module) -> tuple[nn.Module, Precision]:
     """Returns a model laid out as the trainer does it, with the precision that it chooses."""
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return model, choose_precision(model, frames()[:1, :, :FRAMES], "auto", CPU)
+    return model, choose_precision(model, frames()[:, :, :FRAMES], "auto", CPU)
 
 
 def network(kind: str, side: int = 5) -> DynamoNet:
@@ -164,12 +164,13 @@ def conv_rate(model: DynamoNet, precision: Precision) -> ConvRate:
     """Times every convolution of the trunk on its own input, forward and backward, as it is run."""
     inputs: dict[str, Tensor] = {}
     layers = {n: m for n, m in model.trunk.named_modules() if isinstance(m, nn.Conv3d)}
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, given, name=name: inputs.__setitem__(name, given[0].detach())
-        )
-        for name, layer in layers.items()
-    ]
+    hooks = []
+    for name, layer in layers.items():
+
+        def note(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
+            inputs[name] = given[0].detach()
+
+        hooks.append(layer.register_forward_pre_hook(note))
     with torch.no_grad(), precision.autocast():
         model.trunk(frames()[:, :, :FRAMES])
     for hook in hooks:

@@ -64,6 +64,10 @@ class PrepSettings(StageSettings):
         default=16, ge=2, description="Videos with a shorter side are not taken."
     )
     shard_mb: float = Field(default=16.0, gt=0, description="Aimed size of a tar in megabytes.")
+    retry_quarantined: bool = Field(
+        default=False,
+        description="Try again what the quarantine table holds; the rest stays.",
+    )
     encode: EncodeSettings = Field(default=EncodeSettings(), description="Scaling and encoding.")
 
     def output_path(self) -> str:

@@ -14,11 +14,13 @@ from rich.table import Table
 
 from data_prep.settings import PrepSettings
 from dynamonet.errors import UserError, run_entry
+from dynamonet.origin import DatasetUse
 from dynamonet.settings import load
 from dynamonet.storage import Folder, absolute
 
 if TYPE_CHECKING:
-    from data_prep.prepare import OnProgress, Report
+    from data_prep.prepare import Report
+    from data_prep.records import OnProgress
     from dynamonet.tracking import TrackedRun
 
 EXAMPLES = """examples:
@@ -26,6 +28,7 @@ EXAMPLES = """examples:
   python data_prep/shard.py --source UCF-101 --dataset ucf101 --lists ucfTrainTestlist
   python data_prep/shard.py --source own --dataset folder --output own    class-named subfolders
 """
+UNITS = {"reading headers": "videos/s", "checking sources": "videos/s", "checking tars": "MB/s"}
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +58,7 @@ def shard(settings: PrepSettings) -> None:
     output = settings.output_path()
     console.print(f"videos   {absolute(settings.source or '')}\nshards   {output}", soft_wrap=True)
     try:
-        with cluster.connected(), _progress(console) as on_progress:
+        with cluster.connected(), progress_bars(console) as on_progress:
             report = prepare(settings, on_progress)
     except KeyboardInterrupt:
         Folder.at(output).clear_incomplete()
@@ -76,6 +79,7 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
 
     folder, card = Folder.at(settings.output_path()), report.card
     name = settings.name or folder.path.rsplit("/", 1)[-1]
+    made = DatasetUse(name, folder.path, card["digest"], "output")
     run = tracking.start_run(
         "data_prep",
         name,
@@ -84,21 +88,22 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         runs_path=settings.runs_path(),
         results=folder.path,
         parents=[],
-        datasets=[tracking.DatasetUse(name, folder.path, card["digest"], "output")],
+        datasets=[made],
         started=started,
     )
     with tracking.closing(run):
         counts = {k: v for k, v in card["counts"].items() if isinstance(v, int | float)}
         seconds = time.time() - started
         run.log_metrics({0: {**counts, "wall_seconds": seconds, "shards_built": report.built}})
-        card["run"] = {"id": run.run_id, "tracking_uri": run.uri}
+        card["run"] = run.origin("data_prep", folder.path, [made], [], started).to_json()
         index.write_card(folder, card)
         run.log_text(json.dumps(card, indent=2), index.CARD)
     return run
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[OnProgress]:
+def progress_bars(console: Console) -> Iterator[OnProgress]:
+    """Shows a bar with its rate for each kind of work that is reported."""
     columns = (TextColumn("{task.description:16}"), BarColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         tasks: dict[str, tuple[TaskID, float]] = {}
@@ -108,14 +113,14 @@ def _progress(console: Console) -> Iterator[OnProgress]:
                 tasks[what] = progress.add_task(what, total=total, rate=""), time.monotonic()
             task, began = tasks[what]
             spent = max(time.monotonic() - began, 1e-3)
-            unit = "videos/s" if what == "reading headers" else "x real time"
+            unit = UNITS.get(what, "x real time")
             progress.update(task, completed=done, total=total, rate=f"{done / spent:,.0f} {unit}")
 
         yield on_progress
 
 
 def _print_report(console: Console, report: Report) -> None:
-    from data_prep.prepare import quarantine_counts
+    from data_prep.assemble import quarantine_counts
 
     counts = report.card["counts"]
     table = Table("", "count", title="Stage 1", title_justify="left")

@@ -42,7 +42,7 @@ def inspect(folder: Folder, source: Source, min_side_px: int) -> Facts | Rejecte
     try:
         if source.size == 0:
             return Rejected(source.path, "empty file (0 bytes)")
-        digest = _digest(folder, source)
+        digest = digest_of(folder, source)
         with open_source(folder, source) as container:
             stream = video_stream(container)
             rate = stream.average_rate or stream.guessed_rate
@@ -64,7 +64,8 @@ def inspect(folder: Folder, source: Source, min_side_px: int) -> Facts | Rejecte
         return Rejected(source.path, f"cannot be read: {error.strerror or error}")
 
 
-def _digest(folder: Folder, source: Source) -> str:
+def digest_of(folder: Folder, source: Source) -> str:
+    """Returns the BLAKE2b-128 of a source file."""
     digest = hashlib.blake2b(digest_size=16)
     with open_bytes(folder, source) as stream:
         while chunk := stream.read(_CHUNK):

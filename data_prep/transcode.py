@@ -26,6 +26,7 @@ from dynamonet.video.steady import Damage, Stretch, steady_frames
 # different results from one input), so what depends on it is off; the bytes grow by a third, the
 # encoder is a quarter faster and decoding needs no reordering.
 X264_PARAMS = "mbtree=0:bframes=0:rc-lookahead=0"
+TOO_SHORT = "too short"  # how the reason of a segment below min_seconds begins
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,6 @@ def _finish(
     if segment.frames < 2:
         return Broken(segment.start_seconds, segment.end_seconds, "one frame only")
     if seconds < min_seconds:
-        why = f"too short: {seconds:.2f} s, min_seconds is {min_seconds:g}"
+        why = f"{TOO_SHORT}: {seconds:.2f} s, min_seconds is {min_seconds:g}"
         return Broken(segment.start_seconds, segment.end_seconds, why)
     return segment

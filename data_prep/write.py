@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from webdataset.writer import TarWriter
 
 from data_prep.plan import Piece, ShardPlan
+from data_prep.records import Record, read_record, write_record
 from data_prep.settings import PrepSettings
 from data_prep.sources import Rejected
-from data_prep.transcode import Segment, transcode
-from dynamonet.shards.index import INDEX_SCHEMA, QUARANTINE_SCHEMA, RECORDS
+from data_prep.transcode import TOO_SHORT, Segment, transcode
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError
 from dynamonet.video.files import open_source, printable
 from dynamonet.video.steady import output_rate
+
+Sample = tuple[dict[str, Any], bytes]  # (index row without its place, mp4)
 
 
 def build_shard(plan: ShardPlan, source: str, output: str, settings: PrepSettings) -> str:
     """Makes one tar and its record; returns the tar's name.
 
     The tar appears under its name when it is whole, the record after it. Bad videos become rows of
-    the record's quarantine. Runs in a Ray task; safe to run again at any time.
+    the record's quarantine. With `retry_quarantined`, what is good in a finished tar is taken over
+    as it is. Runs in a Ray task; safe to run again at any time.
     """
     videos, folder = Folder.at(source), Folder.at(output)
+    record = done_record(folder, plan) if settings.retry_quarantined else None
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     with folder.writing(plan.name) as path:
         with path.open("wb") as file:
             tar = TarWriter(file, user="", group="", mtime=0, encoder=False)
             for piece in plan.pieces:
-                for item in _samples(piece, videos, settings):
+                kept = _kept(piece, folder, plan.name, record) if record else None
+                for item in _samples(piece, videos, settings) if kept is None else kept:
                     if isinstance(item, Rejected):
                         rejected.append(item)
                     else:
@@ -46,48 +48,60 @@ def build_shard(plan: ShardPlan, source: str, output: str, settings: PrepSetting
                         tar.write({"__key__": row["key"], "mp4": data, "json": _side_car(row)})
                         rows.append(row)
             tar.close()
-        size = path.stat().st_size
+        size, digest = path.stat().st_size, _file_digest(path)
         _add_offsets(rows, path, plan.name)
-    write_record(folder, plan, rows, rejected, size)
+    write_record(
+        folder,
+        plan.name,
+        rows,
+        rejected,
+        plan=plan.digest,
+        tar_bytes=size,
+        tar_digest=digest,
+    )
     return plan.name
 
 
-def record_name(plan: ShardPlan) -> str:
-    return f"{RECORDS}/{Path(plan.name).stem}.parquet"
-
-
-def write_record(
-    folder: Folder,
-    plan: ShardPlan,
-    rows: list[dict[str, Any]],
-    rejected: list[Rejected],
-    tar_bytes: int,
-) -> None:
-    """Writes what a tar holds; the record's presence says that the tar is done."""
-    quarantine = [vars(item) for item in rejected]
-    about = {"plan": plan.digest, "tar_bytes": tar_bytes, "quarantine": quarantine}
-    schema = INDEX_SCHEMA.with_metadata({b"dynamonet": json.dumps(about).encode()})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
-    folder.write(record_name(plan), buffer.getvalue())
-
-
-def read_record(folder: Folder, plan: ShardPlan) -> tuple[pa.Table, pa.Table, int] | None:
-    """Returns (index rows, quarantine, tar bytes) if this very tar is done and still whole."""
-    if folder.size(record_name(plan)) is None:
+def done_record(folder: Folder, plan: ShardPlan) -> Record | None:
+    """Returns the tar's record if this very tar is done and still has its size."""
+    record = read_record(folder, plan.name)
+    if record is None or record.plan != plan.digest:
         return None
-    table = pq.read_table(io.BytesIO(folder.read(record_name(plan))))
-    about = json.loads((table.schema.metadata or {}).get(b"dynamonet", b"{}"))
-    if about.get("plan") != plan.digest or folder.size(plan.name) != about.get("tar_bytes"):
+    return record if folder.size(plan.name) == record.tar_bytes else None
+
+
+def worth_retrying(quarantined: dict[str, Any]) -> bool:
+    """Tells whether another try can help; a segment that is too short stays so."""
+    return not quarantined["reason"].startswith(TOO_SHORT)
+
+
+def _kept(
+    piece: Piece, folder: Folder, shard: str, record: Record
+) -> list[Sample | Rejected] | None:
+    """Returns what a finished tar holds of a piece; None if that is worth another try."""
+    name, stretch = printable(piece.source.path), piece.stretch
+    end = float("inf") if stretch.end is None else float(stretch.end)
+
+    def inside(row: dict[str, Any]) -> bool:
+        start = row["start_seconds"]
+        return row["source"] == name and (start is None or float(stretch.start) <= start < end)
+
+    bad = [row for row in record.quarantine.to_pylist() if inside(row)]
+    if any(worth_retrying(row) for row in bad):
         return None
-    quarantine = pa.Table.from_pylist(about["quarantine"], QUARANTINE_SCHEMA)
-    return table.replace_schema_metadata(None), quarantine, about["tar_bytes"]
+    items: list[Sample | Rejected] = [Rejected(**row) for row in bad]
+    with folder.fs.open_input_file(folder.below(shard)) as tar:
+        for row in filter(inside, record.rows.to_pylist()):
+            data = tar.read_at(row["size"], row["offset"])
+            if hashlib.blake2b(data, digest_size=16).hexdigest() != row["digest"]:
+                return None
+            known = {key: value for key, value in row.items() if key not in ("shard", "offset")}
+            items.append((known, data))
+    return items or None
 
 
-def _samples(
-    piece: Piece, videos: Folder, settings: PrepSettings
-) -> Iterator[tuple[dict[str, Any], bytes] | Rejected]:
-    """Yields (index row without its place, mp4) for each segment of a piece."""
+def _samples(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[Sample | Rejected]:
+    """Transcodes a piece; yields a sample, or why there is none, for each of its segments."""
     shown = printable(piece.source.path)
     try:
         with open_source(videos, piece.source) as container:
@@ -140,3 +154,11 @@ def _add_offsets(rows: list[dict[str, Any]], path: Path, shard: str) -> None:
         places = {Path(m.name).stem: m.offset_data for m in tar if m.name.endswith(".mp4")}
     for row in rows:
         row["shard"], row["offset"] = shard, places[row["key"]]
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

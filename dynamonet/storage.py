@@ -118,6 +118,11 @@ class Folder:
         prefix = f"{below}/" if below else ""
         return sorted(prefix + i.base_name for i in found if i.type == pafs.FileType.File)
 
+    def sizes(self) -> dict[str, int]:
+        """Returns the size in bytes of every file directly in this folder, by one listing."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return {i.base_name: i.size for i in found if i.type == pafs.FileType.File}
+
     def read(self, name: str) -> bytes:
         with self.fs.open_input_stream(self.below(name)) as stream:
             return stream.read()

@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from dynamonet.errors import UserError
+from dynamonet.origin import DatasetUse, Origin, utc
 from dynamonet.settings import Settings, flatten, to_yaml
 from dynamonet.stage import code_version
 from dynamonet.storage import is_uri
@@ -44,18 +45,9 @@ if TYPE_CHECKING:
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables"
 
 TAG = "dynamonet."
+STORE = "mlflow.db"  # the SQLite file in the folder of results
 _PARAM_CHARS = 6000  # MLflow's limit on a parameter's value
 _BATCH = 1000  # MLflow's limit on metrics in one call
-
-
-@dataclass(frozen=True)
-class DatasetUse:
-    """A shard set that a run made or read."""
-
-    name: str
-    path: str
-    digest: str
-    context: str  # "output", "training", "evaluation"
 
 
 @dataclass(frozen=True)
@@ -71,21 +63,47 @@ class TrackedRun:
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
 
+    def origin(
+        self,
+        stage: str,
+        results: str,
+        datasets: Sequence[DatasetUse],
+        parents: Sequence[Origin],
+        started: float | None = None,
+    ) -> Origin:
+        """Returns the record of this run that goes with its files; see `start_run`."""
+        return Origin(
+            self.run_id,
+            self.uri,
+            stage,
+            self.name,
+            folder=results,
+            started=utc(started or time.time()),
+            code=code_version(),
+            datasets=tuple(datasets),
+            parents=tuple(parents),
+        )
+
     def tag(self, **tags: str) -> None:
         batch = [RunTag(TAG + key, value) for key, value in tags.items()]
         self.client.log_batch(self.run_id, tags=batch)
 
-    def log_metrics(self, rows: Mapping[int, Mapping[str, float]]) -> None:
+    def log_metrics(
+        self, rows: Mapping[int, Mapping[str, float]], *, after: Mapping[str, int] | None = None
+    ) -> None:
         """Logs metrics of several steps in as few calls as possible.
 
         Args:
             rows: step -> name -> value.
+            after: Last step of each metric that stands there already, and is not logged again.
         """
+        known = after or {}
         now = int(time.time() * 1000)
         metrics = [
             Metric(name, float(value), now, step)
             for step, values in rows.items()
             for name, value in values.items()
+            if step > known.get(name, -1)
         ]
         client = self.client
         for first in range(0, len(metrics), _BATCH):
@@ -106,9 +124,12 @@ class TrackedRun:
     def log_folder(self, folder: Path, name: str) -> None:
         self.client.log_artifacts(self.run_id, str(folder), name)
 
-    def last_step(self, metric: str) -> int:
-        """Returns the last step at which a metric was logged, 0 if never."""
-        return max((m.step for m in self.client.get_metric_history(self.run_id, metric)), default=0)
+    def last_steps(self) -> dict[str, int]:
+        """Returns the last step at which each metric was logged."""
+        client = self.client
+        names = client.get_run(self.run_id).data.metrics
+        histories = ((name, client.get_metric_history(self.run_id, name)) for name in names)
+        return {name: max(m.step for m in history) for name, history in histories}
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Returns the last value of each metric whose name begins with a prefix, without it."""
@@ -140,7 +161,19 @@ class TrackedRun:
 
 
 def tracking_uri(runs_path: str) -> str:
-    """Returns $MLFLOW_TRACKING_URI, or the SQLite file in the folder of results.
+    """Returns $MLFLOW_TRACKING_URI, or the SQLite file in the folder of results, which is made.
+
+    Raises:
+        UserError: as `store_uri`.
+    """
+    uri = store_uri(runs_path)
+    if sqlite_file(uri) == Path(runs_path) / STORE:
+        Path(runs_path).mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+def store_uri(runs_path: str) -> str:
+    """Returns what `tracking_uri` does, and makes nothing.
 
     Raises:
         UserError: results are remote and no tracking server is named: SQLite needs a local disk.
@@ -153,8 +186,28 @@ def tracking_uri(runs_path: str) -> str:
             f"results go to {runs_path}, where MLflow's SQLite file cannot lie: "
             "name a tracking server in MLFLOW_TRACKING_URI"
         )
-    Path(runs_path).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{runs_path}/mlflow.db"
+    return f"sqlite:///{runs_path}/{STORE}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Returns the file of a SQLite store; None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def answering_soon() -> Iterator[None]:
+    """Bounds the wait for a tracking server to seconds, where MLflow would try for minutes.
+
+    What the user set in these variables stays.
+    """
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+    ours = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
 
 
 def start_run(

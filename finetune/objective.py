@@ -18,7 +18,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import read_description, read_weights
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.model.prediction import compare, prediction_loss, squared_errors
+from dynamonet.model.prediction import compare, error_metrics, error_sums, prediction_loss
 from dynamonet.settings import validate
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
@@ -103,9 +103,12 @@ class Finetuning(Task[FinetuneSettings]):
             num_frames=config.num_frames + config.frames_beyond,
             loop_short=True,  # every labelled video counts, however short
             eval_side=min(1.0, config.frame_px / self.settings.clips.canvas_px),
+            loader=self.settings.loader,
         )
 
-    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+    ) -> tuple[Tensor, Sums]:
         config = self.architecture()
         weight = self.settings.aux_weight
         clip = frames[:, :, : config.num_frames]
@@ -120,9 +123,8 @@ class Finetuning(Task[FinetuneSettings]):
             return entropy, {**sums, "loss": entropy}
         pairs = compare(frames, output.predicted, config.filters.levels, config.targets)
         prediction = prediction_loss(pairs, "mse")
-        errors = squared_errors(pairs[0], config.filters.size)
+        sums |= error_sums(pairs[0], config.filters.size, ceiling=ceiling)
         loss = entropy + weight * prediction
-        sums |= {"predicted": errors.predicted, "copied": errors.copied}
         return loss, {**sums, "loss": loss}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
@@ -132,7 +134,7 @@ class Finetuning(Task[FinetuneSettings]):
             "accuracy": sums["correct"] / sums["clips"],
         }
         if "copied" in sums:
-            metrics["skill"] = 1 - sums["predicted"] / max(sums["copied"], 1e-12)
+            metrics |= error_metrics(sums)
         return metrics
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:

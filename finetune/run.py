@@ -41,7 +41,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
     from dynamonet.model.files import read_weights
     from dynamonet.model.network import DynamoNet
-    from dynamonet.tracking import DatasetUse
+    from dynamonet.origin import DatasetUse
     from dynamonet.training.launch import launch
     from finetune.objective import Finetuning
     from finetune.transfer import find_pretrained, transfer
@@ -60,14 +60,13 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
         console.print(f"         {transfer(fitted, weights, settings.min_loaded_share)}")
     else:
         console.print("weights  from scratch")
-    made_by = shards.card.get("run", {}).get("id")
-    parents = [run for run in (pretrained.run_id if pretrained else None, made_by) if run]
+    made_by = (pretrained.origin if pretrained else None, shards.origin)
     name = path.rsplit("/", 1)[-1]
     done = launch(
         "finetune",
         name,
         task,
-        parents=parents,
+        parents=[origin for origin in made_by if origin],
         datasets=[DatasetUse(name, path, shards.digest, "training")],
         console=console,
     )

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dynamonet import tracking
 from dynamonet.errors import UserError
-from dynamonet.model.files import DESCRIPTION, locate, read_description
+from dynamonet.model.files import DESCRIPTION, locate
 from dynamonet.model.network import DynamoNet
+from dynamonet.origin import Origin
+from dynamonet.training.checkpoint import read_origin
 from dynamonet.training.launch import MODEL
 from finetune.settings import FinetuneSettings
 
@@ -24,7 +26,11 @@ class Pretrained:
     """A pretrained model on disk, and the run that made it if known."""
 
     folder: Path
-    run_id: str | None
+    origin: Origin | None
+
+    @property
+    def run_id(self) -> str | None:
+        return self.origin.id if self.origin else None
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def _at(place: Path) -> Pretrained:
     """Accepts a model's folder, a checkpoint's, or the folder of a run."""
     for folder in (place, place / MODEL):
         if (folder / DESCRIPTION).is_file():
-            return Pretrained(folder, read_description(folder).get("run", {}).get("id"))
+            return Pretrained(folder, read_origin(folder))
     raise UserError(
         f"{place}: no model here. Expected the `model` folder that pretraining prints at its end, "
         "an MLflow run id, a hub id, `newest` or `none`."

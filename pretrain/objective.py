@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.model.prediction import compare, prediction_loss, squared_errors
+from dynamonet.model.prediction import (
+    compare,
+    error_metrics,
+    error_sums,
+    prediction_loss,
+    squared_errors,
+)
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import even_share
 from dynamonet.shards.reader import ClipReader, Request, batches
@@ -58,23 +64,18 @@ class Pretraining(Task[PretrainSettings]):
             )
         return reader
 
-    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+    ) -> tuple[Tensor, Sums]:
         config = self.settings.model
         output: Output = model(frames[:, :, : config.num_frames])
         pairs = compare(frames, output.predicted, config.filters.levels, config.targets)
         loss = prediction_loss(pairs, self.settings.loss)
-        errors = squared_errors(pairs[0], config.filters.size)
-        one = torch.ones((), device=loss.device)
-        return loss, {
-            "loss": loss,
-            "steps": one,
-            "predicted": errors.predicted,
-            "copied": errors.copied,
-        }
+        errors = error_sums(pairs[0], config.filters.size, ceiling=ceiling)
+        return loss, {"loss": loss, "steps": torch.ones((), device=loss.device), **errors}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        skill = 1 - sums["predicted"] / max(sums["copied"], 1e-12)
-        return {"loss": sums["loss"] / sums["steps"], "skill": skill}
+        return {"loss": sums["loss"] / sums["steps"], **error_metrics(sums)}
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps
@@ -130,6 +131,7 @@ class Pretraining(Task[PretrainSettings]):
             num_frames=model.num_frames + model.frames_beyond,
             loop_short=False,
             eval_side=min(1.0, model.frame_px / self.settings.clips.canvas_px),
+            loader=self.settings.loader,
         )
 
     def _evaluation_reader(self) -> ClipReader:

@@ -41,18 +41,17 @@ def pretrain(settings: PretrainSettings) -> Finished:
     path = settings.shards_path(settings.shards)
     shards = ShardSet.open(path)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from dynamonet.tracking import DatasetUse
+    from dynamonet.origin import DatasetUse
     from dynamonet.training.launch import launch
     from pretrain.objective import Pretraining
 
     console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
     name = path.rsplit("/", 1)[-1]
-    made_by = shards.card.get("run", {}).get("id")
     done = launch(
         "pretrain",
         name,
         Pretraining(settings, path),
-        parents=[made_by] if made_by else [],
+        parents=[origin for origin in (shards.origin,) if origin],
         datasets=[DatasetUse(name, path, shards.digest, "training")],
         console=console,
     )

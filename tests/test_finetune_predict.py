@@ -7,6 +7,7 @@ import itertools
 import json
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -211,7 +212,7 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
     known = evaluate.predict(
         recogniser.model,
         reader,
-        ShardSet(shards.folder, {**shards.card, "classes": CLASSES}, shards.table),
+        replace(shards, card={**shards.card, "classes": CLASSES}),
         rank=Rank(0, 1, torch.device("cpu")),
         precision=Precision(torch.float32, "cpu"),
         test_clips=3,

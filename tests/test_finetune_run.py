@@ -12,6 +12,7 @@ import torch
 from conftest import TINY_MODEL
 from mlflow import MlflowClient
 
+from dynamonet import lineage
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
@@ -66,6 +67,10 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     about = json.loads((folder / "model/model.json").read_text())
     assert about["classes"] == ["left", "right"]
     assert about["frames"] == {"short_side_px": 32, "max_fps": 30.0}  # as the shards' were made
+    traced = lineage.main([str(folder / "model")])
+    before, shards = traced.parents
+    assert (before.id, shards.id) == (parent, card["run"]["id"]) and before.parents == [shards]
+    assert not [*traced.changed, *before.changed, *shards.changed]
 
 
 def test_a_model_is_found_by_folder_and_by_run_id(pretrained: Path) -> None:

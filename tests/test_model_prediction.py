@@ -7,6 +7,8 @@ from dynamonet.model.filtering import apply_filters
 from dynamonet.model.prediction import (
     SquaredErrors,
     compare,
+    error_metrics,
+    error_sums,
     predict,
     prediction_loss,
     squared_errors,
@@ -98,3 +100,17 @@ def test_losses_are_torchs_own(name: str) -> None:
     own = {"mse": "mse_loss", "l1": "l1_loss", "smooth_l1": "smooth_l1_loss"}[name]
     expected = getattr(torch.nn.functional, own)(pair.predicted, pair.true)
     torch.testing.assert_close(prediction_loss([pair], name), expected)  # type: ignore[arg-type]
+
+
+def test_skill_and_ceiling_of_training_come_from_sums_over_steps() -> None:
+    frames = torch.randn(3, 3, 3, 12, 12)
+    (pair,) = compare(frames, [frames[:, :, :2] * 0.5], (1,), "within_clip")
+    steps = [error_sums(pair, 3, ceiling=measured) for measured in (False, True)]
+    sums = {name: sum(float(step.get(name, 0)) for step in steps) for name in steps[1]}
+    found = error_metrics(sums)
+    assert found["skill"] == pytest.approx(float(squared_errors(pair, 3).skill), rel=1e-4)
+    (first,) = compare(frames[:1], [frames[:1, :, :2]], (1,), "within_clip")
+    expected = squared_errors(first, 3, ceiling=True).ceiling
+    assert expected is not None
+    assert found["ceiling_shared"] == pytest.approx(float(expected), rel=1e-4)
+    assert "ceiling_shared" not in error_metrics({k: float(v) for k, v in steps[0].items()})

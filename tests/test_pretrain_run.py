@@ -125,6 +125,13 @@ def test_a_killed_run_goes_on_to_the_same_losses(finished: Finished, shard_set: 
     assert MlflowClient(done.run.uri).get_run(done.run.run_id).info.status == "FINISHED"
 
 
+def test_what_was_logged_before_a_kill_is_not_logged_again(finished: Finished) -> None:
+    last = finished.run.last_steps()
+    assert last["train/loss"] == 6 and last["val/skill"] == 6
+    finished.run.log_metrics({6: {"train/loss": 1.0, "new": 2.0}}, after=last)
+    assert len(losses(finished)) == 6 and finished.run.metrics("new") == {"": 2.0}
+
+
 def test_users_mistakes_are_refused_before_training(
     finished: Finished, shard_set: Path, tmp_path: Path, cluster: None
 ) -> None:
@@ -184,7 +191,7 @@ def test_a_truncated_tar_is_named_with_the_command_that_rebuilds_it(
     shutil.copytree(shard_set, copy)
     victim = sorted(copy.glob("*.tar"))[0]
     victim.write_bytes(victim.read_bytes()[:-5000])
-    with pytest.raises(UserError, match=rf"(?s){victim.name}.*data_prep/shard.py --source"):
+    with pytest.raises(UserError, match=rf"(?s){victim.name}.*data_prep/verify.py .* --repair"):
         train(copy)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamonet.shards.order import EpochPlan, Permutation, even_share, sample_seed
+from dynamonet.shards.order import EpochPlan, Permutation, TarWindows, even_share, sample_seed
 
 sizes = st.integers(1, 400)
 
@@ -81,3 +81,41 @@ def test_evaluation_takes_every_item_once(items: int, ranks: int) -> None:
 def test_a_samples_seed_hangs_on_seed_epoch_and_sample() -> None:
     assert sample_seed(0, 1, 2) == sample_seed(0, 1, 2)
     assert len({sample_seed(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)}) == 8
+
+
+tars = st.lists(st.integers(0, 12), min_size=1, max_size=200)
+
+
+@given(tar_of=tars, window=st.integers(1, 15), seed=st.integers(0, 99), epoch=st.integers(0, 9))
+def test_windows_of_tars_take_each_sample_once_and_few_tars_at_a_time(
+    tar_of: list[int], window: int, seed: int, epoch: int
+) -> None:
+    numbers = np.array(tar_of)
+    windows = TarWindows.of(numbers, window)
+    taken = windows.samples(np.arange(len(numbers)), seed, epoch)
+    assert sorted(taken) == list(range(len(numbers)))
+    runs = [numbers[taken[0]]]  # a tar that was left is not come back to once its window is over
+    for tar in numbers[taken]:
+        if tar not in runs[-window:]:
+            runs.append(tar)
+    assert len(runs) == len(set(tar_of))
+    some = np.arange(len(numbers))[:: 1 + seed % 3]
+    assert (windows.samples(some, seed, epoch) == taken[some]).all()
+
+
+@given(tar_of=tars, ranks=st.sampled_from([1, 2, 3, 4]), step=st.integers(0, 60))
+def test_windows_give_a_step_the_same_samples_for_any_number_of_ranks(
+    tar_of: list[int], ranks: int, step: int
+) -> None:
+    windows = TarWindows.of(np.array(tar_of), 2)
+    one = EpochPlan(len(tar_of), 12, 1, 0, windows)
+    many = EpochPlan(len(tar_of), 12, ranks, 0, windows)
+    joined = np.concatenate([many.batch(step, rank) for rank in range(ranks)])
+    assert (joined == one.batch(step, 0)).all()
+
+
+def test_epochs_read_tars_in_different_orders_and_shuffle_within_them() -> None:
+    windows = TarWindows.of(np.repeat(np.arange(50), 20), 5)
+    first, second = (windows.samples(np.arange(1000), 0, epoch) for epoch in (0, 1))
+    assert (first == second).mean() < 0.02
+    assert abs(np.corrcoef(first[:100], np.arange(100))[0, 1]) < 0.5

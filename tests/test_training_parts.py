@@ -76,9 +76,10 @@ def test_a_window_gives_each_steps_sums_and_begins_anew() -> None:
     window = Window(CPU)
     assert window.next(iter("ab")) == "a"
     window.add(1, 0.1, 4, {"loss": torch.tensor(2.0)})
-    window.add(2, 0.2, 4, {"loss": torch.tensor(3.0)})
+    window.add(2, 0.2, 4, {"loss": torch.tensor(3.0), "ceiling": torch.tensor(5.0)})
     steps, speed = window.close()
-    assert steps == {1: (0.1, {"loss": 2.0}), 2: (0.2, {"loss": 3.0})}
+    first, second = {"loss": 2.0, "ceiling": 0.0}, {"loss": 3.0, "ceiling": 5.0}
+    assert steps == {1: (0.1, first), 2: (0.2, second)}
     assert speed["clips_per_second"] > 0 and 0 <= speed["data_wait_share"] <= 1
     assert not window.rows and window.clips == 0
 
@@ -199,7 +200,7 @@ def test_bf16_training_with_two_frames_at_the_end_has_right_gradients(own_cache:
     model(clip).square().sum().backward()
     exact = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    chosen = precision.choose_precision(model, clip[:1], "bf16", CPU)
+    chosen = precision.choose_precision(model, clip, "bf16", CPU)
     with chosen.autocast():
         out = model(clip)
     out.float().square().sum().backward()
@@ -217,7 +218,7 @@ def test_a_trunk_that_ends_with_two_frames_trains_in_bf16_as_in_fp32(own_cache: 
         torch.manual_seed(0)
         model = DynamoNet(TINY)
         assert model.trunk(clip[:1, :, :8]).shape[2] == 2
-        chosen = precision.choose_precision(model, clip[:1, :, :8], wanted, CPU)
+        chosen = precision.choose_precision(model, clip[:, :, :8], wanted, CPU)
         optimizer = make_optimizer([(model, 1.0)], OptimizerSettings(lr=0.003))
         found = []
         for _ in range(30):

@@ -5,6 +5,7 @@ Nothing is unpickled: safetensors hold numbers, the description is JSON.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from dynamonet.errors import UserError
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS_DIGEST = "weights_digest"  # key in the description
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 
 
@@ -25,8 +27,18 @@ def write_model(folder: Path, weights: dict[str, Tensor], description: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: value.contiguous() for name, value in weights.items()}
     save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps({"format_version": FORMAT_VERSION, **description}, indent=2)
+    head = {"format_version": FORMAT_VERSION, WEIGHTS_DIGEST: weights_digest(folder)}
+    text = json.dumps({**head, **description}, indent=2)
     (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
+
+
+def weights_digest(folder: Path) -> str:
+    """Returns the BLAKE2b-128 of a model's weights file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with (folder / WEIGHTS).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def locate(place: str | Path) -> Path:

@@ -129,6 +129,30 @@ def squared_errors(comparison: Comparison, side: int, *, ceiling: bool = False) 
     return SquaredErrors(predicted, copied, best)
 
 
+def error_sums(comparison: Comparison, side: int, *, ceiling: bool) -> dict[str, Tensor]:
+    """Returns the sums of a batch from which `error_metrics` computes skill and its ceiling.
+
+    Args:
+        ceiling: Also solve for the best filters, on the first clip: a training step can bear that.
+    """
+    errors = squared_errors(comparison, side)
+    sums = {"predicted": errors.predicted, "copied": errors.copied}
+    if ceiling:
+        first = Comparison(comparison.predicted[:1], comparison.true[:1], comparison.copied[:1])
+        sample = squared_errors(first, side, ceiling=True)
+        assert sample.best is not None
+        sums |= {"sample_best": sample.best, "sample_copied": sample.copied}
+    return sums
+
+
+def error_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Returns skill, and its ceiling where it was measured, from sums over steps and ranks."""
+    metrics = {"skill": 1 - sums["predicted"] / max(sums["copied"], 1e-12)}
+    if sums.get("sample_copied"):
+        metrics["ceiling_shared"] = 1 - sums["sample_best"] / sums["sample_copied"]
+    return metrics
+
+
 def best_filters(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
     """Solves for the K x K filter of each frame pair that minimises the squared error.
 

@@ -6,7 +6,7 @@
   shards.parquet        one row a tar: bytes, samples, seconds
   quarantine.parquet    one row a video, or stretch of one, that was not taken, with its reason
   shard-00000.tar ...   plain WebDataset: <key>.mp4 + <key>.json
-  records/              one record a tar, its done mark; stage 1 reads them to go on
+  records/              one record a tar, its done mark, and a copy of the card; for stage 1
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.origin import Origin
 from dynamonet.settings import validate
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.storage import Folder
@@ -33,6 +35,7 @@ FORMAT = "dynamonet-shards"
 FORMAT_VERSION = 1
 CARD, INDEX, SHARDS = "card.json", "index.parquet", "shards.parquet"
 QUARANTINE, RECORDS = "quarantine.parquet", "records"
+CARD_COPY = f"{RECORDS}/{CARD}"  # so that a damaged card can be put right
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -80,6 +83,7 @@ class ShardSet:
     folder: Folder
     card: dict[str, Any]
     table: pa.Table  # INDEX_SCHEMA, in the order of the index file
+    tars: pa.Table  # SHARDS_SCHEMA
 
     @classmethod
     def open(cls, path: str) -> ShardSet:
@@ -92,8 +96,8 @@ class ShardSet:
         folder = Folder.at(path)
         card = read_card(folder)
         shards = read_table(folder, SHARDS)
-        _check_sizes(folder, shards, rebuild_command(card, folder))
-        return cls(folder, card, read_table(folder, INDEX))
+        _check_sizes(folder, shards)
+        return cls(folder, card, read_table(folder, INDEX), shards)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -102,6 +106,11 @@ class ShardSet:
     def digest(self) -> str:
         """Digest of the content: the same for the same samples, wherever they lie."""
         return self.card["digest"]
+
+    @property
+    def origin(self) -> Origin | None:
+        """The run that made the set, if the card names it."""
+        return Origin.read(self.card.get("run"))
 
     @property
     def classes(self) -> list[str]:
@@ -145,22 +154,24 @@ class ShardSet:
         return np.flatnonzero(np.asarray(parts.to_pylist()) == part)
 
 
-def read_card(folder: Folder) -> dict[str, Any]:
-    """Reads a set's card.
+def read_card(folder: Folder, name: str = CARD) -> dict[str, Any]:
+    """Reads a set's card, or the copy of it in the records.
 
     Raises:
         UserError: there is none, or another version wrote it.
     """
-    if folder.size(CARD) is None:
+    if folder.size(name) is None:
         raise UserError(
             f"{folder.path}: no shards here (expected {CARD}, {INDEX} and tars). Make them with\n"
             f"  python data_prep/shard.py --source VIDEOS --output {folder.path}"
         )
     try:
-        card = json.loads(folder.read(CARD))
+        card = json.loads(folder.read(name))
         found = (card["format"], card["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.path}/{CARD}: damaged: {error!r}") from None
+        raise UserError(
+            f"{folder.path}/{name}: damaged: {error!r}; repair it with\n  {repair_command(folder)}"
+        ) from None
     if found != (FORMAT, FORMAT_VERSION):
         raise UserError(
             f"{folder.path}: written as {found[0]} version {found[1]}; this program reads "
@@ -170,7 +181,9 @@ def read_card(folder: Folder) -> dict[str, Any]:
 
 
 def write_card(folder: Folder, card: dict[str, Any]) -> None:
+    """Writes a set's card, and its copy before it."""
     text = json.dumps(card, indent=2, ensure_ascii=True) + "\n"
+    folder.write(CARD_COPY, text.encode())
     folder.write(CARD, text.encode())
 
 
@@ -180,13 +193,14 @@ def read_table(folder: Folder, name: str) -> pa.Table:
     Raises:
         UserError: it is missing or damaged.
     """
+    advice = f"repair the set with\n  {repair_command(folder)}"
     try:
         with folder.fs.open_input_file(folder.below(name)) as file:
             return pq.read_table(file)
     except FileNotFoundError:
-        raise UserError(f"{folder.path}/{name}: missing; run stage 1 again to rebuild it") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{folder.path}/{name}: damaged: {error}; run stage 1 again") from None
+        raise UserError(f"{folder.path}/{name}: missing; {advice}") from None
+    except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
+        raise UserError(f"{folder.path}/{name}: damaged: {error}; {advice}") from None
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
@@ -205,19 +219,15 @@ def content_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def rebuild_command(card: dict[str, Any], folder: Folder) -> str:
-    """Returns the stage-1 command that makes a set again, from the settings on its card."""
-    settings = card.get("settings", {})
-    words = ["python data_prep/shard.py", f"--source {settings.get('source', 'VIDEOS')}"]
-    if settings.get("dataset"):
-        words.append(f"--dataset {settings['dataset']}")
-    return " ".join([*words, f"--output {folder.path}"])
+def repair_command(folder: Folder) -> str:
+    """Returns the command that checks a set and rebuilds what is damaged."""
+    return f"python data_prep/verify.py {shlex.quote(folder.path)} --repair"
 
 
-def _check_sizes(folder: Folder, shards: pa.Table, command: str) -> None:
-    wrong = []
+def _check_sizes(folder: Folder, shards: pa.Table) -> None:
+    wrong, there = [], folder.sizes()
     for name, size in zip(shards["shard"].to_pylist(), shards["bytes"].to_pylist(), strict=True):
-        found = folder.size(name)
+        found = there.get(name)
         if found != size:
             state = "missing" if found is None else f"{found:,} bytes instead of {size:,}"
             wrong.append(f"{folder.path}/{name}: {state}")
@@ -227,5 +237,5 @@ def _check_sizes(folder: Folder, shards: pa.Table, command: str) -> None:
             "shards changed after they were written:\n  "
             + "\n  ".join(wrong[:5])
             + more
-            + f"\nRebuild only what is damaged with\n  {command}"
+            + f"\nRebuild only what is damaged with\n  {repair_command(folder)}"
         )

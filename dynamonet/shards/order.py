@@ -69,6 +69,51 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
+class TarWindows:
+    """An order in which a few tars at a time are read: for stores where seeking is slow.
+
+    tars     3 0 7 | 5 1 2 | 6 4        a seeded order, cut into windows
+    samples  those of 3, 0 and 7 shuffled together, then those of 5, 1 and 2, ...
+    """
+
+    by_tar: Ints  # sample indices, those of tar 0 first, in the order of the index within a tar
+    bounds: Ints  # (tars + 1), where each tar begins and ends in `by_tar`
+    window: int  # tars
+
+    @classmethod
+    def of(cls, tar_of: Ints, window: int) -> TarWindows:
+        """Args:
+        tar_of: (n,) number of each sample's tar; numbers without samples are left out.
+        """
+        _, tars = np.unique(tar_of, return_inverse=True)
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(tars))])
+        return cls(np.argsort(tars, kind="stable"), bounds.astype(np.int64), window)
+
+    @property
+    def mean_samples(self) -> int:
+        """Samples of a window, on average."""
+        return max(1, len(self.by_tar) * self.window // max(1, len(self.bounds) - 1))
+
+    def samples(self, positions: Ints, seed: int, epoch: int) -> Ints:
+        """Returns the sample indices at given positions of an epoch, both in [0, n)."""
+        num_tars = len(self.bounds) - 1
+        order = Permutation(num_tars, seed, epoch)(np.arange(num_tars))
+        ends = np.cumsum((self.bounds[1:] - self.bounds[:-1])[order])  # in positions, per tar
+        starts = ends - (self.bounds[1:] - self.bounds[:-1])[order]
+        found = np.empty(len(positions), np.int64)
+        windows = np.searchsorted(ends, positions, side="right") // self.window
+        for number in np.unique(windows):
+            first = number * self.window
+            begin, end = starts[first], ends[min(first + self.window, num_tars) - 1]
+            here = windows == number
+            shuffled = Permutation(int(end - begin), seed, epoch * num_tars + int(number))
+            moved = begin + shuffled(positions[here] - begin)
+            place = np.searchsorted(ends, moved, side="right")
+            found[here] = self.by_tar[self.bounds[order[place]] + moved - starts[place]]
+        return found
+
+
+@dataclass(frozen=True)
 class EpochPlan:
     """How an epoch of `num_samples` is cut into steps of equal size for every rank.
 
@@ -81,6 +126,7 @@ class EpochPlan:
     global_batch: int  # samples of a step over all ranks: the order hangs on it, not on the ranks
     num_ranks: int
     seed: int
+    windows: TarWindows | None = None  # None: one permutation of all samples
 
     def __post_init__(self) -> None:
         if min(self.num_samples, self.global_batch, self.num_ranks) < 1:
@@ -116,6 +162,8 @@ class EpochPlan:
         epoch, step_in_epoch = divmod(step, self.steps)
         first = step_in_epoch * self.global_batch + rank * self.batch_size
         positions = np.arange(first, first + self.batch_size) % self.num_samples
+        if self.windows is not None:
+            return self.windows.samples(positions, self.seed, epoch)
         return Permutation(self.num_samples, self.seed, epoch)(positions)
 
 

@@ -11,7 +11,6 @@ read before.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,15 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyarrow import NativeFile
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.order import EpochPlan, sample_seed
-from dynamonet.shards.settings import ClipSettings
-from dynamonet.storage import Folder
+from dynamonet.shards.order import EpochPlan, TarWindows, sample_seed
+from dynamonet.shards.settings import ClipSettings, LoaderSettings
+from dynamonet.shards.tars import Tars, choose_cache
 from dynamonet.video.decode import Box, DecodeError, Planes, decode_planes
 from dynamonet.video.sampling import (
     clip_indices,
@@ -38,7 +36,6 @@ from dynamonet.video.sampling import (
 )
 from dynamonet.video.transforms import ClipBatch, View, stack_views
 
-OPEN_TARS = 32  # file handles that a loader process keeps
 REPLACEMENTS = 8  # tries before a batch is given up
 
 
@@ -50,6 +47,7 @@ class Request:
     seed: int | None = None
     clip: int = 0
     num_clips: int = 1
+    ahead: tuple[int, ...] = ()  # rows whose tars will be wanted soon
 
 
 @dataclass(frozen=True)
@@ -71,27 +69,35 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         num_frames: int,
         loop_short: bool,
         eval_side: float,
+        loader: LoaderSettings | None = None,
     ) -> None:
         """Args:
         rows: Rows of the index that may be read.
         num_frames: Frames of a clip, those beyond the clip included.
         loop_short: A segment shorter than the clip goes round again; else it is left out.
         eval_side: Side of the centre crop as a share of the canvas.
+        loader: In which order samples will be asked for, and how much disk a cache may take.
+
+        Raises:
+            UserError: the cache is too small for that order.
         """
         self.settings, self.num_frames = settings, num_frames
         self.loop_short, self.eval_side = loop_short, eval_side
-        self.folder_path = shards.folder.path
         self.columns = shards.columns
         self.shard = shards.table["shard"].combine_chunks().dictionary_encode()
         self.keys = shards.table["key"]
         self.digests = shards.table["digest"]
         self.rows = rows if loop_short else self._long_enough(rows)
         self.too_short = len(rows) - len(self.rows)
-        self._tars: OrderedDict[str, NativeFile] = OrderedDict()
-        self._folder: Folder | None = None
+        self.tars = _tars(shards, loader or LoaderSettings())
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_tars": OrderedDict(), "_folder": None}
+    def plan(self, loader: LoaderSettings, num_ranks: int, seed: int) -> EpochPlan:
+        """Returns how epochs of these rows are cut into steps."""
+        windows = None
+        if loader.order == "tars":
+            tar_of = self.shard.indices.to_numpy()[self.rows].astype(np.int64)
+            windows = TarWindows.of(tar_of, loader.window_tars)
+        return EpochPlan(len(self.rows), loader.batch_size, num_ranks, seed, windows)
 
     def __getitem__(self, request: Request) -> ClipBatch | Unreadable:
         return self.__getitems__([request])
@@ -100,6 +106,7 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         """Reads a batch. A sample that fails is replaced by one drawn from its own seed."""
         clips, failures = [], []
         for request in requests:
+            self.tars.prefetch([self.shard[row].as_py() for row in request.ahead])
             clip = self._read_or_replace(request, failures)
             if clip is None:
                 return Unreadable(tuple(failures))
@@ -166,25 +173,24 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
 
     def _bytes(self, row: int) -> bytes:
         size, offset = int(self.columns["size"][row]), int(self.columns["offset"][row])
-        data = self._tar(self.shard[row].as_py()).read_at(size, offset)
+        data = self.tars.read(self.shard[row].as_py(), offset, size)
         if hashlib.blake2b(data, digest_size=16).hexdigest() != self.digests[row].as_py():
             state = "is cut short" if len(data) < size else "is not what was written"
             raise DecodeError(f"{size} bytes at {offset}: the content {state}")
         return data
 
-    def _tar(self, name: str) -> NativeFile:
-        """Returns an open tar, keeping the last few open."""
-        if name not in self._tars:
-            if self._folder is None:
-                self._folder = Folder.at(self.folder_path)
-            self._tars[name] = self._folder.fs.open_input_file(self._folder.below(name))
-            if len(self._tars) > OPEN_TARS:
-                self._tars.popitem(last=False)[1].close()
-        self._tars.move_to_end(name)
-        return self._tars[name]
-
     def _name(self, row: int) -> str:
         return f"{self.shard[row].as_py()} sample {self.keys[row].as_py()}"
+
+
+def _tars(shards: ShardSet, loader: LoaderSettings) -> Tars:
+    sizes = dict(
+        zip(shards.tars["shard"].to_pylist(), shards.tars["bytes"].to_pylist(), strict=True)
+    )
+    largest = sum(sorted(sizes.values())[-loader.window_tars :])
+    window = largest if loader.order == "tars" else None
+    cache = choose_cache(shards.folder, sum(sizes.values()), window, loader.cache_gb)
+    return Tars(shards.folder.path, shards.digest, sizes, cache)
 
 
 def resize_planes(planes: Planes, side: int) -> Planes:
@@ -215,7 +221,20 @@ class TrainingOrder:
         for step in range(self.first_step, self.last_step):
             epoch = self.plan.epoch_of(step)
             rows = self.rows[self.plan.batch(step, self.rank)]
-            yield [Request(int(row), sample_seed(self.plan.seed, epoch, int(row))) for row in rows]
+            requests = [
+                Request(int(row), sample_seed(self.plan.seed, epoch, int(row))) for row in rows
+            ]
+            yield [replace(requests[0], ahead=self._ahead(step)), *requests[1:]]
+
+    def _ahead(self, step: int) -> tuple[int, ...]:
+        """Returns the rows of the step that lies a window of tars ahead."""
+        windows = self.plan.windows
+        if windows is None:
+            return ()
+        later = step + max(1, windows.mean_samples // self.plan.global_batch)
+        if later >= self.last_step:
+            return ()
+        return tuple(self.rows[self.plan.batch(later, self.rank)].tolist())
 
     def __len__(self) -> int:
         return self.last_step - self.first_step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dynamonet.settings import Settings
@@ -57,4 +59,14 @@ class LoaderSettings(Settings):
     )
     max_failed_share: float = Field(
         default=0.01, ge=0, le=1, description="Share of unreadable samples at which the run stops."
+    )
+    order: Literal["samples", "tars"] = Field(
+        default="samples",
+        description="samples = one permutation of the set; tars = a window of tars at a time.",
+    )
+    window_tars: int = Field(
+        default=8, ge=1, description="order tars: tars among which samples are shuffled."
+    )
+    cache_gb: float = Field(
+        default=20.0, ge=0, description="Remote sets: local disk for tars; 0 = none is kept."
     )

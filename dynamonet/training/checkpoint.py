@@ -9,15 +9,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynamonet.errors import UserError
-from dynamonet.model.files import read_description, read_weights
+from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights
 from dynamonet.model.network import DynamoNet
+from dynamonet.origin import Origin
 
 OPTIMIZER, STATE = "optimizer.pt", "state.json"
 
@@ -65,6 +66,14 @@ def load_checkpoint(folder: Path, model: DynamoNet, optimizer: torch.optim.Optim
         return LoopState(**json.loads((folder / STATE).read_text("utf-8")))
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise UserError(f"{folder}: damaged: {error}") from None
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Reads which run made a model, and notes the model and its weights' digest in the record."""
+    description = read_description(folder)
+    origin = Origin.read(description.get("run"))
+    digest = str(description.get(WEIGHTS_DIGEST, ""))
+    return origin and replace(origin, model=str(folder), weights=digest)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:

@@ -1,7 +1,7 @@
 """Driver side of a training stage: run folder, resume, resources, Ray Train, the finished model.
 
 <runs>/<stage>/<name>/
-  run.json          settings digest, MLflow run, state: running | finished | stopped | failed
+  run.json          settings digest, MLflow run, origin, status: running, finished ...
   settings.yaml     the complete settings
   step-00000200/    checkpoints, kept by Ray Train
   model/            the finished model
@@ -17,9 +17,9 @@ import pickle
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from rich.console import Console
 
 from dynamonet import cluster, tracking
 from dynamonet.errors import UserError
+from dynamonet.origin import DatasetUse, Origin
 from dynamonet.settings import flatten, to_yaml
 from dynamonet.storage import is_uri
-from dynamonet.tracking import DatasetUse, TrackedRun
+from dynamonet.tracking import TrackedRun
 from dynamonet.training.console import ConsoleLog, Progress
 from dynamonet.training.loop import Job, Task, train_worker
 from dynamonet.training.settings import TrainSettings
@@ -42,7 +43,8 @@ MOST_PROCESSES = 16  # one decodes about 250 clips/s, so more than these would o
 # what may change between a run and its resumption without making it another run
 FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
-    "keep_checkpoints checkpoint_every_steps loader.processes loader.prefetch_batches".split()
+    "keep_checkpoints checkpoint_every_steps loader.processes loader.prefetch_batches "
+    "loader.cache_gb".split()
 )
 
 
@@ -56,6 +58,7 @@ class RunState:
     status: str
     mlflow: dict[str, str]
     dataset_digests: list[str]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def launch(
     subject: str,
     task: Task[Any],
     *,
-    parents: list[str],
+    parents: list[Origin],
     datasets: list[DatasetUse],
     console: Console,
 ) -> Finished:
@@ -80,6 +83,7 @@ def launch(
 
     Args:
         subject: Begins the name of a new run, e.g. the data set's.
+        parents: The runs that made what this one builds on.
 
     Raises:
         UserError: the resources are not there, the run's name is taken by another run, or
@@ -94,12 +98,14 @@ def launch(
             return Finished(folder / MODEL, TrackedRun(**state.mlflow), folder)
         run = _tracked(stage, state, folder, settings, parents, datasets)
         state.mlflow = asdict(run)
+        if not state.origin:  # a resumed run keeps how it began
+            state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
         _write_state(folder, state, "running")
         (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
         console.print(f"run      {folder}", soft_wrap=True)
         try:
             with tracking.closing(run):
-                result = _fit(task, folder, run, console)
+                result = _fit(task, folder, state, console)
                 _keep_model(result, folder, run)
         except KeyboardInterrupt:
             _write_state(folder, state, "stopped")
@@ -218,7 +224,7 @@ def _tracked(
     state: RunState,
     folder: Path,
     settings: TrainSettings,
-    parents: list[str],
+    parents: list[Origin],
     datasets: list[DatasetUse],
 ) -> TrackedRun:
     if state.mlflow:
@@ -232,22 +238,23 @@ def _tracked(
         experiment=settings.experiment,
         runs_path=settings.runs_path(),
         results=str(folder),
-        parents=parents,
+        parents=[parent.id for parent in parents],
         datasets=datasets,
     )
 
 
-def _fit(task: Task[Any], folder: Path, run: TrackedRun, console: Console) -> ray.train.Result:
+def _fit(task: Task[Any], folder: Path, state: RunState, console: Console) -> ray.train.Result:
     settings = task.settings
     # how often Ray's controller looks after its workers; its 2 s would be spent at start and end
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with cluster.connected():
-        scaling, cpus = _scaling(settings)
+        scaling, cpus = worker_resources(settings, ray.cluster_resources())
         log = ConsoleLog(console)
         processes = settings.loader.processes
         job = Job(
             task=task,
-            run=run,
+            run=TrackedRun(**state.mlflow),
+            origin=state.origin,
             progress=Progress(log.queue),
             processes=default_processes(cpus) if processes is None else processes,
             threads=cpus,
@@ -292,13 +299,17 @@ def default_processes(cpus: int) -> int:
     return min(MOST_PROCESSES, max(1, cpus - 1))
 
 
-def _scaling(settings: TrainSettings) -> tuple[ray.train.ScalingConfig, int]:
+def worker_resources(
+    settings: TrainSettings, have: Mapping[str, float]
+) -> tuple[ray.train.ScalingConfig, int]:
     """Returns what each worker reserves and its number of cores.
 
+    Args:
+        have: What the cluster has in all, as `ray.cluster_resources` names it.
+
     Raises:
-        UserError: the cluster does not have it.
+        UserError: the cluster does not have what is needed.
     """
-    have = ray.cluster_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     use_gpu = gpus > 0 if settings.device == "auto" else settings.device == "gpu"
     share = max(1, cpus // settings.num_workers)

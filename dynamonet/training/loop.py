@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
-from dynamonet.shards.order import EpochPlan, sample_seed
+from dynamonet.shards.index import repair_command
+from dynamonet.shards.order import sample_seed
 from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
 from dynamonet.tracking import TrackedRun
 from dynamonet.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
@@ -71,11 +72,14 @@ class Task(ABC, Generic[S]):
         """Returns the reader of the training clips."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+    ) -> tuple[Tensor, Sums]:
         """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
 
         Args:
             frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
+            ceiling: Also measure what the best shared filters would reach, on one clip.
         """
 
     @abstractmethod
@@ -101,6 +105,7 @@ class Job:
 
     task: Task[Any]
     run: TrackedRun
+    origin: dict[str, Any]  # goes with the model
     progress: Progress
     processes: int  # loader processes of each worker
     threads: int  # threads of each worker's arithmetic
@@ -126,22 +131,24 @@ class Training:
         self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.task.rate_groups(self.model), settings.optimizer)
         self.reader = self.task.training_data()
-        size = self.model.config.frame_px
-        example = torch.zeros(1, 3, self.model.config.num_frames, size, size, device=rank.device)
+        size, clips = self.model.config.frame_px, settings.loader.batch_size // rank.count
+        shape = (clips, 3, self.model.config.num_frames, size, size)
+        example = torch.zeros(shape, device=rank.device)
         self.precision = choose_precision(
             self.model, example, settings.precision, rank, settings.wrong_gradients
         )
         self.scaler = self.precision.scaler()
         self.state = self._restore()
-        self.plan = EpochPlan(
-            len(self.reader.rows), settings.loader.batch_size, rank.count, settings.seed
-        )
+        self.plan = self.reader.plan(settings.loader, rank.count, settings.seed)
         self.total_steps = settings.total_steps(self.plan.steps)
         self.compiled = settings.compiles(rank.device.type, self.total_steps)
         if self.compiled:
             self.model.trunk.compile()
         self.parallel = prepare_model(self.model)
         self.window = Window(rank)
+        # a run that was killed may have logged more steps than its checkpoint holds
+        resumed = self.state.step > 0 and rank.leads
+        self.logged = job.run.last_steps() if resumed else {}
         self.failed = 0
 
     def run(self) -> None:
@@ -178,7 +185,9 @@ class Training:
         frames = render(batch.to(self.rank.device), self.model.config.frame_px)
         self.parallel.train()
         with self.precision.autocast():
-            loss, sums = self.task.loss(self.parallel, frames, batch)
+            loss, sums = self.task.loss(
+                self.parallel, frames, batch, ceiling=self._is_due(step + 1)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -206,7 +215,7 @@ class Training:
             rows[done] |= {"epoch/number": done / self.plan.steps}
             self.state.epoch_sums = {}
         if self.rank.leads:
-            self.job.run.log_metrics(rows)
+            self.job.run.log_metrics(rows, after=self.logged)
             if self._is_due(done):
                 self.job.progress.step(done, self.total_steps, rows[done])
 
@@ -217,7 +226,7 @@ class Training:
             found = self.task.evaluate(self.model, self.rank, self.precision)
         if self.rank.leads:
             run = self.job.run
-            run.log_metrics({done: found.metrics})
+            run.log_metrics({done: found.metrics}, after=self.logged)
             for name, figure in found.figures.items():
                 run.log_figure(figure, f"{name.format(step=done)}")
             for name, content in found.files.items():
@@ -234,8 +243,7 @@ class Training:
             ray.train.report({}, checkpoint=None, checkpoint_dir_name=name)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                run = {"id": self.job.run.run_id, "tracking_uri": self.job.run.uri}
-                extra = {**self.task.describe(), "run": run}
+                extra = {**self.task.describe(), "run": self.job.origin}
                 save_checkpoint(Path(folder), self.model, self.optimizer, self.state, extra)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
                 metrics = {"step": done, "total_steps": self.total_steps}
@@ -260,6 +268,7 @@ class Training:
             f"{reader.too_short:,} segments shorter than a clip",
             f"batch    {plan.global_batch} = {plan.batch_size} x {self.rank.count} workers, "
             f"{self.job.processes} loader processes and {self.job.threads} threads each",
+            f"order    {self._order()}",
             f"device   {self.rank.device}, channels last, {self.precision}, "
             f"{'compiled' if self.compiled else 'not compiled'}",
         ]
@@ -267,6 +276,16 @@ class Training:
             lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
         for line in lines:
             self.job.progress.say(line)
+
+    def _order(self) -> str:
+        loader, cache = self.settings.loader, self.reader.tars.cache
+        order = "all samples shuffled"
+        if self.plan.windows is not None:
+            order = f"samples shuffled within {loader.window_tars} tars at a time"
+        kept = (
+            "" if cache is None else f"; tars kept in {cache.home}, at most {loader.cache_gb:g} GB"
+        )
+        return order + kept
 
     def _count_failures(self, batch: ClipBatch) -> None:
         for failure in batch.failures:
@@ -277,7 +296,7 @@ class Training:
             raise UserError(
                 f"{self.failed} samples could not be read, more than "
                 f"loader.max_failed_share = {self.settings.loader.max_failed_share:g} of an epoch. "
-                "Check the shards: run stage 1 again on the same output."
+                f"Check the shards: {repair_command(self.reader.tars.folder)}"
             )
 
     def _is_due(self, done: int) -> bool:

@@ -41,10 +41,13 @@ class Window:
         """Adds up over ranks and starts anew; every rank must call it at the same step.
 
         Returns:
-            For each step (learning rate, sums), and clips/s and the share of time spent waiting.
+            For each step (learning rate, sums), and clips/s and the share of time spent waiting. A
+            sum that a step did not bring is 0.
         """
-        names = list(self.rows[0][2])
-        table = torch.stack([torch.stack([s[n].double() for n in names]) for _, _, s in self.rows])
+        names = sorted({name for _, _, sums in self.rows for name in sums})
+        none = torch.zeros((), device=self.rank.device)
+        columns = [[sums.get(name, none).double() for name in names] for _, _, sums in self.rows]
+        table = torch.stack([torch.stack(column) for column in columns])
         table = self.rank.sum(table).cpu()
         spent = time.perf_counter() - self.began
         steps = {

@@ -1,0 +1,1 @@
+"""The checks of `python -m dynamonet.doctor`: this machine, where things lie, Ray."""
