@@ -152,7 +152,10 @@ def test_every_pixel_format_becomes_the_same_colours(
 
     y = torch.from_numpy(planes.luma.astype(np.float32)).mean()
     u, v = (torch.from_numpy(planes.chroma[:, i].astype(np.float32)).mean() for i in (0, 1))
-    rgb = yuv_to_rgb(*(value.view(1, 1, 1, 1) for value in (y, u, v))).flatten()
+    y, u, v = (
+        value.view(1, 1, 1, 1) for value in ((y - 16) / 219, (u - 128) / 224, (v - 128) / 224)
+    )
+    rgb = yuv_to_rgb(y, u, v).flatten()
     assert torch.allclose(rgb, torch.tensor([200 / 255, 0, 0]), atol=0.05), rgb
 
 

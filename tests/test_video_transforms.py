@@ -82,8 +82,8 @@ def test_a_drawn_view_stays_on_the_canvas() -> None:
     ],
 )
 def test_colours_are_bt601(yuv: tuple[int, ...], rgb: tuple[int, ...]) -> None:
-    planes = [torch.full((1, 1, 1, 1), float(value)) for value in yuv]
-    found = yuv_to_rgb(planes[0], planes[1], planes[2]).flatten()
+    luma, u, v = (torch.full((1, 1, 1, 1), float(value)) for value in yuv)
+    found = yuv_to_rgb((luma - 16) / 219, (u - 128) / 224, (v - 128) / 224).flatten()
     torch.testing.assert_close(found, torch.tensor(rgb).float(), atol=0.01, rtol=0)
 
 
