@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,7 +93,20 @@ def test_loader_processes_share_one_cache(
 ) -> None:
     path, _ = remote_set
     loader: dict[str, object] = {"order": "tars", "window_tars": 2}
-    assert clips(path, loader, processes=2) == clips(str(shard_set), loader)
+    # in a process of its own: the server that forks loaders keeps the environment it began with
+    script = (
+        "import pickle, sys, test_shards_tars as t\n"
+        f"found = t.clips({path!r}, {loader!r}, processes=2)\n"
+        "sys.stdout.buffer.write(pickle.dumps(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        check=True,
+    )
+    assert pickle.loads(done.stdout) == clips(str(shard_set), loader)
     names = {file.name for file in (tmp_path / "cache" / "tars").glob("*/*.tar")}
     assert names == set(ShardSet.open(path).tars["shard"].to_pylist())
 
