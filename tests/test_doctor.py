@@ -81,7 +81,7 @@ def test_every_set_below_the_root_is_opened_and_a_bad_one_named(
     begun, cut, good, torn = places.shards(settings)
     assert begun.state == "warn" and "did not finish" in begun.text and begun.remedy
     assert cut.state == "fail" and victim.name in cut.text
-    assert cut.remedy.startswith("python data_prep/shard.py --source")
+    assert cut.remedy == f"python data_prep/verify.py {root / 'cut'} --repair"
     assert good.state == "pass"
     assert torn.state == "fail" and "damaged" in torn.text and torn.remedy
 

@@ -9,6 +9,7 @@ future         frame T, then each result     T+1 .. T+H           forecasting on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -29,8 +30,8 @@ def pool_frames(frames: Tensor, level: int) -> Tensor:
     height, width = (size // level * level for size in frames.shape[-2:])
     cut = frames.contiguous()[..., :height, :width]
     # sums of slices: measured five times faster than avg_pool3d
-    rows = torch.stack([cut[..., i::level, :] for i in range(level)]).sum(0)
-    return torch.stack([rows[..., i::level] for i in range(level)]).sum(0) / level**2
+    rows = reduce(torch.add, (cut[..., i::level, :] for i in range(level)))
+    return reduce(torch.add, (rows[..., i::level] for i in range(level))) / level**2
 
 
 def predict(
