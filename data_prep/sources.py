@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 from av.video.stream import VideoStream
 
+from dynamonet.digest import digest_of_stream
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, video_stream
 from dynamonet.video.files import Source, open_bytes, open_source
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,8 @@ def inspect(folder: Folder, source: Source, min_side_px: int) -> Facts | Rejecte
 
 def digest_of(folder: Folder, source: Source) -> str:
     """Returns the BLAKE2b-128 of a source file."""
-    digest = hashlib.blake2b(digest_size=16)
     with open_bytes(folder, source) as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return digest_of_stream(stream)
 
 
 def _square_pixels(width: int, height: int, stream: VideoStream) -> tuple[int, int]:

@@ -8,7 +8,6 @@ The tar and its record are damaged if they disagree; the index is if only it dis
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -19,6 +18,7 @@ import pyarrow as pa
 from av.error import FFmpegError
 
 from data_prep.records import Record, read_record, record_name
+from dynamonet.digest import digest_of_bytes
 from dynamonet.shards import index
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, open_video, reason, video_stream
@@ -101,7 +101,7 @@ def check_tar(path: str, shard: str, rows: pa.Table | None, decode: bool) -> Tar
         by_index += _differences(samples, known)
     if data is not None and record is not None and own is not None:
         by_record = _file_differences(data, record) + by_record + _differences(samples, own)
-        if not by_record and _digest(data) != (record.tar_digest or _digest(data)):
+        if not by_record and digest_of_bytes(data) != (record.tar_digest or digest_of_bytes(data)):
             by_record.append(_Difference("", "changed bytes between the samples", "none"))
     problems = _blame(shard, record, known, own, by_index, by_record)
     return TarReport(
@@ -179,7 +179,7 @@ def _samples(data: bytes) -> tuple[dict[str, _Sample], list[_Difference]]:
         side_car = _json(data[text.offset_data : text.offset_data + text.size])
         if side_car is None:
             faults.append(_Difference(key, "damaged JSON", "the sample's row"))
-        samples[key] = _Sample(video.offset_data, content, _digest(content), side_car or {})
+        samples[key] = _Sample(video.offset_data, content, digest_of_bytes(content), side_car or {})
         place += 2
     return samples, faults
 
@@ -245,7 +245,3 @@ def _file_differences(data: bytes, record: Record) -> list[_Difference]:
 
 def _shape(frames: int = 0, height: int = 0, width: int = 0) -> str:
     return f"{frames} frames of {width} x {height}"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from data_prep.records import Record, read_record, write_record
 from data_prep.settings import PrepSettings
 from data_prep.sources import Rejected
 from data_prep.transcode import TOO_SHORT, Segment, transcode
+from dynamonet.digest import digest_of_bytes, digest_of_stream
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError
 from dynamonet.video.files import open_source, printable
@@ -48,7 +48,9 @@ def build_shard(plan: ShardPlan, source: str, output: str, settings: PrepSetting
                         tar.write({"__key__": row["key"], "mp4": data, "json": _side_car(row)})
                         rows.append(row)
             tar.close()
-        size, digest = path.stat().st_size, _file_digest(path)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest = digest_of_stream(file)
         _add_offsets(rows, path, plan.name)
     write_record(
         folder,
@@ -93,7 +95,7 @@ def _kept(
     with folder.fs.open_input_file(folder.below(shard)) as tar:
         for row in filter(inside, record.rows.to_pylist()):
             data = tar.read_at(row["size"], row["offset"])
-            if hashlib.blake2b(data, digest_size=16).hexdigest() != row["digest"]:
+            if digest_of_bytes(data) != row["digest"]:
                 return None
             known = {key: value for key, value in row.items() if key not in ("shard", "offset")}
             items.append((known, data))
@@ -127,7 +129,7 @@ def _row(piece: Piece, key: str, segment: Segment) -> dict[str, Any]:
     return {
         "key": key,
         "size": len(segment.data),
-        "digest": hashlib.blake2b(segment.data, digest_size=16).hexdigest(),
+        "digest": digest_of_bytes(segment.data),
         "source": printable(piece.source.path),
         "source_digest": piece.facts.digest,
         "start_seconds": segment.start_seconds,
@@ -154,11 +156,3 @@ def _add_offsets(rows: list[dict[str, Any]], path: Path, shard: str) -> None:
         places = {Path(m.name).stem: m.offset_data for m in tar if m.name.endswith(".mp4")}
     for row in rows:
         row["shard"], row["offset"] = shard, places[row["key"]]
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dynamonet.errors import UserError, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
+from dynamonet.storage import whole_file
 from dynamonet.video.transforms import MEAN, STD
 
 METADATA = "dynamonet"  # name of the description in an ONNX file
@@ -80,22 +81,15 @@ def export(place: str | Path, file: Path) -> Exported:
     shape = (3, config.num_frames, config.frame_px, config.frame_px)
     generator = torch.Generator().manual_seed(0)
     clips = torch.rand(3, *shape, generator=generator)
-    growing = file.with_name(f".incomplete-{file.name}")
-    try:
-        with torch.no_grad():
-            write(model, clips[:2], description, growing)
-            found = run(growing, clips)  # another batch size than it was traced with
-            difference = max(_difference(a, b) for a, b in zip(model(clips), found, strict=True))
+    with whole_file(file) as growing, torch.no_grad():
+        write(model, clips[:2], description, growing)
+        found = run(growing, clips)  # another batch size than it was traced with
+        difference = max(_difference(a, b) for a, b in zip(model(clips), found, strict=True))
         if not difference < TOLERANCE:
             raise UserError(
                 f"{file}: not written, its results differ from the model's by {difference:.2g} "
                 f"(at most {TOLERANCE:g} was expected); report this with the model's description"
             )
-        growing.replace(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error}") from None
-    finally:
-        growing.unlink(missing_ok=True)
     return Exported(file, difference)
 
 

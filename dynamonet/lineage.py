@@ -186,7 +186,7 @@ def main(argv: list[str]) -> Step:
     options = parser.parse_args(argv)
     here = StageSettings(runs=options.runs)
     with answering_soon():
-        tracer = Tracer(here.runs_path(), here.shards_path("set").removesuffix("/set"))
+        tracer = Tracer(here.runs_path(), here.shards_root_path())
         step = tracer.trace(tracer.find(options.place))
     if options.json:
         print(json.dumps(asdict(step), indent=2))

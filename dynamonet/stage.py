@@ -47,8 +47,11 @@ class StageSettings(Settings):
         """Returns the absolute folder of a shard set given by bare name, path or URI."""
         if "/" in name_or_path or name_or_path.startswith("."):
             return absolute(name_or_path)
-        root = self.shards_root or os.environ.get("DYNAMONET_SHARDS") or "data/shards"
-        return f"{absolute(root)}/{name_or_path}"
+        return f"{self.shards_root_path()}/{name_or_path}"
+
+    def shards_root_path(self) -> str:
+        """Returns the absolute folder (or URI) of all shard sets."""
+        return absolute(self.shards_root or os.environ.get("DYNAMONET_SHARDS") or "data/shards")
 
 
 def code_version() -> str:

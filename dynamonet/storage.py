@@ -21,6 +21,24 @@ from pyarrow import fs as pafs
 from dynamonet.errors import UserError
 
 INCOMPLETE = ".incomplete"  # where local files grow until they are whole
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Yields a path beside a local file to write to; it takes the file's name on a clean exit.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    growing = file.with_name(f".incomplete-{file.name}")
+    try:
+        yield growing
+        growing.replace(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {_reason(error)}") from None
+    finally:
+        growing.unlink(missing_ok=True)
 
 
 def is_uri(path: str) -> bool:
@@ -171,7 +189,7 @@ class Folder:
     def _upload(self, growing: Path, name: str) -> None:
         try:
             with self.fs.open_output_stream(self.below(name)) as out, growing.open("rb") as source:
-                shutil.copyfileobj(source, out, 1 << 20)
+                shutil.copyfileobj(source, out, _BLOCK)
         except BaseException:  # leaving the block closed the stream, which published a part
             self.fs.delete_file(self.below(name))
             raise

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from dynamonet.errors import UserError
+from dynamonet.storage import whole_file
 from finetune.recognise import WindowSeen
 
 TABLE_SCHEMA = pa.schema(
@@ -145,20 +145,3 @@ def features_file(file: Path) -> Iterator[FeatureRows]:
         rows = FeatureRows(writer)
         yield rows
         rows.flush()
-
-
-@contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """Yields a path beside `file` to write to; it takes the file's name on a clean exit.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    growing = file.with_name(f".incomplete-{file.name}")
-    try:
-        yield growing
-        growing.replace(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None
-    finally:
-        growing.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from finetune.outputs import Guess, VideoReport, WindowReport, whole_file
+from dynamonet.storage import whole_file
+from finetune.outputs import Guess, VideoReport, WindowReport
 
 PICTURES = 24  # of a strip at most
 _COLUMNS = 8

@@ -5,7 +5,6 @@ Nothing is unpickled: safetensors hold numbers, the description is JSON.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynamonet.digest import digest_of_stream
 from dynamonet.errors import UserError
 
 FORMAT_VERSION = 1
@@ -34,11 +34,8 @@ def write_model(folder: Path, weights: dict[str, Tensor], description: dict[str,
 
 def weights_digest(folder: Path) -> str:
     """Returns the BLAKE2b-128 of a model's weights file."""
-    digest = hashlib.blake2b(digest_size=16)
     with (folder / WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return digest_of_stream(file)
 
 
 def locate(place: str | Path) -> Path:

@@ -60,7 +60,7 @@ class _ApplyShared(torch.autograd.Function):
         padded = _pad(flat.contiguous(), side)
         kernels = filters.to(frames.dtype).reshape(-1, 1, side, side)
         ctx.save_for_backward(padded, kernels)
-        ctx.shape, ctx.filters_like = frames.shape, filters.dtype
+        ctx.shape, ctx.filters_dtype = frames.shape, filters.dtype
         out = F.conv2d(padded, kernels, groups=batch * num)
         return out.view(colours, batch, num, height, width).transpose(0, 1).contiguous()
 
@@ -79,7 +79,7 @@ class _ApplyShared(torch.autograd.Function):
             folded = _unpad(wide, side).view(colours, batch, num, height, width)
             grad_frames = folded.transpose(0, 1)
         if ctx.needs_input_grad[1]:
-            overlap = _correlate(grad, padded, side).to(ctx.filters_like)
+            overlap = _correlate(grad, padded, side).to(ctx.filters_dtype)
             grad_filters = overlap.view(batch, num, side * side, 1, 1)
         return grad_frames, grad_filters, None
 

@@ -19,7 +19,7 @@ PROBE_RUN = "doctor: may this store be written to?"
 
 def disk(settings: PreflightSettings) -> list[Check]:
     """Measures the free space where results and shards go."""
-    places = {"results": settings.runs_path(), "shards": shards_root(settings)}
+    places = {"results": settings.runs_path(), "shards": settings.shards_root_path()}
     checks = []
     for what, path in places.items():
         if is_uri(path):
@@ -54,7 +54,7 @@ def shards(settings: PreflightSettings) -> list[Check]:
     """Opens every set below the root, and the one that the settings name."""
     from dynamonet.shards.index import CARD
 
-    wanted, root = settings.shards_path(settings.shards), Folder.at(shards_root(settings))
+    wanted, root = settings.shards_path(settings.shards), Folder.at(settings.shards_root_path())
     infos = root.fs.get_file_info(pafs.FileSelector(root.root, allow_not_found=True))
     names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
     paths = [f"{root.path}/{name}" for name in names]
@@ -123,8 +123,3 @@ def tracking_store(settings: PreflightSettings) -> list[Check]:
         remedy = "start the server with --artifacts-destination, or use a mounted folder"
         return [Check("warn", "tracking", text, remedy)]
     return [Check("pass", "tracking", f"{uri}: a run was made and deleted again")]
-
-
-def shards_root(settings: PreflightSettings) -> str:
-    """Returns the absolute folder (or URI) of all shard sets."""
-    return settings.shards_path("set").removesuffix("/set")

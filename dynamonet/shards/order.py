@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TarWindows:
     """An order in which a few tars at a time are read: for stores where seeking is slow.
 
@@ -97,9 +98,7 @@ class TarWindows:
     def samples(self, positions: Ints, seed: int, epoch: int) -> Ints:
         """Returns the sample indices at given positions of an epoch, both in [0, n)."""
         num_tars = len(self.bounds) - 1
-        order = Permutation(num_tars, seed, epoch)(np.arange(num_tars))
-        ends = np.cumsum((self.bounds[1:] - self.bounds[:-1])[order])  # in positions, per tar
-        starts = ends - (self.bounds[1:] - self.bounds[:-1])[order]
+        order, starts, ends = _layout(self, seed, epoch)
         found = np.empty(len(positions), np.int64)
         windows = np.searchsorted(ends, positions, side="right") // self.window
         for number in np.unique(windows):
@@ -111,6 +110,16 @@ class TarWindows:
             place = np.searchsorted(ends, moved, side="right")
             found[here] = self.by_tar[self.bounds[order[place]] + moved - starts[place]]
         return found
+
+
+@lru_cache(maxsize=2)  # one epoch, and the next while reading ahead
+def _layout(windows: TarWindows, seed: int, epoch: int) -> tuple[Ints, Ints, Ints]:
+    """Returns an epoch's order of tars, and where each of them begins and ends in it."""
+    num_tars = len(windows.bounds) - 1
+    order = Permutation(num_tars, seed, epoch)(np.arange(num_tars))
+    sizes = np.diff(windows.bounds)[order]
+    ends = np.cumsum(sizes)
+    return order, ends - sizes, ends
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ read before.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import EpochPlan, TarWindows, sample_seed
@@ -106,8 +106,8 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
     def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | Unreadable:
         """Reads a batch. A sample that fails is replaced by one drawn from its own seed."""
         clips, failures = [], []
+        self.tars.prefetch([self.shard[row].as_py() for r in requests for row in r.ahead])
         for request in requests:
-            self.tars.prefetch([self.shard[row].as_py() for row in request.ahead])
             clip = self._read_or_replace(request, failures)
             if clip is None:
                 return Unreadable(tuple(failures))
@@ -176,7 +176,7 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         size, offset = int(self.columns["size"][row]), int(self.columns["offset"][row])
         data = self.tars.read(self.shard[row].as_py(), offset, size)
         if row not in self._checked:
-            if hashlib.blake2b(data, digest_size=16).hexdigest() != self.digests[row].as_py():
+            if digest_of_bytes(data) != self.digests[row].as_py():
                 state = "is cut short" if len(data) < size else "is not what was written"
                 raise DecodeError(f"{size} bytes at {offset}: the content {state}")
             self._checked.add(row)

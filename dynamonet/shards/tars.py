@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from dynamonet.errors import UserError
 from dynamonet.storage import Folder
@@ -74,6 +75,11 @@ class TarCache:
                 out.truncate(size)
 
 
+class _OpenTar(NamedTuple):
+    read: Callable[[int, int], bytes]  # (offset, size)
+    close: Callable[[], None]
+
+
 @dataclass
 class Tars:
     """The tars of a shard set as one process reads them; picklable, opens its files where it is."""
@@ -82,8 +88,7 @@ class Tars:
     place: str  # name of the set in the cache: its digest
     sizes: dict[str, int]  # bytes of each tar
     cache: TarCache | None = None  # None: read ranges
-    _open: OrderedDict[str, Callable[[int, int], bytes]] = field(default_factory=OrderedDict)
-    _closers: dict[str, Callable[[], None]] = field(default_factory=dict)
+    _open: OrderedDict[str, _OpenTar] = field(default_factory=OrderedDict)
     _folder: Folder | None = None
     _fetcher: ThreadPoolExecutor | None = None
     _asked: set[str] = field(default_factory=set)
@@ -108,13 +113,12 @@ class Tars:
             OSError: it cannot be read.
         """
         if name not in self._open:
-            read, close = self._opened(name)
-            self._open[name], self._closers[name] = read, close
+            self._open[name] = self._opened(name)
             if len(self._open) > OPEN_TARS:
-                oldest, _ = self._open.popitem(last=False)
-                self._closers.pop(oldest)()
+                _, oldest = self._open.popitem(last=False)
+                oldest.close()
         self._open.move_to_end(name)
-        return self._open[name](offset, size)
+        return self._open[name].read(offset, size)
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Begins to fetch tars that will be wanted soon, in the background."""
@@ -139,15 +143,17 @@ class Tars:
         assert self.cache is not None
         return self.cache.fetch(self.folder, self.place, name, self.sizes[name])
 
-    def _opened(self, name: str) -> tuple[Callable[[int, int], bytes], Callable[[], None]]:
+    def _opened(self, name: str) -> _OpenTar:
         if self.folder.is_local or self.cache is not None:
             path = self.folder.below(name) if self.cache is None else self._fetched(name)
             handle = os.open(path, os.O_RDONLY)
             # no read-ahead beyond a sample: at 100 GB it would only push other pages out
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
-            return lambda offset, size: os.pread(handle, size, offset), lambda: os.close(handle)
+            return _OpenTar(
+                lambda offset, size: os.pread(handle, size, offset), lambda: os.close(handle)
+            )
         file = self.folder.fs.open_input_file(self.folder.below(name))
-        return lambda offset, size: file.read_at(size, offset), file.close
+        return _OpenTar(lambda offset, size: file.read_at(size, offset), file.close)
 
 
 def choose_cache(

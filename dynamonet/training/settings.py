@@ -87,9 +87,9 @@ class TrainSettings(StageSettings):
     def compiles(self, device_type: str, total_steps: int) -> bool:
         """Tells whether the trunk is compiled.
 
-        On CPUs compiling was measured to gain 0 to 3 % of a step (benchmarks/bench_model.py), which
-        does not repay the half minute that it takes. It hangs on the whole length of the training,
-        so that a resumed run computes as it began.
+        On CPUs compiling was measured to change a step by -11 to 3 % (benchmarks/bench_model.py),
+        which does not repay the half minute that it takes. It hangs on the whole length of the
+        training, so that a resumed run computes as it began.
         """
         pays = device_type == "cuda" and total_steps >= COMPILE_PAYS_STEPS
         return pays if self.compile == "auto" else self.compile == "on"
