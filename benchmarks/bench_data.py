@@ -10,10 +10,7 @@ part where they are installed: pip install -e '.[bench]', and FFmpeg's libraries
 
 from __future__ import annotations
 
-import importlib
-import itertools
 import os
-import random
 import shutil
 import statistics
 import tempfile
@@ -24,139 +21,38 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
+from benchmarks.loaders import (
+    BATCH,
+    CANVAS,
+    CLIPS,
+    FRAMES,
+    PROCESSES,
+    SIDE,
+    BareDecoder,
+    Decord,
+    TorchCodec,
+    from_files,
+    from_pytorchvideo,
+    installed,
+)
 from benchmarks.report import Figure, ratio, show, table
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
-from dynamonet.video.decode import open_video, video_stream
-from dynamonet.video.transforms import render
+from dynamonet.video.transforms import ClipBatch, render
 
-BATCH, FRAMES, SIDE, CANVAS = 8, 16, 112, 128
-PROCESSES = 2
-CLIPS = 480  # of each loader in each round
 WARM_UP = 8  # batches that are not counted: processes start, queues fill
 ROUNDS = 3
 LONG_RUN = 20_000  # clips over which memory is watched
 
 
-class Files(Dataset[Tensor]):
-    """One segment a file; a subclass decodes it its own way, in its own processes."""
-
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(SIDE, scale=(0.56, 1.0), ratio=(1.0, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.45] * 3, [0.225] * 3),
-        ]
-    )
-
-    def __init__(self, files: list[str]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return CLIPS
-
-    def __getitem__(self, index: int) -> Tensor:
-        torch.set_num_threads(1)
-        frames = self.decode(self.files[random.randrange(len(self.files))])
-        return self.transform(frames).transpose(0, 1)  # (3, T, H, W)
-
-    def decode(self, file: str) -> Tensor:
-        """Returns frames (T, 3, H, W) uint8 from a random place."""
-        raise NotImplementedError
-
-
-class TorchCodec(Files):
-    """torchcodec, the frames by their numbers."""
-
-    def decode(self, file: str) -> Tensor:
-        torchcodec: Any = importlib.import_module("torchcodec.decoders")
-        decoder = torchcodec.VideoDecoder(file, num_ffmpeg_threads=1, seek_mode="approximate")
-        first = random.randrange(len(decoder) - FRAMES + 1)
-        return decoder.get_frames_in_range(first, first + FRAMES).data
-
-
-class Decord(Files):
-    """decord, the frames by their numbers."""
-
-    def decode(self, file: str) -> Tensor:
-        decord: Any = importlib.import_module("decord")
-        reader = decord.VideoReader(file, num_threads=1)
-        first = random.randrange(len(reader) - FRAMES + 1)
-        frames = reader.get_batch(list(range(first, first + FRAMES))).asnumpy()
-        return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
-class BareDecoder(Files):
-    """PyAV alone: the same frames, decoded to YUV and thrown away."""
-
-    def __getitem__(self, index: int) -> Tensor:
-        data = Path(self.files[random.randrange(len(self.files))]).read_bytes()
-        with open_video(data) as container:
-            stream = video_stream(container)
-            stream.thread_count = 1
-            assert stream.average_rate is not None and stream.time_base is not None
-            first = random.randrange(stream.frames - FRAMES + 1)
-            ticks = 1 / (stream.average_rate * stream.time_base)
-            if first:
-                container.seek(int(first * ticks), stream=stream, backward=True)
-            for frame in container.decode(stream):
-                if frame.pts is not None and round(frame.pts / ticks) >= first + FRAMES - 1:
-                    break
-        return torch.zeros(1)
-
-
-def from_files(kind: type[Files], files: list[str]) -> Callable[[], Iterable[Any]]:
-    """Returns a function that starts one round of a loader."""
-    data = kind(files)
-    return lambda: DataLoader(
-        data, BATCH, num_workers=PROCESSES, multiprocessing_context="forkserver"
-    )
-
-
-def from_pytorchvideo(files: list[str]) -> Callable[[], Iterable[Any]]:
-    """pytorchvideo's LabeledVideoDataset with PyAV, as its tutorials use it."""
-
-    def start() -> Iterable[Any]:
-        loader = DataLoader(pytorchvideo_dataset(files), BATCH, num_workers=PROCESSES)
-        return itertools.islice(loader, CLIPS // BATCH)
-
-    return start
-
-
-def pytorchvideo_dataset(files: list[str]) -> Any:
-    from pytorchvideo.data import LabeledVideoDataset, make_clip_sampler
-
-    sampler = make_clip_sampler("random", FRAMES / frame_rate(files[0]))
-    paths: Any = [(file, {"label": 0}) for file in files * (1 + CLIPS // len(files))]
-    return LabeledVideoDataset(paths, sampler, transform=of_pytorchvideo, decode_audio=False)
-
-
-def of_pytorchvideo(sample: dict[str, Any]) -> Tensor:
-    """Takes 16 frames of a clip and transforms them."""
-    torch.set_num_threads(1)
-    video = sample["video"]  # (3, T, H, W)
-    chosen = torch.linspace(0, video.shape[1] - 1, FRAMES).long()
-    frames = video[:, chosen].transpose(0, 1).to(torch.uint8)
-    return Files.transform(frames).transpose(0, 1)
-
-
-def frame_rate(file: str) -> float:
-    with open_video(file) as container:
-        return float(video_stream(container).average_rate or 25)
-
-
-def from_shards(path: str) -> Callable[[], Iterable[Any]]:
-    """This project's reader, the rendering of batches included."""
+def from_shards(path: str, *, rendering: bool) -> Callable[[], Iterable[Any]]:
+    """This project's reader, with or without the rendering that the training device does."""
     source = reader(path)
-    return lambda: rendered(source, CLIPS)
+    return lambda: rendered(source, CLIPS) if rendering else planes(source, CLIPS)
 
 
 def reader(path: str) -> ClipReader:
@@ -171,53 +67,62 @@ def reader(path: str) -> ClipReader:
     )
 
 
-def rendered(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[Tensor]:
+def planes(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[ClipBatch]:
     plan = source.plan(LoaderSettings(batch_size=BATCH), 1, 0)
     order = TrainingOrder(source.rows, plan, 0, 0, clips // BATCH)
-    for batch in batches(source, order, processes=processes, prefetch=2):
+    return batches(source, order, processes=processes, prefetch=2)
+
+
+def rendered(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[Tensor]:
+    for batch in planes(source, clips, processes):
         yield render(batch, SIDE)
 
 
-def installed(kind: type[Files], files: list[str]) -> bool:
-    """Tells whether a loader works here; says why not."""
-    try:
-        kind(files)[0]
-    except Exception as error:  # a missing package, or one that finds no FFmpeg
-        print(f"left out: {kind.__doc__} {type(error).__name__}: {str(error).splitlines()[0]}")
-        return False
-    return True
+BARE, OWN, OWN_PLANES = "bare decoder, thrown away", "this reader", "this reader, not rendered"
+TARGETS = {  # name of the figure, wanted ratio
+    BARE: ("of_bare_decoder", 0.8),
+    "pytorchvideo LabeledVideoDataset": ("over_pytorchvideo", 4.0),
+    "torchcodec + torchvision v2": ("over_torchcodec", 1.5),
+    "decord + torchvision v2": ("over_decord", 1.5),
+}
 
 
 def speed(path: str, files: list[str]) -> tuple[Table, list[Figure]]:
-    """Runs all loaders in turns."""
-    loaders: dict[str, Callable[[], Iterable[Any]]] = {"this reader": from_shards(path)}
-    loaders["bare decoder, frames thrown away"] = from_files(BareDecoder, files)
-    loaders["pytorchvideo LabeledVideoDataset, PyAV"] = from_pytorchvideo(files)
-    for name, kind in (("torchcodec + torchvision v2", TorchCodec), ("decord + v2", Decord)):
+    """Runs all loaders in turns.
+
+    The bare decoder ends with YUV frames, so it is compared to batches of those; loaders that end
+    with rendered clips are compared to rendered clips.
+    """
+    loaders: dict[str, Callable[[], Iterable[Any]]] = {
+        OWN: from_shards(path, rendering=True),
+        OWN_PLANES: from_shards(path, rendering=False),
+        BARE: from_files(BareDecoder, files),
+        "pytorchvideo LabeledVideoDataset": from_pytorchvideo(files),
+    }
+    for name, kind in (("torchcodec", TorchCodec), ("decord", Decord)):
         if installed(kind, files):
-            loaders[name] = from_files(kind, files)
+            loaders[f"{name} + torchvision v2"] = from_files(kind, files)
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(ROUNDS):
         for name, start in loaders.items():
             seconds[name].append(seconds_a_clip(start))
-    own = seconds["this reader"]
+    own, own_planes = seconds[OWN], seconds[OWN_PLANES]
     made = table(
         f"Clips of {FRAMES} x {SIDE} x {SIDE}, {PROCESSES} loader processes",
         "",
         "clips/s",
         "this reader by it",
+        "not rendered by it",
     )
     for name, times in seconds.items():
-        made.add_row(name, f"{1 / statistics.median(times):.0f}", f"{ratio(times, own):.2f}")
-    targets = {"bare decoder, frames thrown away": ("of_bare_decoder", 0.8)}
-    targets["pytorchvideo LabeledVideoDataset, PyAV"] = ("over_pytorchvideo", 4)
-    targets["torchcodec + torchvision v2"] = ("over_torchcodec", 1.5)
-    targets["decord + v2"] = ("over_decord", 1.5)
-    return made, [
-        Figure(f"reader_{targets[name][0]}", ratio(times, own), targets[name][1])
-        for name, times in seconds.items()
-        if name in targets
-    ]
+        ratios = f"{ratio(times, own):.2f}", f"{ratio(times, own_planes):.2f}"
+        made.add_row(name, f"{1 / statistics.median(times):.0f}", *ratios)
+    figures = []
+    for name, (figure, target) in TARGETS.items():
+        if name in seconds:
+            ours = own_planes if name == BARE else own
+            figures.append(Figure(f"reader_{figure}", ratio(seconds[name], ours), target))
+    return made, figures
 
 
 def seconds_a_clip(start: Callable[[], Iterable[Any]]) -> float:

@@ -51,9 +51,9 @@ def test_the_square_is_even_largest_and_inside(height: int, width: int, offset: 
 def test_damage_is_an_error_that_says_what_is_missing(numbered: bytes) -> None:
     with pytest.raises(DecodeError, match="frame 50 of 51 asked for is missing"):
         decode_planes(numbered, np.array([50]))
-    with pytest.raises(DecodeError, match="moov atom not found"):
+    with pytest.raises(DecodeError, match="box 'mdat' leaves what holds it"):
         decode_planes(numbered[: len(numbered) // 2], np.array([0]))
-    with pytest.raises(DecodeError, match="Invalid data"):
+    with pytest.raises(DecodeError, match="not an MP4 segment"):
         decode_planes(b"no video", np.array([0]))
     with pytest.raises(DecodeError, match="leaves a frame of 32 x 48"):
         decode_planes(numbered, np.array([0]), Box(0, 0, 64, 64))

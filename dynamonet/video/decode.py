@@ -1,6 +1,6 @@
 """Encoded segments -> YUV 4:2:0 planes of just the frames asked for.
 
-    data -> open -> seek to the key frame at or before the first -> decode -> crop -> (luma, chroma)
+    data -> packets from the key frame at or before the first -> decode -> crop -> (luma, chroma)
 
 Frames stay YUV until after the crop: converting to RGB costs more than decoding.
 """
@@ -19,8 +19,11 @@ from av import logging as av_logging
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+
+from dynamonet.video.packets import PacketTable
 
 Bytes = NDArray[np.uint8]
 
@@ -107,24 +110,19 @@ def decode_planes(data: bytes, indices: NDArray[np.int64], box: Box | None = Non
     place = {int(number): row for row, number in enumerate(wanted)}
     luma: Bytes | None = None
     chroma: Bytes | None = None
-    with open_video(data) as container:
-        stream = video_stream(container)
-        stream.thread_count = 1  # loader processes are the parallelism
-        try:
-            for number, frame in _frames_from(container, stream, int(wanted[0])):
-                row = place.get(number)
-                if row is not None:
-                    cut = box or Box(0, 0, frame.height, frame.width)
-                    y, u, v = cut_planes(frame, cut)
-                    if luma is None or chroma is None:
-                        luma = np.empty((len(wanted), *y.shape), np.uint8)
-                        chroma = np.empty((len(wanted), 2, *u.shape), np.uint8)
-                    luma[row], chroma[row, 0], chroma[row, 1] = y, u, v
-                    del place[number]
-                if not place:
-                    break
-        except (FFmpegError, ValueError) as error:
-            raise DecodeError(reason(error)) from None
+    try:
+        for number, frame in _frames_from(data, int(wanted[0])):
+            row = place.pop(number, None)
+            if row is not None:
+                y, u, v = cut_planes(frame, box or Box(0, 0, frame.height, frame.width))
+                if luma is None or chroma is None:
+                    luma = np.empty((len(wanted), *y.shape), np.uint8)
+                    chroma = np.empty((len(wanted), 2, *u.shape), np.uint8)
+                luma[row], chroma[row, 0], chroma[row, 1] = y, u, v
+            if not place:
+                break
+    except (FFmpegError, ValueError) as error:
+        raise DecodeError(reason(error)) from None
     if place or luma is None or chroma is None:
         raise DecodeError(f"frame {min(place)} of {int(wanted[-1]) + 1} asked for is missing")
     order = np.searchsorted(wanted, indices)
@@ -139,20 +137,17 @@ def reason(error: Exception) -> str:
     return f"{text}: {line}" if line and line not in text else text
 
 
-def _frames_from(
-    container: InputContainer, stream: VideoStream, first: int
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def _frames_from(data: bytes, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yields (frame number, frame) from the key frame at or before `first`."""
-    rate, base = stream.average_rate, stream.time_base
-    if rate is None or base is None:
-        raise DecodeError("no frame rate in the video stream")
-    ticks = 1 / (rate * base)  # of time_base, between two frames
-    start = stream.start_time or 0
-    if first:
-        container.seek(start + int(first * ticks), stream=stream, backward=True)
-    for frame in container.decode(stream):
-        if frame.pts is not None:
-            yield round((frame.pts - start) / ticks), frame
+    table = PacketTable.of(data)
+    context = av.CodecContext.create("h264", "r")
+    assert isinstance(context, VideoCodecContext)
+    context.extradata = table.extradata
+    context.thread_count = 1  # loader processes are the parallelism
+    for packet in table.packets_from(data, first):
+        for frame in context.decode(packet):
+            if frame.pts is not None:
+                yield frame.pts, frame
 
 
 def cut_planes(frame: av.VideoFrame, box: Box) -> tuple[Bytes, Bytes, Bytes]:
