@@ -9,10 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_prep import prints
 from data_prep.labels import Labelling
 from data_prep.records import Inspected, Record, place_of, readable_cards, record_name
 from data_prep.settings import PrepSettings
-from data_prep.sources import Rejected
+from data_prep.sources import EXCLUDED, NEAR, SAME_CONTENT, Rejected
+from data_prep.transcode import TOO_SHORT
 from dynamonet import __version__
 from dynamonet.errors import UserError
 from dynamonet.shards import index
@@ -22,31 +24,40 @@ from dynamonet.video.files import printable
 
 @dataclass(frozen=True)
 class Tables:
-    """The three tables of a set."""
+    """The tables of a set."""
 
     index: pa.Table
     shards: pa.Table
     quarantine: pa.Table
+    duplicates: pa.Table
 
     def write(self, output: Folder) -> None:
         index.write_table(output, index.INDEX, self.index)
         index.write_table(output, index.SHARDS, self.shards)
         index.write_table(output, index.QUARANTINE, self.quarantine)
+        index.write_table(output, index.DUPLICATES, self.duplicates)
 
 
-def tables_of(records: dict[str, Record], inspected: list[Inspected]) -> Tables:
+def tables_of(
+    records: dict[str, Record], inspected: list[Inspected], duplicates: pa.Table
+) -> Tables:
     """Puts the records of all tars together, in the order in which the tars were planned."""
     names = sorted(records, key=lambda name: place_of(name) or (0, 0))
-    shards = [{"shard": name, **records[name].shard_row} for name in names]
+    left_out = keys_left_out(duplicates)
+    kept = {name: records[name].without(left_out) for name in names}
+    shards = [{"shard": name, **kept[name].shard_row} for name in names]
     return Tables(
-        pa.concat_tables([records[name].rows for name in names]),
+        pa.concat_tables([kept[name].rows for name in names]),
         pa.Table.from_pylist(shards, index.SHARDS_SCHEMA),
-        quarantine_table(inspected, [records[name].quarantine for name in names]),
+        quarantine_table(inspected, [records[name].quarantine for name in names], duplicates),
+        duplicates,
     )
 
 
-def quarantine_table(inspected: list[Inspected], quarantines: list[pa.Table]) -> pa.Table:
-    """Puts together what was left out before and while the tars were made."""
+def quarantine_table(
+    inspected: list[Inspected], quarantines: list[pa.Table], duplicates: pa.Table
+) -> pa.Table:
+    """Puts together what was left out before, while and after the tars were made."""
     early = [
         vars(Rejected(printable(item.source.path), item.reason))
         for item in inspected
@@ -54,7 +65,11 @@ def quarantine_table(inspected: list[Inspected], quarantines: list[pa.Table]) ->
     ]
     order = [("source", "ascending"), ("start_seconds", "ascending")]
     first = pa.Table.from_pylist(early, index.QUARANTINE_SCHEMA)
-    return pa.concat_tables([first, *quarantines]).sort_by(order)
+    copies = pa.Table.from_pylist(
+        [vars(rejected_copy(row)) for row in duplicates.to_pylist() if row["left_out"]],
+        index.QUARANTINE_SCHEMA,
+    )
+    return pa.concat_tables([first, *quarantines, copies]).sort_by(order)
 
 
 def assemble(
@@ -64,13 +79,19 @@ def assemble(
     settings: PrepSettings,
     source: Folder,
     labelling: Labelling | None,
+    duplicates: pa.Table,
+    excluded: list[dict[str, str]],
 ) -> dict[str, Any]:
     """Writes index, tables and card; removes tars of older plans.
+
+    Args:
+        duplicates: Copies among the segments, see `data_prep.duplicates`.
+        excluded: Sets whose copies are left out: name, path and digest.
 
     Raises:
         UserError: no video gave a segment.
     """
-    tables = tables_of(records, inspected)
+    tables = tables_of(records, inspected, duplicates)
     if not tables.index.num_rows:
         lost = [Rejected(row["source"], row["reason"]) for row in tables.quarantine.to_pylist()]
         raise UserError(f"no usable segment in {len(inspected)} videos:\n  {reasons(lost)}")
@@ -83,7 +104,10 @@ def assemble(
             **settings.content(),
             "source": source.path,
             "lists": absolute(settings.lists) if settings.lists else None,
+            "near_duplicates": settings.near_duplicates,
+            "exclude": settings.excluded_paths(),
         },
+        "excluded": excluded,
         "classes": labelling.classes if labelling else [],
         "num_splits": labelling.num_splits if labelling else 0,
         "counts": {
@@ -116,6 +140,8 @@ def counts_of(tables: Tables, inspected: list[Inspected]) -> dict[str, Any]:
         "seconds": round(sum(shard["seconds"] for shard in shards), 3),
         "bytes": sum(shard["bytes"] for shard in shards),
         "shards": len(shards),
+        "near_duplicates": tables.duplicates["of_set"].null_count,
+        "in_excluded_sets": len(tables.duplicates) - tables.duplicates["of_set"].null_count,
         "videos_quarantined": dict(Counter(_kind(reason) for reason in lost.values())),
         "stretches_quarantined": dict(Counter(_kind(reason) for reason in parts)),
     }
@@ -124,9 +150,23 @@ def counts_of(tables: Tables, inspected: list[Inspected]) -> dict[str, Any]:
 def remove_stale(output: Folder, shards: set[str]) -> None:
     """Removes tars, and records of tars, that the set does not have."""
     wanted = shards | {record_name(name) for name in shards}
-    for name in [*output.names(), *output.names(index.RECORDS)]:
+    wanted |= {prints.name_of(name) for name in shards}
+    for name in [*output.names(), *output.names(index.RECORDS), *output.names(prints.FOLDER)]:
         if place_of(name) and name not in wanted:
             output.delete(name)
+
+
+def keys_left_out(duplicates: pa.Table) -> set[str]:
+    """Returns the keys of the copies that the index does not have."""
+    return {row["key"] for row in duplicates.to_pylist() if row["left_out"]}
+
+
+def rejected_copy(row: dict[str, Any]) -> Rejected:
+    """Returns the row of the quarantine for a copy that was left out."""
+    kind = NEAR if row["of_set"] is None else f"{EXCLUDED}, {row['of_set']}"
+    apart = f"{row['still_bits']:.1f} of {prints.BITS} bits apart"
+    text = f"{kind}: like {row['of_key']} of {row['of_source']}, {apart}"
+    return Rejected(row["source"], text, row["start_seconds"], row["end_seconds"])
 
 
 def reasons(rejected: list[Rejected]) -> str:
@@ -144,4 +184,5 @@ def quarantine_counts(card: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
 
 def _kind(reason: str) -> str:
     """Returns the part of a reason that is the same for all videos with this trouble."""
-    return reason.split(": ")[0] if reason.startswith(("too short", "too small")) else reason
+    kinds = (TOO_SHORT, "too small", SAME_CONTENT, NEAR, EXCLUDED)
+    return next((kind for kind in kinds if reason.startswith(kind)), reason)

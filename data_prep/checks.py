@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.assemble import Tables, counts_of, quarantine_table
+from data_prep.assemble import Tables, counts_of, keys_left_out, quarantine_table
 from data_prep.records import (
     SETTINGS,
     SOURCES,
@@ -28,7 +28,8 @@ from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.storage import INCOMPLETE, Folder
 
-_NOT_CONTENT = ("source", "lists")  # settings on the card that decide no byte of the tars
+# settings on the card that decide no byte of the tars
+_NOT_CONTENT = ("source", "lists", "near_duplicates", "exclude")
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Findings:
     shards: set[str] = field(default_factory=set)  # tars that the set has or should have
     good: dict[str, str] = field(default_factory=dict)  # whole tar: digest of its plan
     knows_sources: bool = False  # records/sources.parquet can be read
+    duplicates: pa.Table | None = None  # as far as the table can be read
     samples: int = 0
     frames: int = 0  # decoded
     bytes: int = 0
@@ -64,23 +66,25 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Findi
     rows = _table(folder, index.INDEX, index.INDEX_SCHEMA, found)
     shards = _table(folder, index.SHARDS, index.SHARDS_SCHEMA, found)
     quarantine = _table(folder, index.QUARANTINE, index.QUARANTINE_SCHEMA, found)
+    copies = _table(folder, index.DUPLICATES, index.DUPLICATES_SCHEMA, found)
+    found.duplicates = copies
+    left_out = keys_left_out(copies) if copies is not None else set()
     _list_files(names, folder, rows, shards, found)
     inspected = recall(folder)
     found.knows_sources = inspected is not None
     if inspected is None:
         found.problems.append(_lost(folder, SOURCES, "damaged"))
-    reports = _check_tars(folder, rows, found, decode, on_progress)
+    reports = _check_tars(folder, rows, left_out, found, decode, on_progress)
     if shards is not None:
         _check_shards(shards, reports, found)
-    if quarantine is not None and inspected is not None:
-        _check_quarantine(quarantine, inspected, reports, found)
+    if quarantine is not None and inspected is not None and copies is not None:
+        _check_quarantine(quarantine, inspected, reports, copies, found)
     if rows is not None:
         _check_keys(rows, found)
-    if rows is not None and shards is not None and quarantine is not None:
-        tables = (index.INDEX, index.SHARDS, index.QUARANTINE)
-        right = not any(found.blames(name) for name in tables)
-        if card is not None and inspected is not None and right:
-            _check_card(card, Tables(rows, shards, quarantine), inspected, found)
+    tables = (rows, shards, quarantine, copies)
+    names = (index.INDEX, index.SHARDS, index.QUARANTINE, index.DUPLICATES)
+    if card is not None and inspected is not None and not any(map(found.blames, names)):
+        _check_card(card, Tables(*(t for t in tables if t is not None)), inspected, found)
     _check_copies(folder, card, found)
     return found
 
@@ -102,8 +106,8 @@ def _list_files(
         found.shards |= set(table["shard"].to_pylist()) if table is not None else set()
     if rows is None or shards is None:
         found.shards |= recorded
-    files = {index.CARD, index.INDEX, index.SHARDS, index.QUARANTINE}
-    files |= {index.CARD_COPY, SOURCES, SETTINGS}
+    files = {index.CARD, index.INDEX, index.SHARDS, index.QUARANTINE, index.DUPLICATES}
+    files |= {index.CARD_COPY, index.REPORT, SOURCES, SETTINGS}
     files |= found.shards | {record_name(name) for name in found.shards}
     for name in names:
         if place_of(name) and name.endswith(".tar") and name not in files:
@@ -119,12 +123,17 @@ def _list_files(
 
 
 def _check_tars(
-    folder: Folder, rows: pa.Table | None, found: Findings, decode: bool, on_progress: OnProgress
+    folder: Folder,
+    rows: pa.Table | None,
+    left_out: set[str],
+    found: Findings,
+    decode: bool,
+    on_progress: OnProgress,
 ) -> list[TarReport]:
     sizes = {name: folder.size(name) or 0 for name in sorted(found.shards)}
     found.bytes, done = sum(sizes.values()), 0
     parts = dict.fromkeys(sizes) if rows is None else _by_shard(rows, sizes)
-    arguments = ((folder.path, name, parts[name], decode) for name in sizes)
+    arguments = ((folder.path, name, parts[name], left_out, decode) for name in sizes)
     reports = []
     for report in cluster.in_parallel(check_tar, arguments):
         done += sizes[report.shard]
@@ -158,13 +167,18 @@ def _check_shards(shards: pa.Table, reports: list[TarReport], found: Findings) -
 
 
 def _check_quarantine(
-    table: pa.Table, inspected: list[Inspected], reports: list[TarReport], found: Findings
+    table: pa.Table,
+    inspected: list[Inspected],
+    reports: list[TarReport],
+    copies: pa.Table,
+    found: Findings,
 ) -> None:
     if any(report.quarantine is None for report in reports):
         return  # a record is lost, and said to be
     parts = [report.quarantine for report in reports if report.quarantine is not None]
     there = Counter(tuple(row.values()) for row in table.to_pylist())
-    right = Counter(tuple(row.values()) for row in quarantine_table(inspected, parts).to_pylist())
+    expected = quarantine_table(inspected, parts, copies)
+    right = Counter(tuple(row.values()) for row in expected.to_pylist())
     for row in there - right:
         found.problems.append(Problem(index.QUARANTINE, row[0], f"{row[1]!r}", "no such row"))
     for row in right - there:

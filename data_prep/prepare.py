@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.assemble import assemble, reasons
+from data_prep.duplicates import about, find_duplicates, open_excluded
 from data_prep.labels import Labelling, read_labels
 from data_prep.plan import ShardPlan, plan_shards
 from data_prep.records import SETTINGS, Inspected, OnProgress, Record, recall, remember
 from data_prep.settings import PrepSettings
-from data_prep.sources import Facts, Rejected, inspect
+from data_prep.sources import SAME_CONTENT, Facts, Rejected, inspect
 from data_prep.write import build_shard, done_record, worth_retrying
 from dynamonet import cluster
 from dynamonet.errors import UserError
@@ -49,6 +50,7 @@ def prepare(settings: PrepSettings, on_progress: OnProgress) -> Report:
         kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
         raise UserError(f"--source {source.path}: no video found (other files: {kinds or 'none'})")
     labelling = labels_of(sources, source, settings)
+    excluded = open_excluded(settings)
     output.create()
     _check_settings(output, settings)
     output.clear_incomplete()
@@ -58,7 +60,9 @@ def prepare(settings: PrepSettings, on_progress: OnProgress) -> Report:
     plans = plans_of(inspected, labelling, settings)
     built = build_missing(plans, source, output, settings, on_progress)
     records = records_of(plans, output)
-    card = assemble(output, records, inspected, settings, source, labelling)
+    duplicates = find_duplicates(output, records, excluded, settings, on_progress)
+    known_sets = [about(each) for each in excluded]
+    card = assemble(output, records, inspected, settings, source, labelling, duplicates, known_sets)
     return Report(card, len(sources), others, built, len(plans) - built, labelling)
 
 
@@ -119,7 +123,29 @@ def inspect_all(
         else:
             reason = "in the folder, but in no list" if item.path in unlisted else None
             inspected.append(Inspected(item, found, reason))
-    return inspected
+    return same_content(inspected, labelling, settings)
+
+
+def same_content(
+    inspected: list[Inspected], labelling: Labelling | None, settings: PrepSettings
+) -> list[Inspected]:
+    """Marks files of the same content but the first; in official sets all that is listed stays."""
+    if settings.dataset not in (None, "folder"):
+        return inspected
+    labels = labelling.labels if labelling else {}
+    first: dict[str, str] = {}
+    marked = []
+    for item in inspected:
+        if item.facts and item.reason is None:
+            path = item.source.path
+            twin = first.setdefault(item.facts.digest, path)
+            if twin != path:
+                reason = f"{SAME_CONTENT} {printable(twin)}"
+                if labels.get(twin) != labels.get(path):
+                    reason += ", which has another label, side or group"
+                item = replace(item, reason=reason)
+        marked.append(item)
+    return marked
 
 
 def plans_of(

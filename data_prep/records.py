@@ -5,6 +5,7 @@ records/
   sources.parquet         every video found: header, hash, or why it was left out
   settings.json           the settings that decide what the tars hold
   card.json               a copy of the card
+  prints/                 fingerprints of each tar's segments
 
 Everything beside the tars can be made again from here, without the videos.
 """
@@ -15,7 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
@@ -65,6 +66,13 @@ class Record:
     plan: str  # digest of everything that decides the tar's bytes
     tar_bytes: int
     tar_digest: str | None  # BLAKE2b-128 of the tar
+
+    def without(self, keys: set[str]) -> Record:
+        """Returns the record less some of its samples, which are left out of the index."""
+        if not keys:
+            return self
+        kept = [key not in keys for key in self.rows["key"].to_pylist()]
+        return replace(self, rows=self.rows.filter(pa.array(kept, pa.bool_())))
 
     @property
     def seconds(self) -> float:

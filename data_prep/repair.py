@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.assemble import assemble, remove_stale, tables_of
+import pyarrow as pa
+
+from data_prep.assemble import Tables, assemble, remove_stale, tables_of
 from data_prep.checks import Findings
+from data_prep.duplicates import find_duplicates, open_excluded
 from data_prep.plan import ShardPlan
 from data_prep.prepare import (
     build_missing,
@@ -24,6 +27,7 @@ from data_prep.prepare import (
 )
 from data_prep.records import (
     OnProgress,
+    Record,
     read_record,
     readable_cards,
     recall,
@@ -72,18 +76,27 @@ def repair(folder: Folder, found: Findings, source: str | None, on_progress: OnP
         )
     if found.knows_sources and found.shards == found.good.keys():
         folder.create()  # says so if it cannot be written to
-        _reassemble(folder, cards, found)
+        _reassemble(folder, cards, found, on_progress)
         return Repair([], same_content=True)
     return _rebuild(folder, cards, found, source, on_progress)
 
 
-def _reassemble(folder: Folder, cards: list[dict[str, Any]], found: Findings) -> None:
-    """Writes tables and card from the records."""
+def _reassemble(
+    folder: Folder, cards: list[dict[str, Any]], found: Findings, on_progress: OnProgress
+) -> None:
+    """Writes tables and card from the records, and looks for copies again if need be."""
     records = {name: record for name in found.shards if (record := read_record(folder, name))}
-    tables = tables_of(records, recall(folder) or [])
-    digest = index.content_digest(tables.index)
-    card = next((card for card in cards if card.get("digest") == digest), None)
+    inspected = recall(folder) or []
+    tables = card = None
+    if found.duplicates is not None:
+        tables = tables_of(records, inspected, found.duplicates)
+        card = _card_of(tables, cards)
+    if tables is None or card is None:
+        copies = _copies(folder, records, _settings(cards[0], folder, None), on_progress)
+        tables = tables_of(records, inspected, copies)
+        card = _card_of(tables, cards)
     if card is None:
+        digest = index.content_digest(tables.index)
         raise UserError(
             f"{folder.path}: the tars hold other samples (digest {digest}) than the card says "
             f"({cards[0].get('digest')}), as after a run of stage 1 that was stopped. {UNCHANGED}\n"
@@ -94,6 +107,35 @@ def _reassemble(folder: Folder, cards: list[dict[str, Any]], found: Findings) ->
     index.write_card(folder, card)
     write_settings(folder, settings)
     remove_stale(folder, set(records))
+
+
+def _card_of(tables: Tables, cards: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the card that speaks of these tables, if one does."""
+    digest, num_copies = index.content_digest(tables.index), tables.duplicates.num_rows
+    for card in cards:
+        counts = card.get("counts", {})
+        said = counts.get("near_duplicates", 0) + counts.get("in_excluded_sets", 0)
+        if (card.get("digest"), said) == (digest, num_copies):
+            return card
+    return None
+
+
+def _copies(
+    folder: Folder, records: dict[str, Record], settings: PrepSettings, on_progress: OnProgress
+) -> pa.Table:
+    """Looks for copies again.
+
+    Raises:
+        UserError: an excluded set is no longer there.
+    """
+    try:
+        excluded = open_excluded(settings)
+    except UserError as error:
+        raise UserError(
+            f"{folder.path}/{index.DUPLICATES} is damaged and cannot be made again: {error}\n"
+            f"{UNCHANGED}"
+        ) from None
+    return find_duplicates(folder, records, excluded, settings, on_progress)
 
 
 def _rebuild(
@@ -131,7 +173,11 @@ def _rebuild(
     build_missing(plans, videos, folder, settings, on_progress)
     if found.blames(index.CARD):
         index.write_card(folder, cards[0])  # with its run, which stage 1 keeps
-    card = assemble(folder, records_of(plans, folder), inspected, settings, videos, labelling)
+    records, copies = records_of(plans, folder), found.duplicates
+    if copies is None:
+        copies = _copies(folder, records, settings, on_progress)
+    excluded = cards[0].get("excluded", [])
+    card = assemble(folder, records, inspected, settings, videos, labelling, copies, excluded)
     same = card["digest"] in [before.get("digest") for before in cards]
     return Repair([plan.name for plan in damaged], same)
 
@@ -214,5 +260,6 @@ def _flags(settings: PrepSettings) -> Iterator[str]:
     usual = validate(PrepSettings, read_yaml(name, "data_prep") if name else {}, origin=f"{name}")
     plain = flatten(usual)
     for key, value in flatten(settings).items():
-        if value is not None and (value != plain[key] or key == "dataset"):
-            yield f"--{key} {shlex.quote(str(value))}"
+        if value not in (None, ()) and (value != plain[key] or key == "dataset"):
+            words = ",".join(value) if isinstance(value, tuple) else str(value)
+            yield f"--{key} {shlex.quote(words)}"

@@ -68,11 +68,25 @@ class PrepSettings(StageSettings):
         default=False,
         description="Try again what the quarantine table holds; the rest stays.",
     )
+    near_duplicates: Literal["report", "drop", "off"] = Field(
+        default="report",
+        description="Segments that are copies of others, encoded, cropped or cut otherwise: only "
+        "report them, drop all but the first, or do not look.",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Shard sets, by name or path: what is a copy of a segment of theirs is left "
+        "out, so that no test video is trained on.",
+    )
     encode: EncodeSettings = Field(default=EncodeSettings(), description="Scaling and encoding.")
 
     def output_path(self) -> str:
         """Returns the absolute folder (or URI) of the shard set."""
         return self.shards_path(self.output or self.dataset or "unlabelled")
+
+    def excluded_paths(self) -> list[str]:
+        """Returns the absolute folders (or URIs) of the excluded sets."""
+        return [self.shards_path(name) for name in self.exclude]
 
     def content(self) -> dict[str, object]:
         """Returns the settings that decide what the shards hold."""

@@ -28,7 +28,13 @@ EXAMPLES = """examples:
   python data_prep/shard.py --source UCF-101 --dataset ucf101 --lists ucfTrainTestlist
   python data_prep/shard.py --source own --dataset folder --output own    class-named subfolders
 """
-UNITS = {"reading headers": "videos/s", "checking sources": "videos/s", "checking tars": "MB/s"}
+UNITS = {
+    "reading headers": "videos/s",
+    "checking sources": "videos/s",
+    "checking tars": "MB/s",
+    "fingerprints": "segments/s",
+    "comparing pairs": "pairs/s",
+}
 
 
 def main(argv: list[str]) -> None:
@@ -80,6 +86,7 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
     folder, card = Folder.at(settings.output_path()), report.card
     name = settings.name or folder.path.rsplit("/", 1)[-1]
     made = DatasetUse(name, folder.path, card["digest"], "output")
+    excluded = [DatasetUse(**each, context="excluded") for each in card["excluded"]]
     run = tracking.start_run(
         "data_prep",
         name,
@@ -88,14 +95,14 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         runs_path=settings.runs_path(),
         results=folder.path,
         parents=[],
-        datasets=[made],
+        datasets=[made, *excluded],
         started=started,
     )
     with tracking.closing(run):
         counts = {k: v for k, v in card["counts"].items() if isinstance(v, int | float)}
         seconds = time.time() - started
         run.log_metrics({0: {**counts, "wall_seconds": seconds, "shards_built": report.built}})
-        card["run"] = run.origin("data_prep", folder.path, [made], [], started).to_json()
+        card["run"] = run.origin("data_prep", folder.path, [made, *excluded], [], started).to_json()
         index.write_card(folder, card)
         run.log_text(json.dumps(card, indent=2), index.CARD)
     return run

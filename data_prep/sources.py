@@ -13,6 +13,9 @@ from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, video_stream
 from dynamonet.video.files import Source, open_bytes, open_source
 
+# how the reasons of what was left out as a copy begin
+SAME_CONTENT, NEAR, EXCLUDED = "same content as", "near duplicate", "in an excluded set"
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -75,11 +75,14 @@ class _Difference:
     in_table: str
 
 
-def check_tar(path: str, shard: str, rows: pa.Table | None, decode: bool) -> TarReport:
+def check_tar(
+    path: str, shard: str, rows: pa.Table | None, left_out: set[str], decode: bool
+) -> TarReport:
     """Checks one tar; runs in a Ray task.
 
     Args:
         rows: The tar's rows of the index; None if the index cannot be read.
+        left_out: Keys of copies, which are in their tar and not in the index.
         decode: Decode every frame, too.
     """
     folder = Folder.at(path)
@@ -98,18 +101,20 @@ def check_tar(path: str, shard: str, rows: pa.Table | None, decode: bool) -> Tar
             }
     by_index, by_record = list(faults), list(faults)
     if data is not None and known is not None:
-        by_index += _differences(samples, known)
+        indexed = {key: sample for key, sample in samples.items() if key not in left_out}
+        by_index += _differences(indexed, known)
     if data is not None and record is not None and own is not None:
         by_record = _file_differences(data, record) + by_record + _differences(samples, own)
         if not by_record and digest_of_bytes(data) != (record.tar_digest or digest_of_bytes(data)):
             by_record.append(_Difference("", "changed bytes between the samples", "none"))
-    problems = _blame(shard, record, known, own, by_index, by_record)
+    right_index = [row for row in own or [] if row["key"] not in left_out]
+    problems = _blame(shard, record, known, right_index, by_index, by_record)
     return TarReport(
         shard,
         problems,
         is_good=record is not None and not by_record,
         plan=record.plan if record else None,
-        shard_row=record.shard_row if record else None,
+        shard_row=record.without(left_out).shard_row if record else None,
         quarantine=record.quarantine if record else None,
         samples=len(samples),
         frames=sum(sample.shape[0] for sample in samples.values() if sample.shape),
@@ -120,7 +125,7 @@ def _blame(
     shard: str,
     record: Record | None,
     known: list[dict[str, Any]] | None,
-    own: list[dict[str, Any]] | None,
+    own: list[dict[str, Any]],
     by_index: list[_Difference],
     by_record: list[_Difference],
 ) -> list[Problem]:

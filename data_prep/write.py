@@ -13,7 +13,7 @@ from webdataset.writer import TarWriter
 from data_prep.plan import Piece, ShardPlan
 from data_prep.records import Record, read_record, write_record
 from data_prep.settings import PrepSettings
-from data_prep.sources import Rejected
+from data_prep.sources import EXCLUDED, NEAR, SAME_CONTENT, Rejected
 from data_prep.transcode import TOO_SHORT, Segment, transcode
 from dynamonet.digest import digest_of_bytes, digest_of_stream
 from dynamonet.storage import Folder
@@ -73,8 +73,8 @@ def done_record(folder: Folder, plan: ShardPlan) -> Record | None:
 
 
 def worth_retrying(quarantined: dict[str, Any]) -> bool:
-    """Tells whether another try can help; a segment that is too short stays so."""
-    return not quarantined["reason"].startswith(TOO_SHORT)
+    """Tells whether another try can help; what is too short or a copy stays so."""
+    return not quarantined["reason"].startswith((TOO_SHORT, SAME_CONTENT, NEAR, EXCLUDED))
 
 
 def _kept(

@@ -5,6 +5,8 @@
   index.parquet         one row a sample: where it lies and what it is
   shards.parquet        one row a tar: bytes, samples, seconds
   quarantine.parquet    one row a video, or stretch of one, that was not taken, with its reason
+  duplicates.parquet    one row a segment that is a copy of another, here or in an excluded set
+  report.html           what is in the set, with pictures, for a reader
   shard-00000.tar ...   plain WebDataset: <key>.mp4 + <key>.json
   records/              one record a tar, its done mark, and a copy of the card; for stage 1
 """
@@ -35,6 +37,7 @@ FORMAT = "dynamonet-shards"
 FORMAT_VERSION = 1
 CARD, INDEX, SHARDS = "card.json", "index.parquet", "shards.parquet"
 QUARANTINE, RECORDS = "quarantine.parquet", "records"
+DUPLICATES, REPORT = "duplicates.parquet", "report.html"
 CARD_COPY = f"{RECORDS}/{CARD}"  # so that a damaged card can be put right
 
 INDEX_SCHEMA = pa.schema(
@@ -72,6 +75,20 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), False),
         pa.field("start_seconds", pa.float64(), True),  # null = the whole video
         pa.field("end_seconds", pa.float64(), True),
+    ]
+)
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), False),  # of the copy
+        pa.field("source", pa.string(), False),
+        pa.field("start_seconds", pa.float64(), False),
+        pa.field("end_seconds", pa.float64(), False),
+        pa.field("of_key", pa.string(), False),  # of what it is a copy of
+        pa.field("of_source", pa.string(), False),
+        pa.field("of_set", pa.string(), True),  # folder of the excluded set; null = this one
+        pa.field("still_bits", pa.float64(), False),  # mean distance of the pictures, of 64 bits
+        pa.field("motion_bits", pa.float64(), True),  # and of their motion; null = nothing moves
+        pa.field("left_out", pa.bool_(), False),  # it is in its tar, but not in the index
     ]
 )
 
