@@ -142,8 +142,8 @@ def counts_of(tables: Tables, inspected: list[Inspected]) -> dict[str, Any]:
         "shards": len(shards),
         "near_duplicates": tables.duplicates["of_set"].null_count,
         "in_excluded_sets": len(tables.duplicates) - tables.duplicates["of_set"].null_count,
-        "videos_quarantined": dict(Counter(_kind(reason) for reason in lost.values())),
-        "stretches_quarantined": dict(Counter(_kind(reason) for reason in parts)),
+        "videos_quarantined": dict(Counter(kind_of(reason) for reason in lost.values())),
+        "stretches_quarantined": dict(Counter(kind_of(reason) for reason in parts)),
     }
 
 
@@ -171,7 +171,7 @@ def rejected_copy(row: dict[str, Any]) -> Rejected:
 
 def reasons(rejected: list[Rejected]) -> str:
     """Returns the most frequent reasons with their counts, one a line."""
-    counts = Counter(_kind(item.reason) for item in rejected)
+    counts = Counter(kind_of(item.reason) for item in rejected)
     return "\n  ".join(f"{count} x {reason}" for reason, count in counts.most_common(8))
 
 
@@ -182,7 +182,7 @@ def quarantine_counts(card: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield what, reason, count
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """Returns the part of a reason that is the same for all videos with this trouble."""
     kinds = (TOO_SHORT, "too small", SAME_CONTENT, NEAR, EXCLUDED)
     return next((kind for kind in kinds if reason.startswith(kind)), reason)

@@ -105,6 +105,8 @@ def _matches(
     arguments = ((n, [(prints[a], prints[b]) for a, b in batches[n]]) for n in range(len(batches)))
     matches: Matches = defaultdict(list)
     done = 0
+    if batches:
+        on_progress("comparing pairs", done, len(pairs))
     for number, results in cluster.in_parallel(_compare, arguments):
         for (earlier, later), match in zip(batches[number], results, strict=True):
             if match is not None:
@@ -131,6 +133,8 @@ def _prints(
         if known is None:
             todo.append((folder.path, name, rows.select(COLUMNS), keep))
     done, total = 0, sum(arguments[2].num_rows for arguments in todo)
+    if todo:
+        on_progress("fingerprints", done, total)  # so that the rate counts from here
     for prints in cluster.in_parallel(print_tar, todo):
         found |= prints
         done += len(prints)

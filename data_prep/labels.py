@@ -6,13 +6,14 @@ and a listed file that is not there, are counted and reported, never guessed at.
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from data_prep.label_files import damaged, read_lines, read_rows
 from dynamonet.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -47,6 +48,11 @@ class Labelling:
     missing: list[str] = field(default_factory=list)  # listed, not found
     unlisted: list[str] = field(default_factory=list)  # found, not listed
 
+    def class_counts(self) -> dict[str, int]:
+        """Returns the videos found of each class, in label order."""
+        counts = Counter(label.class_name for label in self.labels.values())
+        return {name: counts[name] for name in self.classes}
+
 
 def read_labels(
     dataset: str, paths: list[str], source: Path, lists: str | None, test_share: float
@@ -69,18 +75,26 @@ def read_labels(
         return _kinetics400(paths, _lists_folder(source, lists, "kinetics400", "*.csv"))
     table = Path(lists) if lists else next(iter(sorted(source.glob("*.csv"))), None)
     if table is not None:
-        return _table(paths, table)
+        return _table(paths, table, test_share)
     return _class_folders(paths, test_share)
 
 
 def _ucf101(paths: list[str], lists: Path) -> Labelling:
     """Source: UCF101, ucfTrainTestlist: `Class/v_Class_gNN_cNN.avi [label]`; groups are gNN."""
-    classes = [line.split()[1] for line in _lines(lists / "classInd.txt")]
+    classes = []
+    for number, line in read_lines(lists / "classInd.txt"):
+        found = re.fullmatch(r"\d+ (\S+)", line)
+        if found is None:
+            raise damaged(lists / "classInd.txt", number, line, "number Class")
+        classes.append(found[1])
     parts: dict[str, list[str]] = {}
-    for split in (1, 2, 3):
-        for part in ("train", "test"):
-            for line in _lines(lists / f"{part}list{split:02d}.txt"):
-                parts.setdefault(line.split()[0], ["", "", ""])[split - 1] = part
+    for split, part in itertools.product((1, 2, 3), ("train", "test")):
+        file = lists / f"{part}list{split:02d}.txt"
+        for number, line in read_lines(file):
+            name = line.split()[0]
+            if name.split("/")[0] not in classes or name.count("/") != 1:
+                raise damaged(file, number, line, "Class/video.avi, of a class of classInd.txt")
+            parts.setdefault(name, ["", "", ""])[split - 1] = part
     listed = {}
     for name, splits in parts.items():
         class_name, file = name.split("/")
@@ -96,10 +110,10 @@ def _hmdb51(paths: list[str], lists: Path) -> Labelling:
     parts: dict[str, list[str]] = {}
     for file in sorted(lists.glob("*_test_split[123].txt")):
         class_name, split = re.fullmatch(r"(.+)_test_split([123])", file.stem).groups()  # type: ignore[union-attr]
-        for line in _lines(file):
+        for number, line in read_lines(file):
             name, _, code = line.rpartition(" ")
-            if code not in codes:
-                raise UserError(f"{file}: expected `name.avi 0|1|2`, found {line!r}")
+            if code not in codes or not name:
+                raise damaged(file, number, line, "name.avi 0|1|2")
             splits = parts.setdefault(f"{class_name}/{name.strip()}", ["", "", ""])
             splits[int(split) - 1] = codes[code]
     listed = {}
@@ -114,16 +128,20 @@ def _kinetics400(paths: list[str], lists: Path) -> Labelling:
     """Source: Kinetics-400 csv: label, youtube_id, time_start, time_end, split."""
     by_clip: dict[tuple[str, int], Label] = {}
     labels_file = next(iter(lists.glob("label_map*400*.txt")), None)
-    classes = set(_lines(labels_file)) if labels_file else set()
+    classes = {line for _, line in read_lines(labels_file)} if labels_file else set()
     for file in sorted(lists.glob("*.csv")):
         if re.search("600|700", file.name):
             continue
-        for row in _rows(file, {"youtube_id", "time_start", "split"}):
+        for line, row in read_rows(file, {"youtube_id", "time_start", "split"}):
             label = (row.get("label") or "").strip('"')
             part = _PART_NAMES.get(row["split"].strip().lower(), "")
+            try:
+                clip = (row["youtube_id"], int(float(row["time_start"])))
+            except ValueError:
+                text = f"time_start {row['time_start']!r}, expected seconds"
+                raise UserError(f"{file}: line {line}: {text}") from None
             if label and part:
                 classes.add(label)
-                clip = (row["youtube_id"], int(float(row["time_start"])))
                 by_clip[clip] = Label(label, (part,), row["youtube_id"])
     by_video = dict(by_clip.keys())
     found: dict[str, Label] = {}
@@ -141,39 +159,65 @@ def _kinetics400(paths: list[str], lists: Path) -> Labelling:
     return Labelling(sorted(classes), 1, found, missing, unlisted)
 
 
-def _table(paths: list[str], file: Path) -> Labelling:
+def _table(paths: list[str], file: Path, test_share: float) -> Labelling:
     """A CSV with the columns path, label (or class), and split or fold, group (all three free).
 
-    `fold` makes as many splits as there are folds: in split k, fold k - 1 is the test part.
+    `fold` makes as many splits as there are folds: in split k, fold k - 1 is the test part. Without
+    split and fold, a share of the groups is drawn to test. No group may stand on two sides.
     """
-    rows = list(_rows(file, {"path"}))
+    rows = list(read_rows(file, {"path"}))
     if not rows:
         raise UserError(f"{file}: no rows")
-    name = next((n for n in ("class_name", "class", "label") if n in rows[0]), None)
+    columns = list(rows[0][1])
+    name = next((n for n in ("class_name", "class", "label") if n in columns), None)
     if name is None:
-        raise UserError(
-            f"{file}: no column `label` (or `class`); it has {', '.join(map(str, rows[0]))}"
-        )
-    has_folds = all((row.get("fold") or "").strip() for row in rows)
-    folds = sorted({row["fold"] for row in rows}, key=_natural) if has_folds else []
+        raise UserError(f"{file}: no column `label` (or `class`); it has {', '.join(columns)}")
+    has_folds = "fold" in columns and all(row["fold"].strip() for _, row in rows)
+    folds = sorted({row["fold"].strip() for _, row in rows}, key=_natural) if has_folds else []
     listed, wrong = {}, []
-    for number, row in enumerate(rows, 2):
-        path, class_name = (row["path"] or "").strip(), (row[name] or "").strip()
-        word = (row.get("split") or "").strip().lower()
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        path, class_name = row["path"].strip(), row[name].strip()
+        group = row.get("group", "").strip() or path
+        word = row.get("split", "").strip().lower()
         if not path or not class_name:
-            wrong.append(f"line {number}: empty path or {name}")
+            wrong.append(f"line {line}: empty path or {name}")
         elif path in listed:
-            wrong.append(f"line {number}: {path} was listed before")
-        elif not has_folds and word not in _PART_NAMES:
-            wrong.append(f"line {number}: split {word!r}, expected train, val or test")
+            wrong.append(f"line {line}: {path} was listed before, in line {lines[path]}")
+        elif not folds and "split" in columns and word not in _PART_NAMES:
+            wrong.append(f"line {line}: split {word!r}, expected train, val or test")
         else:
-            splits = tuple("test" if row["fold"] == fold else "train" for fold in folds)
-            splits = splits or (_PART_NAMES[word],)
-            listed[path] = Label(class_name, splits, (row.get("group") or "").strip() or path)
+            splits = tuple("test" if row["fold"].strip() == fold else "train" for fold in folds)
+            if not splits:
+                splits = (_PART_NAMES[word] if "split" in columns else _draw(group, test_share),)
+            listed[path] = Label(class_name, splits, group)
+            lines[path] = line
+    wrong += _torn_groups(listed, lines)
     if wrong:
-        raise UserError(f"{file}:\n  " + "\n  ".join(wrong[:10]))
+        more = f"\n  ... and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise UserError(f"{file}:\n  " + "\n  ".join(wrong[:10]) + more)
     classes = sorted({label.class_name for label in listed.values()}, key=_natural)
     return _match(classes, len(folds) or 1, listed, paths)
+
+
+def _torn_groups(listed: dict[str, Label], lines: dict[str, int]) -> list[str]:
+    """Says which groups stand on two sides of a split."""
+    first: dict[str, str] = {}
+    torn = {}
+    for path, label in listed.items():
+        before = listed[first.setdefault(label.group, path)]
+        if label.splits != before.splits and label.group not in torn:
+            torn[label.group] = (
+                f"line {lines[path]}: group {label.group!r} stands on another side of a split "
+                f"than in line {lines[first[label.group]]}; put each group on one side"
+            )
+    return list(torn.values())
+
+
+def _draw(name: str, test_share: float) -> str:
+    """Draws test or train from a name alone, the same in every run."""
+    draw = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return "test" if draw < test_share * 2**64 else "train"
 
 
 def _class_folders(paths: list[str], test_share: float) -> Labelling:
@@ -187,11 +231,7 @@ def _class_folders(paths: list[str], test_share: float) -> Labelling:
         if len(words) <= depth:
             unlisted.append(path)
             continue
-        if has_parts:
-            part = _PART_NAMES[words[0].lower()]
-        else:
-            draw = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
-            part = "test" if draw < test_share * 2**64 else "train"
+        part = _PART_NAMES[words[0].lower()] if has_parts else _draw(path, test_share)
         labels[path] = Label(words[depth - 1], (part,), path)
     classes = sorted({label.class_name for label in labels.values()}, key=_natural)
     return Labelling(classes, 1, labels, [], unlisted)
@@ -232,29 +272,6 @@ def _lists_folder(source: Path, given: str | None, usual: str, pattern: str) -> 
         f"the official lists ({pattern}) were not found in\n  {tried}\n"
         "Download them from the data set's page and name their folder with --lists"
     )
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _rows(file: Path, needed: set[str]) -> Iterable[dict[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            absent = needed - set(reader.fieldnames or [])
-            if absent:
-                raise UserError(
-                    f"{file}: no column {', '.join(sorted(absent))}; it has "
-                    f"{', '.join(reader.fieldnames or ['nothing'])}"
-                )
-            yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:

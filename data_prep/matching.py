@@ -10,7 +10,7 @@ Source: bit sampling for the Hamming distance (Indyk and Motwani, STOC 1998).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,12 @@ from data_prep.prints import BITS, STEP, Hashes, Print
 
 TABLES, TABLE_BITS = 12, 24
 FIRST = 16  # members of a bucket that the others are paired with
+BATCH = 100_000  # segments looked up at a time: bounds the memory
 FRAME_BITS = 12  # two pictures that differ in more bits make no candidate
 # Source: measured on re-encoded, cropped and trimmed copies of real videos (docs/data.md)
 MOST_STILL = 11.0  # mean bits of 64 in which the pictures of copies differ
-MOST_MOTION = 16.0  # and their motion
-ALMOST_STILL, LITTLE_ENERGY = 2.0, 2.0  # nothing moves: the pictures alone must be much closer
+MOST_BOTH = 20.0  # with those in which their motion differs
+ALMOST_STILL, LITTLE_ENERGY = 2.0, 1.0  # nothing moves: the pictures alone must be much closer
 OVERLAP = 0.5  # share of the shorter segment that a copy must cover
 
 Ints = NDArray[np.int64]
@@ -47,8 +48,13 @@ def compare(one: Print, other: Print) -> Match | None:
 
 def candidates(prints: Sequence[Print]) -> Ints:
     """Returns the pairs (P, 2) of segments worth a comparison, each with the earlier first."""
-    known, asked = _indexed(prints), _asked(prints)
-    pairs = [_in_table(np.uint64(mask), *known, *asked) for mask in _masks()]
+    known, owner = _joined([item.still[::2] for item in prints], 0)
+    pairs = [np.empty((0, 2), np.int64)]
+    for mask in _masks():
+        table = _one_each(known, owner, mask)
+        for first in range(0, len(prints), BATCH):
+            views = [item.still_views.ravel() for item in prints[first : first + BATCH]]
+            pairs.append(_in_table(mask, *table, *_joined(views, first)))
     return np.unique(np.concatenate(pairs), axis=0)
 
 
@@ -77,7 +83,7 @@ def _aligned(views: Print, whole: Print) -> Match | None:
         still_mean = still.sum(2) / count  # (V, offsets)
         motion_mean = motion.sum(2) / weight.sum(1)
     moves = weight.sum(1) / np.maximum(1, count) >= LITTLE_ENERGY
-    copies = (still_mean <= MOST_STILL) & (motion_mean <= MOST_MOTION)
+    copies = (still_mean <= MOST_STILL) & (still_mean + motion_mean <= MOST_BOTH)
     copies |= (still_mean <= ALMOST_STILL) & ~moves
     copies &= count >= least
     if not copies.any():
@@ -87,32 +93,26 @@ def _aligned(views: Print, whole: Print) -> Match | None:
     return Match(float(still_mean[best]), float(motion_mean[best]))
 
 
-def _masks() -> Iterator[int]:
-    """Yields the bits that each table looks at, the same in every run."""
+def _masks() -> list[np.uint64]:
+    """Returns the bits that each table looks at, the same in every run."""
     draw = np.random.default_rng(0)
-    for _ in range(TABLES):
-        yield sum(1 << int(bit) for bit in draw.permutation(BITS)[:TABLE_BITS])
+    bits = [draw.permutation(BITS)[:TABLE_BITS] for _ in range(TABLES)]
+    return [np.uint64(sum(1 << int(bit) for bit in chosen)) for chosen in bits]
 
 
-def _indexed(prints: Sequence[Print]) -> tuple[Hashes, Ints]:
-    """Returns every second still hash of all segments, and whose it is."""
-    return _joined([item.still[::2] for item in prints])
-
-
-def _asked(prints: Sequence[Print]) -> tuple[Hashes, Ints]:
-    """Returns the still hashes of all views, and whose they are."""
-    return _joined([item.still_views.ravel() for item in prints])
-
-
-def _joined(parts: list[Hashes]) -> tuple[Hashes, Ints]:
-    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    hashes = np.concatenate(parts)
+def _joined(parts: list[Hashes], first: int) -> tuple[Hashes, Ints]:
+    """Returns the hashes of segments, less those of flat pictures, and whose they are."""
+    owner = first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
     return hashes[hashes != 0], owner[hashes != 0]
 
 
 def _in_table(mask: np.uint64, known: Hashes, owner: Ints, asked: Hashes, asker: Ints) -> Ints:
-    """Returns the pairs that share a bucket of one table and have two pictures alike in it."""
-    known, owner = _one_each(known, owner, mask)
+    """Returns the pairs that share a bucket of one table and have two pictures alike in it.
+
+    Args:
+        known, owner: Sorted by bucket, each owner once in a bucket.
+    """
     asked, asker = _one_each(asked, asker, mask)
     keys = known & mask
     first = np.searchsorted(keys, asked & mask)
@@ -132,8 +132,8 @@ def _in_table(mask: np.uint64, known: Hashes, owner: Ints, asked: Hashes, asker:
 
 
 def _one_each(hashes: Hashes, owner: Ints, mask: np.uint64) -> tuple[Hashes, Ints]:
-    """Sorts by bucket, then owner, and keeps one hash of an owner in a bucket."""
-    order = np.lexsort((hashes, owner, hashes & mask))
+    """Sorts by bucket and, as they came, by owner; keeps one hash of an owner in a bucket."""
+    order = np.argsort(hashes & mask, kind="stable")
     hashes, owner = hashes[order], owner[order]
     keys = hashes & mask
     new = np.ones(len(keys), bool)

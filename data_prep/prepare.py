@@ -179,6 +179,8 @@ def build_missing(
     todo = [plan for plan in plans if _is_due(done_record(output, plan), settings)]
     seconds = {plan.name: plan.seconds for plan in todo}
     total, done = sum(seconds.values()), 0.0
+    if todo:
+        on_progress("writing shards", done, total)  # so that the rate counts from here
     # the longest first, so that no core is left with a long tar at the end
     todo.sort(key=lambda plan: -plan.seconds)
     arguments = ((plan, source.path, output.path, settings) for plan in todo)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,8 +18,10 @@ from dynamonet.errors import UserError, run_entry
 from dynamonet.origin import DatasetUse
 from dynamonet.settings import load
 from dynamonet.storage import Folder, absolute
+from dynamonet.video.files import printable
 
 if TYPE_CHECKING:
+    from data_prep.labels import Labelling
     from data_prep.prepare import Report
     from data_prep.records import OnProgress
     from dynamonet.tracking import TrackedRun
@@ -28,6 +31,7 @@ EXAMPLES = """examples:
   python data_prep/shard.py --source UCF-101 --dataset ucf101 --lists ucfTrainTestlist
   python data_prep/shard.py --source own --dataset folder --output own    class-named subfolders
 """
+SHOWN = 3  # examples of a disagreement between lists and files
 UNITS = {
     "reading headers": "videos/s",
     "checking sources": "videos/s",
@@ -58,7 +62,9 @@ def shard(settings: PrepSettings) -> None:
     """Runs stage 1 under an MLflow run and prints what it did."""
     # here, because Ray and MLflow take seconds that a mistake need not wait for
     from data_prep.prepare import prepare
+    from data_prep.report import write_report
     from dynamonet import cluster
+    from dynamonet.shards import index
 
     console, started = Console(), time.time()
     output = settings.output_path()
@@ -70,12 +76,16 @@ def shard(settings: PrepSettings) -> None:
         Folder.at(output).clear_incomplete()
         raise
     _print_report(console, report)
+    folder = Folder.at(output)
+    if "run" not in report.card or folder.size(index.REPORT) is None:
+        write_report(folder)
     if "run" in report.card:
         console.print("Nothing was missing: the set is as it was.")
     else:
         run = _track(settings, report, started)
         console.print(f"MLflow   {run.ui_command()}", soft_wrap=True)
     console.print(f"shards   {output}", soft_wrap=True)
+    console.print(f"report   {output}/{index.REPORT}", soft_wrap=True)
 
 
 def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun:
@@ -105,6 +115,7 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         card["run"] = run.origin("data_prep", folder.path, [made, *excluded], [], started).to_json()
         index.write_card(folder, card)
         run.log_text(json.dumps(card, indent=2), index.CARD)
+        run.log_text(folder.read(index.REPORT).decode(), index.REPORT)
     return run
 
 
@@ -147,6 +158,13 @@ def _print_report(console: Console, report: Report) -> None:
             "listed, but not found": len(report.labelling.missing),
             "found, but not listed": len(report.labelling.unlisted),
         }
+    counted = report.labelling.class_counts() if report.labelling else {}
+    if counted:
+        ordered = sorted(counted, key=lambda name: (counted[name], name))
+        for word, name in (("fewest", ordered[0]), ("most", ordered[-1])):
+            rows[f"videos of the class with {word}: {escape(name)}"] = counted[name]
+    if counts["near_duplicates"]:
+        rows["near duplicates"] = counts["near_duplicates"]
     for name, value in rows.items():
         table.add_row(name, f"{value:,}")
     for what, reason, count in quarantine_counts(report.card):
@@ -154,6 +172,23 @@ def _print_report(console: Console, report: Report) -> None:
     for ending, count in report.others.most_common(3):
         table.add_row(f"other files {ending}", f"{count:,}")
     console.print(table)
+    if report.labelling:
+        _print_disagreements(console, report.labelling)
+
+
+def _print_disagreements(console: Console, labelling: Labelling) -> None:
+    """Prints where lists and files disagree, with examples."""
+    empty = [name for name, count in labelling.class_counts().items() if not count]
+    trouble = {
+        "classes without a video": empty,
+        "listed, but not found": labelling.missing,
+        "found, but not listed": labelling.unlisted,
+    }
+    for what, names in trouble.items():
+        if names:
+            shown = ", ".join(printable(name) for name in names[:SHOWN])
+            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            console.print(f"{what}: {escape(shown)}{more}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

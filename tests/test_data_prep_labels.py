@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,105 @@ def test_the_official_lists_are_read_whole(
     assert len(found.classes) == classes
     assert abs(len(found.labels) + len(found.missing) - listed) < 200
     assert found.labels
+
+
+def test_a_csv_without_split_draws_whole_groups(tmp_path: Path) -> None:
+    rows = [f"{i}.mp4,run,scene{i // 5}" for i in range(200)]
+    (tmp_path / "own.csv").write_text("path,label,group\n" + "\n".join(rows))
+    paths = [f"{i}.mp4" for i in range(200)]
+    found = labels("folder", paths, tmp_path)
+    sides: dict[str, set[tuple[str, ...]]] = {}
+    for label in found.labels.values():
+        sides.setdefault(label.group, set()).add(label.splits)
+    assert len(sides) == 40 and all(len(side) == 1 for side in sides.values())
+    tests = sum(label.splits == ("test",) for label in found.labels.values())
+    assert 20 < tests < 100
+    assert found.class_counts() == {"run": 200}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "content", "message"),
+    [
+        ("folder", "own.csv", "path,label\na.mp4\n", "line 2: 1 fields, expected 2"),
+        ("folder", "own.csv", "path,label\na.mp4,b\nc,d,e\n", "line 3: 3 fields, expected 2"),
+        ("folder", "own.csv", 'path,label\n"a\nb",c\nd\n', "line 4: 1 fields"),
+        ("folder", "own.csv", 'path,label\na,"b"c\n', "line 2: damaged"),
+        (
+            "folder",
+            "own.csv",
+            "path,label,split,group\na,x,train,s1\nb,x,test,s2\nc,x,test,s1\n",
+            "line 4: group 's1' stands on another side of a split than in line 2",
+        ),
+        (
+            "folder",
+            "own.csv",
+            "path,label,fold,group\na,x,0,s1\nb,x,1,s1\n",
+            "line 3: group 's1' stands on another side",
+        ),
+        ("ucf101", "classInd.txt", "1 Archery\nBiking\n", "line 2: expected `number Class`"),
+        ("hmdb51", "wave_test_split1.txt", "a.avi 1\n\nb.avi 7\n", "line 3: expected `name.avi"),
+        (
+            "kinetics400",
+            "val.csv",
+            "label,youtube_id,time_start,time_end,split\na,b,soon,1,val\n",
+            "line 2: time_start 'soon'",
+        ),
+    ],
+)
+def test_a_damaged_line_is_named_by_its_number(
+    tmp_path: Path, dataset: str, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        labels(dataset, ["a.mp4"], tmp_path, tmp_path / name if dataset == "folder" else tmp_path)
+
+
+def official(dataset: str, lists: Path) -> list[str]:
+    """Returns paths of all listed videos in the layout in which the data set is unpacked."""
+    if dataset == "ucf101":
+        files = [lists / f"{part}list01.txt" for part in ("train", "test")]
+        names = {line.split()[0] for file in files for line in file.read_text().splitlines()}
+        return sorted(f"UCF-101/{name}" for name in names)
+    if dataset == "hmdb51":
+        return sorted(
+            f"{file.stem.removesuffix('_test_split1')}/{line.rpartition(' ')[0].strip()}"
+            for file in lists.glob("*_test_split1.txt")
+            for line in map(str.strip, file.read_text().splitlines())
+        )
+    with (lists / "kinetics-400_val.csv").open(newline="") as file:
+        return sorted(
+            f"val/{row['label']}/{row['youtube_id']}_{int(row['time_start']):06d}_"
+            f"{int(row['time_end']):06d}.mp4"
+            for row in csv.DictReader(file)
+        )
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("dataset", "folder", "classes", "videos"),
+    [
+        ("ucf101", "ucfTrainTestlist", 101, 13320),
+        ("hmdb51", "hmdb51_testTrainMulti_7030_splits", 51, 6766),
+        ("kinetics400", "kinetics400", 400, 19000),
+    ],
+)
+def test_every_listed_video_of_the_official_layouts_is_found_in_all_classes(
+    dataset: str, folder: str, classes: int, videos: int, tmp_path: Path
+) -> None:
+    lists = REAL_DATA / "splits" / folder
+    paths = official(dataset, lists)
+    found = labels(dataset, paths, tmp_path, lists)
+    assert len(found.labels) == len(paths) >= videos and not found.unlisted
+    counts = found.class_counts()
+    assert len(counts) == classes and min(counts.values()) > 10
+
+
+@pytest.mark.real_data
+def test_no_group_of_ucf101_stands_on_both_sides(tmp_path: Path) -> None:
+    lists = REAL_DATA / "splits/ucfTrainTestlist"
+    found = labels("ucf101", official("ucf101", lists), tmp_path, lists)
+    for split in range(3):
+        sides: dict[str, set[str]] = {}
+        for label in found.labels.values():
+            sides.setdefault(label.group, set()).add(label.splits[split])
+        assert len(sides) == 101 * 25 and all(len(side) == 1 for side in sides.values())

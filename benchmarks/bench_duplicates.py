@@ -1,0 +1,187 @@
+"""Copies found and videos taken for copies; and how the search grows with the number of segments.
+
+make bench-duplicates        on rendered motion videos, and on real ones where DYNAMONET_REAL_DATA
+                             names a folder of them; SEGMENTS=1000000 for the largest search
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.report import Figure, peak_bytes, show, table
+from data_prep.matching import candidates, compare
+from data_prep.prints import RATE, STEP, VIEWS, Hashes, Print, pictures_of, print_of
+from dynamonet.storage import Folder
+from dynamonet.video.decode import open_video, video_stream
+from dynamonet.video.files import find_sources
+
+NUM, SECONDS, SIDE = 160, 10, 128
+Frames = NDArray[np.uint8]  # (T, H, W, 3)
+
+
+def cropped(frames: Frames, share: float, place: float = 0.5, *, wide: float = 0.0) -> Frames:
+    height, width = frames.shape[1:3]
+    h, w = round(height * share), round(width * (wide or share))
+    y, x = round((height - h) * place), round((width - w) * place)
+    return frames[:, y : y + h, x : x + w]
+
+
+# (change of the pictures, crf, shorter side)
+COPIES: dict[str, tuple[Callable[[Frames, float], Frames], int, int]] = {
+    "encoded again at 96 px, crf 35": (lambda f, _: f, 35, 96),
+    "brightness +30, contrast x 0.8": (lambda f, _: (f * 0.8 + 30).astype(np.uint8), 28, SIDE),
+    "trimmed by 0.37 s": (lambda f, fps: f[round(0.37 * fps) :], 28, SIDE),
+    "cropped to 90 %": (lambda f, _: cropped(f, 0.9), 28, SIDE),
+    "cropped to 90 % at a corner": (lambda f, _: cropped(f, 0.9, 0.0), 28, SIDE),
+    "cropped to 80 %": (lambda f, _: cropped(f, 0.8), 28, SIDE),
+    "cropped to 85 % in width alone": (lambda f, _: cropped(f, 1.0, wide=0.85), 28, SIDE),
+    "cropped to 92 %, trimmed, 72 px, crf 32": (
+        lambda f, fps: cropped(f[round(0.37 * fps) :], 0.92),
+        32,
+        72,
+    ),
+}
+MILD = [name for name in COPIES if "80 %" not in name and "85 %" not in name]
+
+
+def rendered() -> list[tuple[str, Frames, float]]:
+    """Renders motion videos of three seconds."""
+    from demo.motion_videos import render_motion
+
+    labels = torch.arange(NUM) % 9
+    videos = render_motion(labels, seed=0, num_frames=36, size_px=96)
+    return [(f"{n}", v.permute(0, 2, 3, 1).numpy(), 12.0) for n, v in enumerate(videos)]
+
+
+def real(root: str) -> list[tuple[str, Frames, float]]:
+    """Decodes videos drawn from a folder, at most SECONDS of each."""
+    folder = Folder.at(root)
+    sources, _ = find_sources(folder)
+    found = []
+    for source in random.Random(0).sample(sources, min(NUM, len(sources))):
+        with open_video(Path(folder.below(source.path)).open("rb")) as container:
+            stream = video_stream(container)
+            fps = float(stream.average_rate or 25)
+            frames = []
+            for frame in container.decode(stream):
+                scale = SIDE / min(frame.width, frame.height)
+                size = [round(side * scale / 2) * 2 for side in (frame.width, frame.height)]
+                frames.append(frame.reformat(*size, "rgb24").to_ndarray())
+                if len(frames) >= SECONDS * fps:
+                    break
+        if len(frames) >= fps and len({frame.shape for frame in frames}) == 1:
+            found.append((source.path, np.stack(frames), fps))
+    return found
+
+
+def encoded(frames: Frames, fps: float, crf: int, side: int) -> bytes:
+    scale = side / min(frames.shape[1:3])
+    height, width = (round(s * scale / 2) * 2 for s in frames.shape[1:3])
+    file = io.BytesIO()
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(file, "w", format="mp4") as container:
+        options = {"crf": str(crf), "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))
+            frame = frame.reformat(width, height, "yuv420p")
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def print_from(frames: Frames, fps: float, crf: int = 23, side: int = SIDE) -> Print:
+    return print_of(pictures_of(encoded(frames, fps, crf, side)))
+
+
+def quality(title: str, videos: list[tuple[str, Frames, float]]) -> tuple[list, list[Figure]]:
+    """Plants copies and counts those that are found, and pairs of videos taken for copies."""
+    made = table(f"{title}: {len(videos)} videos", "copy", "found", "recall")
+    originals = [print_from(frames, fps) for _, frames, fps in videos]
+    recalls = {}
+    for name, (change, crf, side) in COPIES.items():
+        copies = [print_from(change(f, fps), fps, crf, side) for _, f, fps in videos]
+        pairs = set(map(tuple, candidates([*originals, *copies]).tolist()))
+        num = len(videos)
+        hits = [
+            (n, num + n) in pairs and compare(originals[n], copies[n]) is not None
+            for n in range(num)
+        ]
+        recalls[name] = sum(hits) / num
+        made.add_row(name, str(sum(hits)), f"{recalls[name]:.3f}")
+    alike = [
+        (videos[a][0], videos[b][0])
+        for a, b in candidates(originals).tolist()
+        if compare(originals[a], originals[b])
+    ]
+    among = len(list(combinations(originals, 2)))
+    made.add_row(f"pairs of the originals taken for copies, of {among:,}", str(len(alike)), "")
+    for pair in alike:
+        made.add_row("  " + " = ".join(pair), "", "")
+    least = min(recalls[name] for name in MILD)
+    return [made], [Figure(f"recall_{title}", least, 0.95)]
+
+
+def simulated(num: int) -> list[Print]:
+    """Makes random fingerprints of ten seconds; every hundredth is a copy of the one before."""
+    rng = np.random.default_rng(0)
+    length = SECONDS * RATE
+    prints: list[Print] = []
+    still: Hashes
+    none = np.zeros(length, np.float16)
+    for number in range(num):
+        if number % 100 == 1:
+            noise = np.uint64(1) << rng.integers(0, 64, length, np.uint64)
+            still = prints[-1].still ^ noise
+        else:
+            flips = np.uint64(1) << rng.integers(0, 64, length, np.uint64)
+            start = rng.integers(1, 2**63, 1, np.uint64)
+            still = start ^ np.bitwise_xor.accumulate(flips)
+        flips = np.uint64(1) << rng.integers(0, 64, (len(VIEWS), length // STEP), np.uint64)
+        flips[0] = 0
+        views = still[::STEP] ^ flips
+        prints.append(Print(still, still, none, views, views))
+    return prints
+
+
+def growth(most: int) -> list:
+    made = table("Search among simulated segments", "segments", "seconds", "pairs", "planted found")
+    for num in sorted({most // 100, most // 10, most}):
+        prints = simulated(num)
+        began = time.perf_counter()
+        pairs = candidates(prints)
+        spent = time.perf_counter() - began
+        planted = {(n - 1, n) for n in range(1, num, 100)}
+        found = len(planted & set(map(tuple, pairs.tolist())))
+        share = f"{found} of {len(planted)}"
+        made.add_row(f"{num:,}", f"{spent:.1f}", f"{len(pairs):,}", share)
+    made.caption = f"most memory: {peak_bytes() / 1e9:.1f} GB"
+    return [made]
+
+
+def main() -> None:
+    """Prints the tables and the figures."""
+    tables, figures = quality("motion_videos", rendered())
+    if root := os.environ.get("DYNAMONET_REAL_DATA"):
+        more, figure = quality("real_videos", real(root))
+        tables, figures = tables + more, figures + figure
+    tables += growth(int(os.environ.get("SEGMENTS", "100000")))
+    show(tables, figures)
+
+
+if __name__ == "__main__":
+    main()
