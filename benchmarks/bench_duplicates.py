@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Figure, peak_bytes, show, table
 from data_prep.matching import candidates, compare
-from data_prep.prints import RATE, STEP, VIEWS, Hashes, Print, pictures_of, print_of
+from data_prep.prints import BITS, RATE, STEP, VIEWS, Hashes, Print, pictures_of, print_of
 from dynamonet.storage import Folder
 from dynamonet.video.decode import open_video, video_stream
 from dynamonet.video.files import find_sources
 
-NUM, SECONDS, SIDE = 160, 10, 128
+NUM, SECONDS, SIDE = 120, 10, 128
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 
 
@@ -141,21 +141,24 @@ def simulated(num: int) -> list[Print]:
     rng = np.random.default_rng(0)
     length = SECONDS * RATE
     prints: list[Print] = []
-    still: Hashes
     none = np.zeros(length, np.float16)
     for number in range(num):
+        noise = _one_bit(rng, (length,))
         if number % 100 == 1:
-            noise = np.uint64(1) << rng.integers(0, 64, length, np.uint64)
-            still = prints[-1].still ^ noise
+            still = np.bitwise_xor(prints[-1].still, noise)
         else:
-            flips = np.uint64(1) << rng.integers(0, 64, length, np.uint64)
             start = rng.integers(1, 2**63, 1, np.uint64)
-            still = start ^ np.bitwise_xor.accumulate(flips)
-        flips = np.uint64(1) << rng.integers(0, 64, (len(VIEWS), length // STEP), np.uint64)
-        flips[0] = 0
-        views = still[::STEP] ^ flips
+            still = np.bitwise_xor(start, np.bitwise_xor.accumulate(noise))
+        crops = _one_bit(rng, (len(VIEWS), length // STEP))
+        crops[0] = 0
+        views = still[::STEP] ^ crops
         prints.append(Print(still, still, none, views, views))
     return prints
+
+
+def _one_bit(rng: np.random.Generator, shape: tuple[int, ...]) -> Hashes:
+    """Returns hashes in which one bit each is set."""
+    return np.left_shift(np.uint64(1), rng.integers(0, BITS, shape, np.uint64), dtype=np.uint64)
 
 
 def growth(most: int) -> list:
