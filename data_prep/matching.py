@@ -21,7 +21,7 @@ from data_prep.prints import BITS, STEP, Hashes, Print
 TABLES, TABLE_BITS = 12, 24
 FIRST = 16  # members of a bucket that the others are paired with
 BATCH = 100_000  # segments looked up at a time: bounds the memory
-FRAME_BITS = 12  # two pictures that differ in more bits make no candidate
+FRAME_BITS = 10  # two pictures that differ in more bits make no candidate
 # Source: measured on re-encoded, cropped and trimmed copies of real videos (docs/data.md)
 MOST_STILL = 11.0  # mean bits of 64 in which the pictures of copies differ
 MOST_BOTH = 20.0  # with those in which their motion differs
