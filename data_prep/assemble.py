@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_prep.filters import is_lasting
 from data_prep.labels import Labelling
 from data_prep.records import Inspected, Record, place_of, readable_cards, record_name
 from data_prep.settings import PrepSettings
@@ -18,6 +19,7 @@ from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.storage import Folder, absolute
 from dynamonet.video.files import printable
+from dynamonet.video.normalise import KINDS
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,16 @@ def counts_of(tables: Tables, inspected: list[Inspected]) -> dict[str, Any]:
         "shards": len(shards),
         "videos_quarantined": dict(Counter(_kind(reason) for reason in lost.values())),
         "stretches_quarantined": dict(Counter(_kind(reason) for reason in parts)),
+        "videos_normalised": _normalised(tables.index),
     }
+
+
+def _normalised(rows: pa.Table) -> dict[str, int]:
+    """Counts the videos in which each kind of change was made."""
+    pairs = zip(rows["source"].to_pylist(), rows["normalised"].to_pylist(), strict=True)
+    found = {(source, kind) for source, kinds in pairs for kind in kinds}
+    counts = Counter(kind for _, kind in found)
+    return {kind: counts[kind] for kind in KINDS if kind in counts}
 
 
 def remove_stale(output: Folder, shards: set[str]) -> None:
@@ -144,4 +155,5 @@ def quarantine_counts(card: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
 
 def _kind(reason: str) -> str:
     """Returns the part of a reason that is the same for all videos with this trouble."""
-    return reason.split(": ")[0] if reason.startswith(("too short", "too small")) else reason
+    has_number = is_lasting(reason) or reason.startswith("too small")
+    return reason.split(": ")[0] if has_number else reason

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from data_prep.settings import PrepSettings
+from data_prep.shots import check_installed
 from dynamonet.errors import UserError, run_entry
 from dynamonet.origin import DatasetUse
 from dynamonet.settings import load
@@ -54,6 +55,8 @@ def shard(settings: PrepSettings) -> None:
     from data_prep.prepare import prepare
     from dynamonet import cluster
 
+    if settings.cut == "shots":
+        check_installed()
     console, started = Console(), time.time()
     output = settings.output_path()
     console.print(f"videos   {absolute(settings.source or '')}\nshards   {output}", soft_wrap=True)
@@ -69,11 +72,14 @@ def shard(settings: PrepSettings) -> None:
     else:
         run = _track(settings, report, started)
         console.print(f"MLflow   {run.ui_command()}", soft_wrap=True)
+        where = f"{output}/gallery/*.png"
+        console.print(f"filters  {where}: segments next to each threshold", soft_wrap=True)
     console.print(f"shards   {output}", soft_wrap=True)
 
 
 def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun:
     """Logs a set to MLflow and notes the run on its card."""
+    from data_prep.gallery import GALLERY
     from dynamonet import tracking
     from dynamonet.shards import index
 
@@ -98,6 +104,8 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         card["run"] = run.origin("data_prep", folder.path, [made], [], started).to_json()
         index.write_card(folder, card)
         run.log_text(json.dumps(card, indent=2), index.CARD)
+        for file, picture in report.pictures.items():
+            run.log_bytes(picture, f"{GALLERY}/{file}")
     return run
 
 
@@ -144,6 +152,8 @@ def _print_report(console: Console, report: Report) -> None:
         table.add_row(name, f"{value:,}")
     for what, reason, count in quarantine_counts(report.card):
         table.add_row(f"quarantined {what}: {reason}", f"{count:,}")
+    for kind, count in counts["videos_normalised"].items():
+        table.add_row(f"videos normalised: {kind}", f"{count:,}")
     for ending, count in report.others.most_common(3):
         table.add_row(f"other files {ending}", f"{count:,}")
     console.print(table)
