@@ -62,7 +62,7 @@ class Scorer:
             "border_share": self._border_share(),
             "motion": _mean(self.difference),
         }
-        return {name: round(value, 4) for name, value in found.items()}
+        return {name: round(float(value), 4) for name, value in found.items()}
 
     def _look(self, frame: VideoFrame) -> None:
         luma = cut_planes(frame, Box(0, 0, frame.height, frame.width))[0].copy()
