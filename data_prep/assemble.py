@@ -10,16 +10,17 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep import prints
+from data_prep.filters import LASTING
 from data_prep.labels import Labelling
 from data_prep.records import Inspected, Record, place_of, readable_cards, record_name
 from data_prep.settings import PrepSettings
-from data_prep.sources import EXCLUDED, NEAR, SAME_CONTENT, Rejected
-from data_prep.transcode import TOO_SHORT
+from data_prep.sources import EXCLUDED, NEAR, Rejected
 from dynamonet import __version__
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.storage import Folder, absolute
 from dynamonet.video.files import printable
+from dynamonet.video.normalise import KINDS
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,16 @@ def counts_of(tables: Tables, inspected: list[Inspected]) -> dict[str, Any]:
         "in_excluded_sets": len(tables.duplicates) - tables.duplicates["of_set"].null_count,
         "videos_quarantined": dict(Counter(kind_of(reason) for reason in lost.values())),
         "stretches_quarantined": dict(Counter(kind_of(reason) for reason in parts)),
+        "videos_normalised": _normalised(tables.index),
     }
+
+
+def _normalised(rows: pa.Table) -> dict[str, int]:
+    """Counts the videos in which each kind of change was made."""
+    pairs = zip(rows["source"].to_pylist(), rows["normalised"].to_pylist(), strict=True)
+    found = {(source, kind) for source, kinds in pairs for kind in kinds}
+    counts = Counter(kind for _, kind in found)
+    return {kind: counts[kind] for kind in KINDS if kind in counts}
 
 
 def remove_stale(output: Folder, shards: set[str]) -> None:
@@ -184,5 +194,5 @@ def quarantine_counts(card: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
 
 def kind_of(reason: str) -> str:
     """Returns the part of a reason that is the same for all videos with this trouble."""
-    kinds = (TOO_SHORT, "too small", SAME_CONTENT, NEAR, EXCLUDED)
+    kinds = (*LASTING, "too small")
     return next((kind for kind in kinds if reason.startswith(kind)), reason)

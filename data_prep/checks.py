@@ -55,7 +55,7 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Findi
     """Checks a set; Ray must be connected.
 
     Raises:
-        UserError: there is nothing of a set in the folder.
+        UserError: there is nothing of a set in the folder, or one of an older version.
     """
     names = folder.names() + folder.names(index.RECORDS)
     files = {index.CARD, index.CARD_COPY, index.INDEX, index.SHARDS}
@@ -63,6 +63,8 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Findi
         index.read_card(folder)  # says what a set is and how to make one
     found = Findings()
     card = _card(folder, index.CARD, found)
+    if card is not None:
+        index.check_current(folder, card)
     rows = _table(folder, index.INDEX, index.INDEX_SCHEMA, found)
     shards = _table(folder, index.SHARDS, index.SHARDS_SCHEMA, found)
     quarantine = _table(folder, index.QUARANTINE, index.QUARANTINE_SCHEMA, found)

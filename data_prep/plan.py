@@ -40,6 +40,7 @@ class Piece:
     first_segment: int
     label: Label | None
     class_index: int | None
+    most_segments: int | None = None  # that may be taken of it; None = all
 
     @property
     def name_hash(self) -> str:
@@ -47,10 +48,11 @@ class Piece:
             f"{printable(self.source.path)}\n{self.first_segment}".encode(), digest_size=8
         ).hexdigest()
 
-    def key(self, segment: int) -> str:
-        """Returns the key of the piece's n-th segment: 16 hex digits of the path, then a number."""
+    def key(self, first_frame: int) -> str:
+        """Returns the key of the segment that begins at a frame of the whole video, as it is
+        written: 16 hex digits of the path, then that number."""
         path = hashlib.blake2b(printable(self.source.path).encode(), digest_size=8).hexdigest()
-        return f"{path}_{self.first_segment + segment:05d}"
+        return f"{path}_{first_frame:08d}"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def plan_shards(
     for source, facts in sources:
         label = labels.get(source.path)
         index = None if label is None else place[label.class_name]
-        for first, stretch in _stretches(facts, settings):
-            pieces.append(Piece(source, facts, stretch, first, label, index))
+        for first, stretch, most in _stretches(facts, settings):
+            pieces.append(Piece(source, facts, stretch, first, label, index, most))
     pieces.sort(key=lambda piece: piece.name_hash)
     sizes = [_seconds(p) * bytes_per_second(p.facts, settings.encode) for p in pieces]
     tar_bytes = settings.shard_mb * 1e6
@@ -121,16 +123,40 @@ def bytes_per_second(facts: Facts, encode: EncodeSettings) -> float:
     return pixels * BITS_PER_PIXEL / 8 * 2 ** ((23 - encode.crf) / CRF_HALVES)
 
 
-def _stretches(facts: Facts, settings: PrepSettings) -> list[tuple[int, Stretch]]:
-    """Cuts a source into pieces; the last is open, because headers lie about length."""
+def _stretches(facts: Facts, settings: PrepSettings) -> list[tuple[int, Stretch, int | None]]:
+    """Cuts a source into pieces: number of the first segment, stretch, greatest number of segments.
+
+    The last piece is open, because headers lie about length.
+    """
     rate = output_rate(facts.fps, settings.encode.max_fps)
     segment = Fraction(max(1, round(settings.segment_seconds * rate))) / rate
+    chosen = _chosen(facts.seconds / float(segment), settings.max_segments_per_video)
+    if chosen is not None:
+        return [(n, Stretch(segment * n, segment * (n + 1)), 1) for n in chosen]
     piece_seconds = settings.shard_mb * 1e6 / bytes_per_second(facts, settings.encode)
     per_piece = max(1, int(piece_seconds / PIECES_A_TAR / float(segment)))
     num_pieces = max(1, math.ceil(facts.seconds / float(segment * per_piece)))
     cuts = [segment * per_piece * i for i in range(num_pieces)]
     ends: list[Fraction | None] = [*cuts[1:], None]
-    return [(i * per_piece, Stretch(a, b)) for i, (a, b) in enumerate(zip(cuts, ends, strict=True))]
+    pairs = enumerate(zip(cuts, ends, strict=True))
+    return [(i * per_piece, Stretch(start, end), None) for i, (start, end) in pairs]
+
+
+def _chosen(num_segments: float, most: int | None) -> list[int] | None:
+    """Returns the numbers of the segments to take: whole ones, in the middle of equal parts.
+
+        0 1 2 3 4 5 6 7 8 .      most 3 of 9.4 segments
+          ^     ^     ^
+
+    None = all of them.
+    """
+    if most is None or num_segments <= 1:
+        return None if most is None else [0]
+    whole = int(num_segments)
+    if most >= math.ceil(num_segments):
+        return list(range(math.ceil(num_segments)))
+    most = min(most, whole)
+    return [int((n + 0.5) * whole / most) for n in range(most)]
 
 
 def _seconds(piece: Piece) -> float:
@@ -148,6 +174,7 @@ def _digest(content: str, pieces: list[Piece]) -> str:
             "end": str(piece.stretch.end),
             "label": asdict(piece.label) if piece.label else None,
             "class_index": piece.class_index,
+            "most": piece.most_segments,
         }
         digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()

@@ -10,9 +10,18 @@ from typing import Any
 
 from data_prep.assemble import assemble, reasons
 from data_prep.duplicates import about, find_duplicates, open_excluded
+from data_prep.gallery import draw_galleries
 from data_prep.labels import Labelling, read_labels
 from data_prep.plan import ShardPlan, plan_shards
-from data_prep.records import SETTINGS, Inspected, OnProgress, Record, recall, remember
+from data_prep.records import (
+    SETTINGS,
+    Inspected,
+    OnProgress,
+    Record,
+    readable_cards,
+    recall,
+    remember,
+)
 from data_prep.settings import PrepSettings
 from data_prep.sources import SAME_CONTENT, Facts, Rejected, inspect
 from data_prep.write import build_shard, done_record, worth_retrying
@@ -35,6 +44,7 @@ class Report:
     built: int  # tars made now
     kept: int  # tars that were there already
     labelling: Labelling | None
+    pictures: dict[str, bytes]  # galleries of a set with new content: PNG by file name
 
 
 def prepare(settings: PrepSettings, on_progress: OnProgress) -> Report:
@@ -63,7 +73,9 @@ def prepare(settings: PrepSettings, on_progress: OnProgress) -> Report:
     duplicates = find_duplicates(output, records, excluded, settings, on_progress)
     known_sets = [about(each) for each in excluded]
     card = assemble(output, records, inspected, settings, source, labelling, duplicates, known_sets)
-    return Report(card, len(sources), others, built, len(plans) - built, labelling)
+    is_new = "run" not in card
+    pictures = draw_galleries(output, source, sources, settings) if is_new else {}
+    return Report(card, len(sources), others, built, len(plans) - built, labelling, pictures)
 
 
 def labels_of(sources: list[Source], source: Folder, settings: PrepSettings) -> Labelling | None:
@@ -200,6 +212,8 @@ def _is_due(record: Record | None, settings: PrepSettings) -> bool:
 def _check_settings(output: Folder, settings: PrepSettings) -> None:
     """Refuses an output that other settings made; notes the settings of a fresh one."""
     content = settings.content()
+    for card in readable_cards(output):
+        index.check_current(output, card)
     if output.size(SETTINGS) is None:
         if output.size(index.CARD) is not None:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dynamonet.settings import Settings
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.stage import StageSettings
 
@@ -25,6 +26,44 @@ class EncodeSettings(FrameSettings):
         default=1.0,
         gt=0,
         description="Seconds between key frames; a reader decodes from the nearest.",
+    )
+
+
+class FilterSettings(Settings):
+    """Which segments are left out for what they show; all null = none, scores are written still.
+
+    Segments are in quarantine with their score if it is beyond the threshold.
+    """
+
+    min_brightness: float | None = Field(
+        default=None, ge=0, le=1, description="Least mean brightness, 0 = black; null = off."
+    )
+    max_black_share: float | None = Field(
+        default=0.95, ge=0, le=1, description="Greatest share of black frames; null = off."
+    )
+    max_static_share: float | None = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="Greatest share of time in which nothing moves; null = off.",
+    )
+    max_slideshow: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Greatest share of still time beside jumps between pictures; null = off.",
+    )
+    max_border_share: float | None = Field(
+        default=None, ge=0, le=1, description="Greatest share of black bars; null = off."
+    )
+    min_motion: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Least mean change of brightness in a quarter of a second; null = off.",
+    )
+    max_motion: float | None = Field(
+        default=None, ge=0, le=1, description="Greatest such change; null = off."
     )
 
 
@@ -55,10 +94,19 @@ class PrepSettings(StageSettings):
     segment_seconds: float = Field(
         default=10.0, gt=0, description="Length of a segment in seconds."
     )
+    cut: Literal["fixed", "shots"] = Field(
+        default="fixed",
+        description="fixed = segments follow each other; shots = one ends at a scene cut, too.",
+    )
     min_seconds: float = Field(
         default=1.0,
         ge=0,
-        description="Shortest last piece, or whole video, that is kept, in seconds.",
+        description="Shortest last piece, shot or whole video that is kept, in seconds.",
+    )
+    max_segments_per_video: int | None = Field(
+        default=None,
+        ge=1,
+        description="Segments taken of a video, spread evenly over it; null = all.",
     )
     min_side_px: int = Field(
         default=16, ge=2, description="Videos with a shorter side are not taken."
@@ -79,6 +127,9 @@ class PrepSettings(StageSettings):
         "out, so that no test video is trained on.",
     )
     encode: EncodeSettings = Field(default=EncodeSettings(), description="Scaling and encoding.")
+    filters: FilterSettings = Field(
+        default=FilterSettings(), description="What segments must be like to be kept."
+    )
 
     def output_path(self) -> str:
         """Returns the absolute folder (or URI) of the shard set."""
@@ -90,5 +141,6 @@ class PrepSettings(StageSettings):
 
     def content(self) -> dict[str, object]:
         """Returns the settings that decide what the shards hold."""
-        keys = {"dataset", "test_share", "segment_seconds", "min_seconds", "min_side_px"}
-        return self.model_dump(mode="json", include=keys | {"shard_mb", "encode"})
+        keys = {"dataset", "test_share", "segment_seconds", "cut", "min_seconds", "min_side_px"}
+        keys |= {"max_segments_per_video", "shard_mb", "encode", "filters"}
+        return self.model_dump(mode="json", include=keys)

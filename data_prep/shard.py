@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from data_prep.settings import PrepSettings
+from data_prep.shots import check_installed
 from dynamonet.errors import UserError, run_entry
 from dynamonet.origin import DatasetUse
 from dynamonet.settings import load
@@ -66,6 +67,8 @@ def shard(settings: PrepSettings) -> None:
     from dynamonet import cluster
     from dynamonet.shards import index
 
+    if settings.cut == "shots":
+        check_installed()
     console, started = Console(), time.time()
     output = settings.output_path()
     console.print(f"videos   {absolute(settings.source or '')}\nshards   {output}", soft_wrap=True)
@@ -84,12 +87,15 @@ def shard(settings: PrepSettings) -> None:
     else:
         run = _track(settings, report, started)
         console.print(f"MLflow   {run.ui_command()}", soft_wrap=True)
+        where = f"{output}/gallery/*.png"
+        console.print(f"filters  {where}: segments next to each threshold", soft_wrap=True)
     console.print(f"shards   {output}", soft_wrap=True)
     console.print(f"report   {output}/{index.REPORT}", soft_wrap=True)
 
 
 def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun:
     """Logs a set to MLflow and notes the run on its card."""
+    from data_prep.gallery import GALLERY
     from dynamonet import tracking
     from dynamonet.shards import index
 
@@ -116,6 +122,8 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         index.write_card(folder, card)
         run.log_text(json.dumps(card, indent=2), index.CARD)
         run.log_text(folder.read(index.REPORT).decode(), index.REPORT)
+        for file, picture in report.pictures.items():
+            run.log_bytes(picture, f"{GALLERY}/{file}")
     return run
 
 
@@ -169,6 +177,8 @@ def _print_report(console: Console, report: Report) -> None:
         table.add_row(name, f"{value:,}")
     for what, reason, count in quarantine_counts(report.card):
         table.add_row(f"quarantined {what}: {reason}", f"{count:,}")
+    for kind, count in counts["videos_normalised"].items():
+        table.add_row(f"videos normalised: {kind}", f"{count:,}")
     for ending, count in report.others.most_common(3):
         table.add_row(f"other files {ending}", f"{count:,}")
     console.print(table)

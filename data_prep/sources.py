@@ -36,6 +36,7 @@ class Rejected:
     reason: str
     start_seconds: float | None = None  # None = the whole video
     end_seconds: float | None = None
+    score: float | None = None  # of the filter that left it out
 
 
 def inspect(folder: Folder, source: Source, min_side_px: int) -> Facts | Rejected:

@@ -1,6 +1,7 @@
 """One stretch of a source -> encoded segments.
 
     source -> upright, scaled frames at a steady rate (dynamonet.video.steady) -> x264 -> mp4
+                                                            |----> shots    |----> scores -> filters
 
 Frames stream through: no more than a few are in memory, however long the source. The result depends
 on the source and the settings alone: one thread, no clock, no version strings.
@@ -9,7 +10,7 @@ on the source and the settings alone: one thread, no clock, no version strings.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,15 +19,17 @@ from av.container import InputContainer, OutputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from data_prep.settings import EncodeSettings
-from dynamonet.video.decode import DecodeError
+from data_prep.filters import TOO_SHORT, verdict
+from data_prep.scores import Scorer
+from data_prep.settings import EncodeSettings, PrepSettings
+from data_prep.shots import mark_shots
+from dynamonet.video.decode import Box, DecodeError
 from dynamonet.video.steady import Damage, Stretch, steady_frames
 
 # x264's lookahead reads memory that nobody wrote (seen with AVX-512 on small frames: up to six
 # different results from one input), so what depends on it is off; the bytes grow by a third, the
 # encoder is a quarter faster and decoding needs no reordering.
 X264_PARAMS = "mbtree=0:bframes=0:rc-lookahead=0"
-TOO_SHORT = "too short"  # how the reason of a segment below min_seconds begins
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Segment:
     fps: Fraction
     width: int
     height: int
+    scores: dict[str, float]  # by the names in index.SCORES
+    normalised: tuple[str, ...]  # kinds of changes in the frames, from normalise.KINDS
 
 
 @dataclass(frozen=True)
@@ -49,47 +54,106 @@ class Broken:
     start_seconds: float
     end_seconds: float
     reason: str
+    score: float | None = None  # of the filter that left it out
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return self.start_seconds, self.end_seconds
 
 
 def transcode(
     container: InputContainer,
     stretch: Stretch,
     rate: Fraction,
+    settings: PrepSettings,
     *,
-    segment_seconds: float,
-    min_seconds: float,
-    settings: EncodeSettings,
+    box: Box | None = None,
+    most: int | None = None,
 ) -> Iterator[Segment | Broken]:
-    """Cuts a stretch into segments of `segment_seconds`; the last one may be shorter.
+    """Cuts a stretch into segments of `segment_seconds`, and at shots; others may be shorter.
 
     A stretch that cannot be decoded costs the segments it touches and no others.
 
     Args:
         rate: Frames per second of the result.
-        min_seconds: A last segment shorter than this is not kept (`Broken` says so).
+        box: Part of the stored frames inside black bars; None = all.
+        most: Segments after which it ends; those that are left out do not count.
 
     Raises:
         DecodeError: nothing at all can be decoded.
     """
-    per_segment = max(1, round(segment_seconds * rate))
-    encoder: _Encoder | None = None
-    damage: list[tuple[float, str]] = []
-    count = 0
-    for item in steady_frames(container, stretch, rate, settings.short_side_px):
-        if isinstance(item, Damage):
-            damage.append((item.seconds, item.reason))
-            continue
-        if encoder is None:
-            encoder = _Encoder(item, rate, stretch.start + Fraction(count) / rate, settings)
-        encoder.add(item)
+    per_segment = max(1, round(settings.segment_seconds * rate))
+    damage: list[Damage] = []
+    changes: set[str] = set()
+    side = settings.encode.short_side_px
+    items = steady_frames(container, stretch, rate, side, box=box, changes=changes)
+    frames = _whole_frames(items, damage)
+    marked = mark_shots(frames, rate) if settings.cut == "shots" else ((f, False) for f in frames)
+    growing: _Growing | None = None
+    count = given = 0
+    for frame, begins_shot in marked:
+        if growing and (begins_shot or growing.encoder.frames == per_segment):
+            yield (item := growing.finish(damage, changes, settings))
+            given += isinstance(item, Segment)
+            growing = None
+            if given == most:
+                return
+        if growing is None:
+            start = stretch.start + Fraction(count) / rate
+            growing = _Growing(_Encoder(frame, rate, start, settings.encode), Scorer(rate))
+        growing.add(frame)
         count += 1
-        if encoder.frames == per_segment:
-            yield _finish(encoder, damage, 0.0)
-            encoder = None
-    if encoder is not None:
-        yield _finish(encoder, damage, min_seconds)
+    if growing is not None:
+        yield growing.finish(damage, changes, settings)
     elif not count:
-        raise DecodeError(damage[0][1] if damage else "no frame could be decoded")
+        raise DecodeError(damage[0].reason if damage else "no frame could be decoded")
+
+
+def _whole_frames(
+    items: Iterable[VideoFrame | Damage], damage: list[Damage]
+) -> Iterator[VideoFrame]:
+    """Yields the frames, and puts the damage aside."""
+    for item in items:
+        if isinstance(item, Damage):
+            damage.append(item)
+        else:
+            yield item
+
+
+@dataclass(frozen=True)
+class _Growing:
+    """A segment in the making."""
+
+    encoder: _Encoder
+    scorer: Scorer
+
+    def add(self, frame: VideoFrame) -> None:
+        self.scorer.add(frame)
+        self.encoder.add(frame)
+
+    def finish(
+        self, damage: list[Damage], changes: set[str], settings: PrepSettings
+    ) -> Segment | Broken:
+        """Ends the segment; it is left out if it is damaged, too short, or a filter says so."""
+        start, end = self.encoder.start_seconds, self.encoder.end_seconds
+        data = self.encoder.finish()
+        scores, normalised = self.scorer.scores(), tuple(sorted(changes))
+        changes.clear()
+        inside = [item.reason for item in damage if start <= item.seconds < end]
+        if inside:
+            return Broken(start, end, inside[0])
+        if self.encoder.frames < 2:
+            return Broken(start, end, "one frame only")
+        is_full = self.encoder.frames >= round(settings.segment_seconds * self.encoder.rate)
+        if end - start < settings.min_seconds and not is_full:
+            why = f"{TOO_SHORT}: {end - start:.2f} s, min_seconds is {settings.min_seconds:g}"
+            return Broken(start, end, why)
+        out = verdict(scores, settings.filters)
+        if out is not None:
+            return Broken(start, end, *out)
+        encoder = self.encoder
+        size = encoder.width, encoder.height
+        return Segment(data, start, end, encoder.frames, encoder.rate, *size, scores, normalised)
 
 
 class _Encoder:
@@ -124,33 +188,15 @@ class _Encoder:
         self.container.mux(self.stream.encode(frame))
         self.frames += 1
 
-    def finish(self) -> Segment:
+    @property
+    def start_seconds(self) -> float:
+        return float(self.start)
+
+    @property
+    def end_seconds(self) -> float:
+        return float(self.start + Fraction(self.frames) / self.rate)
+
+    def finish(self) -> bytes:
         self.container.mux(self.stream.encode(None))
         self.container.close()
-        end = self.start + Fraction(self.frames) / self.rate
-        return Segment(
-            data=self.file.getvalue(),
-            start_seconds=float(self.start),
-            end_seconds=float(end),
-            frames=self.frames,
-            fps=self.rate,
-            width=self.width,
-            height=self.height,
-        )
-
-
-def _finish(
-    encoder: _Encoder, damage: list[tuple[float, str]], min_seconds: float
-) -> Segment | Broken:
-    """Ends a segment; it is given up if damage falls inside it or it is too short."""
-    segment = encoder.finish()
-    seconds = segment.end_seconds - segment.start_seconds
-    inside = [why for at, why in damage if segment.start_seconds <= at < segment.end_seconds]
-    if inside:
-        return Broken(segment.start_seconds, segment.end_seconds, inside[0])
-    if segment.frames < 2:
-        return Broken(segment.start_seconds, segment.end_seconds, "one frame only")
-    if seconds < min_seconds:
-        why = f"{TOO_SHORT}: {seconds:.2f} s, min_seconds is {min_seconds:g}"
-        return Broken(segment.start_seconds, segment.end_seconds, why)
-    return segment
+        return self.file.getvalue()

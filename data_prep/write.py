@@ -10,15 +10,17 @@ from typing import Any
 
 from webdataset.writer import TarWriter
 
+from data_prep.filters import is_lasting
 from data_prep.plan import Piece, ShardPlan
 from data_prep.records import Record, read_record, write_record
 from data_prep.settings import PrepSettings
-from data_prep.sources import EXCLUDED, NEAR, SAME_CONTENT, Rejected
-from data_prep.transcode import TOO_SHORT, Segment, transcode
+from data_prep.sources import Rejected
+from data_prep.transcode import Segment, transcode
 from dynamonet.digest import digest_of_bytes, digest_of_stream
 from dynamonet.storage import Folder
-from dynamonet.video.decode import DecodeError
+from dynamonet.video.decode import Box, DecodeError
 from dynamonet.video.files import open_source, printable
+from dynamonet.video.letterbox import find_content
 from dynamonet.video.steady import output_rate
 
 Sample = tuple[dict[str, Any], bytes]  # (index row without its place, mp4)
@@ -73,8 +75,8 @@ def done_record(folder: Folder, plan: ShardPlan) -> Record | None:
 
 
 def worth_retrying(quarantined: dict[str, Any]) -> bool:
-    """Tells whether another try can help; what is too short or a copy stays so."""
-    return not quarantined["reason"].startswith((TOO_SHORT, SAME_CONTENT, NEAR, EXCLUDED))
+    """Tells whether another try can help; what is too short, say, or a copy stays so."""
+    return not is_lasting(quarantined["reason"])
 
 
 def _kept(
@@ -106,28 +108,29 @@ def _samples(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[S
     """Transcodes a piece; yields a sample, or why there is none, for each of its segments."""
     shown = printable(piece.source.path)
     try:
+        box = _content(piece, videos) if settings.encode.crop_letterbox else None
+        rate = output_rate(piece.facts.fps, settings.encode.max_fps)
         with open_source(videos, piece.source) as container:
-            segments = transcode(
-                container,
-                piece.stretch,
-                output_rate(piece.facts.fps, settings.encode.max_fps),
-                segment_seconds=settings.segment_seconds,
-                min_seconds=settings.min_seconds,
-                settings=settings.encode,
-            )
-            for number, item in enumerate(segments):
+            most = piece.most_segments
+            for item in transcode(container, piece.stretch, rate, settings, box=box, most=most):
                 if isinstance(item, Segment):
-                    yield _row(piece, piece.key(number), item), item.data
+                    yield _row(piece, item), item.data
                 else:
-                    yield Rejected(shown, item.reason, item.start_seconds, item.end_seconds)
+                    yield Rejected(shown, item.reason, *item.span, item.score)
     except (DecodeError, OSError) as error:
         yield Rejected(shown, str(error))
 
 
-def _row(piece: Piece, key: str, segment: Segment) -> dict[str, Any]:
+def _content(piece: Piece, videos: Folder) -> Box | None:
+    """Returns the part of a source's frames inside black bars."""
+    with open_source(videos, piece.source) as container:
+        return find_content(container, piece.facts.seconds)
+
+
+def _row(piece: Piece, segment: Segment) -> dict[str, Any]:
     label = piece.label
     return {
-        "key": key,
+        "key": piece.key(round(segment.start_seconds * segment.fps)),
         "size": len(segment.data),
         "digest": digest_of_bytes(segment.data),
         "source": printable(piece.source.path),
@@ -142,6 +145,8 @@ def _row(piece: Piece, key: str, segment: Segment) -> dict[str, Any]:
         "class_name": label.class_name if label else None,
         "group": label.group if label else None,
         "splits": list(label.splits) if label else [],
+        **segment.scores,
+        "normalised": list(segment.normalised),
     }
 
 

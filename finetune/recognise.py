@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from av.error import FFmpegError
@@ -32,6 +33,7 @@ from dynamonet.video.decode import (
     video_stream,
 )
 from dynamonet.video.files import Source, open_source
+from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.steady import Damage, Stretch, output_rate, steady_frames
 from dynamonet.video.transforms import ClipBatch, View, denormalise, render, stack_views
@@ -145,7 +147,10 @@ class Viewing:
         """
         if not self.source.size:
             raise DecodeError("empty file (0 bytes)")
-        model = self.recogniser
+        model, box = self.recogniser, None
+        if model.frames.crop_letterbox:
+            with open_source(self.folder, self.source) as container:
+                box = find_content(container, (container.duration or 0) / av.time_base)
         with open_source(self.folder, self.source) as container:
             if container.format.name == "tty":
                 raise DecodeError("text, not a video")
@@ -158,7 +163,7 @@ class Viewing:
             plan = self._plan()
             self.clip_frames = plan.span
             whole = Stretch(Fraction(0), None)
-            frames = steady_frames(container, whole, rate, model.frames.short_side_px)
+            frames = steady_frames(container, whole, rate, model.frames.short_side_px, box=box)
             for window, seen in slide(model, self._squares(frames), plan):
                 yield WindowSeen(window.start / self.rate, window.end / self.rate, seen)
         if not self.frames:

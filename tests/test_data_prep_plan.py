@@ -52,9 +52,27 @@ def test_a_long_video_is_cut_into_pieces_that_cover_it_and_stay_open_at_the_end(
         assert after.stretch.start / 10 == after.first_segment
 
 
+def test_a_few_segments_are_taken_evenly_from_whole_ones() -> None:
+    def taken(seconds: float, most: int | None, **more: object) -> list[tuple[float, float | None]]:
+        settings = PrepSettings(max_segments_per_video=most, **more)  # type: ignore[arg-type]
+        plans = plan_shards(sources(1, seconds), {}, [], settings)
+        pieces = sorted((p for plan in plans for p in plan.pieces), key=lambda p: p.first_segment)
+        assert all(p.most_segments == (1 if most else None) for p in pieces)
+        stretches = [p.stretch for p in pieces]
+        return [(float(s.start), None if s.end is None else float(s.end)) for s in stretches]
+
+    assert taken(95.0, None)[-1][1] is None
+    assert taken(95.0, 1) == [(40, 50)]
+    assert taken(95.0, 3) == [(10, 20), (40, 50), (70, 80)]
+    assert taken(7200.0, 1, shard_mb=1.0) == [(3600, 3610)]  # whatever the size of a tar
+    assert taken(10.2, 1) == taken(0.0, 1) == taken(4.0, 3) == [(0, 10)]
+    assert taken(25.0, 3) == [(0, 10), (10, 20), (20, 30)]
+    assert taken(25.0, 2) == [(0, 10), (10, 20)]
+
+
 def test_keys_are_unique_plain_and_in_the_order_of_the_source() -> None:
     (piece,) = plan_shards(sources(1, seconds=5.0), {}, [], SETTINGS)[0].pieces
-    keys = [piece.key(n) for n in range(3)]
+    keys = [piece.key(n) for n in (0, 250, 30 * 3600)]
     assert keys == sorted(set(keys))
     assert all(key.replace("_", "").isalnum() for key in keys)
 
@@ -66,4 +84,6 @@ def test_the_digest_of_a_tar_hangs_on_content_and_settings_but_not_on_where_thin
 
     assert digests() == digests(output="elsewhere", name="other", runs="/far")
     assert digests() != digests(segment_seconds=5.0)
-    assert digests() != digests(encode={"crf": 30})
+    for change in ({"encode": {"crf": 30}}, {"cut": "shots"}, {"filters": {"min_motion": 0.1}}):
+        assert digests() != digests(**change)
+    assert digests() != digests(max_segments_per_video=1)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA, moving_frames, write_video
 
-from data_prep.settings import EncodeSettings
+from data_prep.settings import EncodeSettings, FilterSettings, PrepSettings
 from data_prep.transcode import Broken, Segment, transcode
 from dynamonet.video.decode import DecodeError, open_video, video_stream
+from dynamonet.video.letterbox import find_content
 from dynamonet.video.steady import Stretch, output_rate
 
+OPEN = FilterSettings(max_black_share=None, max_static_share=None)
 SMALL = EncodeSettings(short_side_px=32, crf=10)
 WHOLE = Stretch(Fraction(0), None)
 
@@ -24,16 +26,20 @@ def cut(
     *,
     seconds: float = 10.0,
     least: float = 0.1,
-    settings: EncodeSettings = SMALL,
+    encode: EncodeSettings = SMALL,
+    filters: FilterSettings = OPEN,
+    most: int | None = None,
+    **more: object,
 ) -> list[Segment | Broken]:
+    values = {"segment_seconds": seconds, "min_seconds": least, **more}
+    settings = PrepSettings(encode=encode, filters=filters, **values)  # type: ignore[arg-type]
+    with open_video(str(path)) as container:
+        box = find_content(container, 1.0) if encode.crop_letterbox else None
     with open_video(str(path)) as container:
         fps = video_stream(container).average_rate
         assert fps is not None
-        rate = output_rate(Fraction(fps), settings.max_fps)
-        found = transcode(
-            container, stretch, rate, segment_seconds=seconds, min_seconds=least, settings=settings
-        )
-        return list(found)
+        rate = output_rate(Fraction(fps), encode.max_fps)
+        return list(transcode(container, stretch, rate, settings, box=box, most=most))
 
 
 def segments(path: Path, **words: object) -> list[Segment]:
@@ -189,7 +195,7 @@ def test_a_file_without_a_frame_says_so(tmp_path: Path) -> None:
 def test_phone_videos_come_out_upright() -> None:
     sizes = {}
     for path in sorted((REAL_DATA / "awkward").glob("*.mov")):
-        found = cut(path, settings=EncodeSettings(short_side_px=64))
+        found = cut(path, encode=EncodeSettings(short_side_px=64))
         sizes[path.stem] = next((s.width, s.height) for s in found if isinstance(s, Segment))
     assert sizes["Kickflip75"] == (64, 114)  # held upright, stored lying
     assert sizes["Kickflip26"] == (114, 64)

@@ -34,12 +34,21 @@ from dynamonet.shards.settings import FrameSettings
 from dynamonet.storage import Folder
 
 FORMAT = "dynamonet-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # version 1 has no scores and no kinds of normalisation
 CARD, INDEX, SHARDS = "card.json", "index.parquet", "shards.parquet"
 QUARANTINE, RECORDS = "quarantine.parquet", "records"
 DUPLICATES, REPORT = "duplicates.parquet", "report.html"
 CARD_COPY = f"{RECORDS}/{CARD}"  # so that a damaged card can be put right
 
+SCORES = (  # of a segment, all from 0 to 1
+    "brightness",  # mean; 0 = black, 1 = white
+    "black_share",  # share of black frames
+    "static_share",  # share of quarters of a second in which nothing moves
+    "slideshow",  # static_share where pictures jump in between, else 0
+    "border_share",  # share of the picture in black bars on opposite sides
+    "motion",  # mean change of brightness in a quarter of a second
+)
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), False),
@@ -59,6 +68,8 @@ INDEX_SCHEMA = pa.schema(
         pa.field("class_name", pa.string(), True),
         pa.field("group", pa.string(), True),  # samples that must share a side of any split
         pa.field("splits", pa.list_(pa.string()), False),  # split k stands at k - 1; "" = unused
+        *(pa.field(name, pa.float64(), False) for name in SCORES),
+        pa.field("normalised", pa.list_(pa.string()), False),  # what was changed in the frames
     ]
 )
 SHARDS_SCHEMA = pa.schema(
@@ -75,6 +86,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), False),
         pa.field("start_seconds", pa.float64(), True),  # null = the whole video
         pa.field("end_seconds", pa.float64(), True),
+        pa.field("score", pa.float64(), True),  # of the filter that left it out
     ]
 )
 DUPLICATES_SCHEMA = pa.schema(
@@ -189,12 +201,24 @@ def read_card(folder: Folder, name: str = CARD) -> dict[str, Any]:
         raise UserError(
             f"{folder.path}/{name}: damaged: {error!r}; repair it with\n  {repair_command(folder)}"
         ) from None
-    if found != (FORMAT, FORMAT_VERSION):
+    if found[0] != FORMAT or found[1] not in READABLE:
         raise UserError(
             f"{folder.path}: written as {found[0]} version {found[1]}; this program reads "
-            f"{FORMAT} version {FORMAT_VERSION}. Make the shards again with this version."
+            f"{FORMAT} versions {READABLE[0]} to {READABLE[-1]}. Make the shards again with this "
+            "version."
         )
     return card
+
+
+def check_current(folder: Folder, card: dict[str, Any]) -> None:
+    """Raises UserError if this program reads a set, but does not write its version."""
+    if card["version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{folder.path}: written as version {card['version']}, which can be trained on; only "
+            f"sets of version {FORMAT_VERSION} can be checked, repaired or added to. Make the "
+            "shards again in another folder, or use the version of this program that made them "
+            f"({card.get('made_with', 'unknown')})."
+        )
 
 
 def write_card(folder: Folder, card: dict[str, Any]) -> None:

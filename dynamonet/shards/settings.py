@@ -18,6 +18,9 @@ class FrameSettings(Settings):
     max_fps: float = Field(
         default=30.0, gt=0, le=240, description="Frame rate above which frames go."
     )
+    crop_letterbox: bool = Field(
+        default=False, description="Cut off black bars that a whole video has on opposite sides."
+    )
 
 
 class ClipSettings(Settings):

@@ -1,6 +1,6 @@
 """A video of any kind -> upright frames of one size at a steady rate, in YUV 4:2:0.
 
-    packets -> frames -> [rotate] -> fps (by time stamps) -> scale, BT.601, yuv420p
+    packets -> frames -> filters (dynamonet.video.normalise) -> upright, steady, BT.601, yuv420p
 
 What stage 1 encodes, and what a finished model is shown of a file, go through here alike. Frames
 stream through: no more than a few are in memory, however long the video.
@@ -8,7 +8,6 @@ stream through: no more than a few are in memory, however long the video.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,10 +21,10 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from dynamonet.video.decode import reason, video_stream
+from dynamonet.video.decode import Box, reason, video_stream
+from dynamonet.video.normalise import filters, kinds_of, upright_size
 
 _HARMLESS = ("mmco", "co located POCs", "eference picture missing", "eference frames exceeds")
-_ROTATIONS = {90: ("transpose", "cclock"), 180: ("rotate", "PI"), 270: ("transpose", "clock")}
 
 
 @dataclass(frozen=True)
@@ -50,37 +49,78 @@ def output_rate(fps: Fraction, max_fps: float) -> Fraction:
 
 
 def steady_frames(
-    container: InputContainer, stretch: Stretch, rate: Fraction, short_side_px: int
+    container: InputContainer,
+    stretch: Stretch,
+    rate: Fraction,
+    short_side_px: int,
+    *,
+    box: Box | None = None,
+    changes: set[str] | None = None,
 ) -> Iterator[VideoFrame | Damage]:
     """Yields upright frames at exactly `rate`, and where decoding failed.
 
     Args:
         short_side_px: Their shorter side; frames are never enlarged.
+        box: Part of the frame, as it is stored, to keep; None keeps all.
+        changes: Gathers the kinds of what was changed (`normalise.KINDS`) as the frames come.
     """
     stream = video_stream(container)
     stream.thread_count = 1
+    changes = set() if changes is None else changes
     graph: Graph | None = None
     shape = size = None
-    count = 0
+    kinds: frozenset[str] = frozenset()
+    is_fast = (stream.average_rate or 0) > rate * Fraction(101, 100)
+    pace, interlaced, count = Pace(), False, 0
     for item in _decoded(container, stream, stretch):
         if isinstance(item, Damage):
             yield item
             continue
-        found = (item.width, item.height, item.format.name, item.rotation)
+        interlaced = interlaced or item.interlaced_frame  # from then on, so that it changes once
+        found = (item.width, item.height, item.format.name, item.rotation, interlaced)
         if graph is None or found != shape:
             if graph is not None:
                 for frame in _drain(graph):
                     count += 1
                     yield frame
-            size = size or _upright_size(stream, item, short_side_px)
-            graph = _graph(stream, item, stretch.start + count / rate, rate, size)
+            if shape and found[:-1] != shape[:-1]:
+                changes.add("size_change")
+                box = None  # it was found in frames of the first size
+            kinds = kinds_of(stream, item)
+            kinds |= {"interlaced"} if interlaced else set()
+            kinds |= {"letterbox"} if box else set()
+            kinds |= {"high_rate"} if is_fast else set()
+            size = size or upright_size(stream, item, box, short_side_px)
+            start = stretch.start + count / rate
+            graph = filters(stream, item, kinds, start=start, rate=rate, size=size, box=box)
             shape = found
+        changes |= kinds
+        if pace.changes_with(item):
+            changes.add("variable_rate")
         graph.push(item)
         for frame in _pull(graph):
             count += 1
             yield frame
     if graph is not None:
         yield from _drain(graph)
+
+
+class Pace:
+    """Watches the distances between frames, in ticks of their time base."""
+
+    def __init__(self) -> None:
+        self.before: int | None = None
+        self.distance = 0
+
+    def changes_with(self, frame: VideoFrame) -> bool:
+        """Tells whether a frame comes after another time than the frame before it did."""
+        before, self.before = self.before, frame.pts
+        if before is None or frame.pts is None or frame.pts <= before:
+            return False
+        distance, old = frame.pts - before, self.distance
+        self.distance = distance
+        # two ticks are what coarse time stamps give when they are rounded
+        return bool(old) and abs(distance - old) > max(distance, old) / 4 + 2
 
 
 def _decoded(
@@ -142,59 +182,6 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
             yield Damage(0.0, reason(error))
             return
         yield packet
-
-
-def _graph(
-    stream: VideoStream, frame: VideoFrame, start: Fraction, rate: Fraction, size: tuple[int, int]
-) -> Graph:
-    """Builds the filter chain for frames like this one.
-
-    Args:
-        start: Time in seconds of the first frame that comes out.
-        size: (width, height) that comes out; kept when the source changes size midway.
-    """
-    graph = Graph()
-    chain = [
-        graph.add_buffer(
-            template=stream,
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=stream.time_base,
-        )
-    ]
-    chain.append(graph.add("fps", f"fps={rate}:start_time={float(start)}"))
-    turn = _ROTATIONS.get(_angle(frame))
-    if turn:
-        chain.append(graph.add(*turn))
-    scale = f"{size[0]}:{size[1]}:flags=bicubic:out_color_matrix=bt601:out_range=tv"
-    chain += [
-        graph.add("scale", scale),
-        graph.add("setsar", "1"),
-        graph.add("format", "yuv420p"),
-        graph.add("buffersink"),
-    ]
-    for before, after in itertools.pairwise(chain):
-        before.link_to(after)
-    graph.configure()
-    return graph
-
-
-def _upright_size(stream: VideoStream, frame: VideoFrame, short_side: int) -> tuple[int, int]:
-    """Returns (width, height), both even, of a frame's square pixels with the given shorter side.
-
-    A frame that is smaller keeps its size.
-    """
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    width, height = round(frame.width * aspect), frame.height
-    if _angle(frame) in (90, 270):
-        width, height = height, width
-    factor = min(1.0, short_side / min(width, height))
-    return max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2)
-
-
-def _angle(frame: VideoFrame) -> int:
-    return round(frame.rotation) % 360
 
 
 def _pull(graph: Graph) -> Iterator[VideoFrame]:
