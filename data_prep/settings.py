@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dynamonet.killable import Limits
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.stage import StageSettings
 
@@ -69,6 +70,9 @@ class PrepSettings(StageSettings):
         description="Try again what the quarantine table holds; the rest stays.",
     )
     encode: EncodeSettings = Field(default=EncodeSettings(), description="Scaling and encoding.")
+    limits: Limits = Field(
+        default=Limits(), description="When decoding one video is given up, and it is quarantined."
+    )
 
     def output_path(self) -> str:
         """Returns the absolute folder (or URI) of the shard set."""

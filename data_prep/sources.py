@@ -9,9 +9,12 @@ import av
 from av.video.stream import VideoStream
 
 from dynamonet.digest import digest_of_stream
+from dynamonet.killable import USUAL, Failed, Limits, call
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, video_stream
 from dynamonet.video.files import Source, open_bytes, open_source
+
+LEAST_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Facts:
     """What a source's header says."""
 
     digest: str  # BLAKE2b-128 of the file
-    seconds: float  # 0 where the header does not say
+    seconds: float  # 0 where the header does not say; no more than its size makes likely
     fps: Fraction
     width: int  # of square pixels, before any rotation
     height: int
@@ -35,12 +38,24 @@ class Rejected:
     end_seconds: float | None = None
 
 
-def inspect(folder: Folder, source: Source, min_side_px: int) -> Facts | Rejected:
-    """Hashes a source and reads its header; never raises for what the file holds."""
+def inspect(
+    folder: Folder, source: Source, min_side_px: int, limits: Limits = USUAL
+) -> Facts | Rejected:
+    """Hashes a source and reads its header, this in a child; never raises for what it holds."""
     try:
         if source.size == 0:
             return Rejected(source.path, "empty file (0 bytes)")
         digest = digest_of(folder, source)
+        return call(read_header, folder, source, digest, min_side_px, limits=limits)
+    except Failed as error:
+        return Rejected(source.path, str(error))
+    except OSError as error:
+        return Rejected(source.path, f"cannot be read: {error.strerror or error}")
+
+
+def read_header(folder: Folder, source: Source, digest: str, min_side_px: int) -> Facts | Rejected:
+    """Reads a source's header, as far as it can be believed."""
+    try:
         with open_source(folder, source) as container:
             stream = video_stream(container)
             rate = stream.average_rate or stream.guessed_rate
@@ -54,8 +69,9 @@ def inspect(folder: Folder, source: Source, min_side_px: int) -> Facts | Rejecte
                 seconds = float(stream.duration * stream.time_base)
             else:
                 seconds = (container.duration or 0) / av.time_base
+            seconds = min(max(seconds, 0.0), source.size / LEAST_BYTES_PER_SECOND)
             width, height = _square_pixels(context.width, context.height, stream)
-            return Facts(digest, max(seconds, 0.0), Fraction(rate), width, height)
+            return Facts(digest, seconds, Fraction(rate), width, height)
     except DecodeError as error:
         return Rejected(source.path, str(error))
     except OSError as error:

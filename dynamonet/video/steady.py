@@ -22,8 +22,10 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from dynamonet.killable import beat
 from dynamonet.video.decode import reason, video_stream
 
+MAX_GAP_SECONDS = 600  # between two frames; more is a damaged time stamp. Source: ours
 _HARMLESS = ("mmco", "co located POCs", "eference picture missing", "eference frames exceeds")
 _ROTATIONS = {90: ("transpose", "cclock"), 180: ("rotate", "PI"), 270: ("transpose", "clock")}
 
@@ -46,7 +48,7 @@ class Damage:
 
 def output_rate(fps: Fraction, max_fps: float) -> Fraction:
     """Returns the steady rate of a video: its own, capped, as a ratio that mp4 holds."""
-    return min(fps, Fraction(max_fps)).limit_denominator(1001)
+    return max(Fraction(1, 1001), min(fps, Fraction(max_fps)).limit_denominator(1001))
 
 
 def steady_frames(
@@ -101,12 +103,16 @@ def _decoded(
         if trouble and now >= first:
             yield Damage(now, trouble)
         for frame in frames:
+            beat()
             if frame.pts is None:
                 continue
             at = (frame.pts - origin) * base
             if at < first:
                 continue
             if last is not None and at >= last:
+                return
+            if at - max(first, now) > MAX_GAP_SECONDS:
+                yield Damage(now, f"time stamps jump by {float(at) - now:.0f} s")
                 return
             now = float(at)
             frame.pts -= origin
