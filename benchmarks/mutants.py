@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def swap_boxes(data: bytearray, draw: random.Random) -> bytes:
         cuts.append(min(at, len(data)))
     if len(cuts) < 3:
         cuts = [0, *sorted(draw.sample(range(1, len(data)), 4)), len(data)]
-    parts = [bytes(data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [bytes(data[a:b]) for a, b in itertools.pairwise(cuts)]
     draw.shuffle(parts)
     return b"".join(parts)
 

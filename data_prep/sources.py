@@ -17,7 +17,7 @@ from dynamonet.video.files import Source, open_bytes, open_source
 LEAST_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Facts:
     """What a source's header says."""
 
@@ -60,6 +60,8 @@ def read_header(folder: Folder, source: Source, digest: str, min_side_px: int) -
             stream = video_stream(container)
             rate = stream.average_rate or stream.guessed_rate
             context = stream.codec_context
+            if context is None:  # whatever PyAV's types say
+                return Rejected(source.path, "no decoder for its video stream")
             if not rate or not context.width or not context.height:
                 return Rejected(source.path, "no picture size or frame rate in the header")
             if min(context.width, context.height) < min_side_px:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import tarfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from data_prep.sources import Facts, Rejected, inspect
 from data_prep.tars import check_tar
 from data_prep.write import build_shard
 from dynamonet import killable
+from dynamonet.errors import UserError
 from dynamonet.killable import Limits
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import Folder
@@ -165,10 +167,8 @@ def test_files_that_were_videos_are_taken_or_quarantined_with_a_reason(
     for path in originals:
         shutil.copy(path, videos)
     words = "--encode.short_side_px 32 --segment_seconds 1 --min_seconds 0.5 --shard_mb 0.05"
-    shard.main(
-        [*words.split(), "--source", str(videos), "--output", str(tmp_path / "set")]
-        + ["--limits.stall_seconds", "20"]
-    )
+    words += " --limits.stall_seconds 20"
+    shard.main([*words.split(), "--source", str(videos), "--output", str(tmp_path / "set")])
     taken = set(ShardSet.open(str(tmp_path / "set")).table["source"].to_pylist())
     rows = pq.read_table(tmp_path / "set/quarantine.parquet").to_pylist()
     assert not lost(videos.iterdir(), taken, {row["source"]: row["reason"] for row in rows})
@@ -182,3 +182,21 @@ def test_a_sound_file_is_told_apart_in_a_child(tmp_path: Path) -> None:
     found, others = find_sources(Folder.at(str(tmp_path)))
     assert [source.path for source in found] == ["a.strange"] and others[".strange"] == 1
     assert not isinstance(inspect(Folder.at(str(tmp_path)), found[0], 16), Rejected)
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in")  # of the tar that was left open
+def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for number in range(4):
+        write_video(videos / f"{number}.mp4", moving_frames(30, 48, 64, seed=number), fps=12)
+    build(videos, tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # as a quota
+    try:
+        with pytest.raises(UserError, match=r"File too large while shard-0000-00.tar was written"):
+            build(videos, tmp_path / "set")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    build(videos, tmp_path / "set")
+    assert samples(tmp_path / "set") == samples(tmp_path / "whole")

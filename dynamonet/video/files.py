@@ -25,7 +25,7 @@ _MORE_VIDEO = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Source:
     """A video file below the source folder."""
 

@@ -30,7 +30,7 @@ _HARMLESS = ("mmco", "co located POCs", "eference picture missing", "eference fr
 _ROTATIONS = {90: ("transpose", "cclock"), 180: ("rotate", "PI"), 270: ("transpose", "clock")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """What part of a source to take, half-open; `end` None = to the end of the file."""
 
@@ -132,7 +132,7 @@ def _decode(packet: av.Packet) -> tuple[list[VideoFrame], str]:
             return [], reason(error)
     lines = [line.strip() for _, _, line in log if not any(w in line for w in _HARMLESS)]
     if lines:
-        return frames, lines[0]
+        return frames, lines[0].splitlines()[0]
     return frames, "corrupt frame" if any(frame.is_corrupt for frame in frames) else ""
 
 
