@@ -182,6 +182,7 @@ def _serve(pipe: int, parent: int) -> None:
 
 
 def _work(caller: Connection, job: bytes) -> None:
+    _limit_memory(None)  # what is imported is not the work's
     memory_mb, function, arguments = pickle.loads(job)
     _limit_memory(memory_mb)
     caller.send(("beat", None))
@@ -198,10 +199,12 @@ def _work(caller: Connection, job: bytes) -> None:
         caller.send(("end", None))
 
 
-def _limit_memory(more_mb: int) -> None:
+def _limit_memory(more_mb: int | None) -> None:
     """Lets this process take so much memory beyond what it has, whatever it keeps of old work."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
-    limit = pages * resource.getpagesize() + more_mb * 1_000_000
+    limit = resource.RLIM_INFINITY
+    if more_mb is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        limit = pages * resource.getpagesize() + more_mb * 1_000_000
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 

@@ -145,3 +145,15 @@ kept = []
 def keep(megabytes: int) -> int:
     kept.append(bytearray(megabytes * 1_000_000))
     return megabytes
+
+
+class Large:
+    """Takes memory while it is unpickled, as modules do while they are imported."""
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return bytearray, (300_000_000,)
+
+
+def test_a_limit_holds_for_its_own_work_alone() -> None:
+    assert call(len, b"", limits=Limits(memory_mb=64)) == 0
+    assert call(len, Large(), limits=Limits(memory_mb=64)) == 300_000_000
