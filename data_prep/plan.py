@@ -30,7 +30,7 @@ TARS_A_BLOCK = 16  # at least: more would make blocks more equal and additions d
 CRF_HALVES = 6  # steps of crf that halve the bytes. Source: x264's own rule of thumb
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of one source that goes into one tar."""
 

@@ -27,6 +27,7 @@ from data_prep.sources import SAME_CONTENT, Facts, Rejected, inspect
 from data_prep.write import build_shard, done_record, worth_retrying
 from dynamonet import cluster
 from dynamonet.errors import UserError
+from dynamonet.killable import Limits
 from dynamonet.shards import index
 from dynamonet.storage import Folder, is_uri
 from dynamonet.video.files import Source, find_sources, printable
@@ -122,7 +123,7 @@ def inspect_all(
     results: dict[Source, Facts | Rejected] = {s: known[s] for s in sources if s in known}
     fresh = [item for item in sources if item not in results]
     groups = (fresh[i : i + INSPECT_BATCH] for i in range(0, len(fresh), INSPECT_BATCH))
-    arguments = ((source.path, group, settings.min_side_px) for group in groups)
+    arguments = ((source.path, group, settings.min_side_px, settings.limits) for group in groups)
     for batch in cluster.in_parallel(_inspect_batch, arguments):
         results |= batch
         on_progress("reading headers", len(results), len(sources))
@@ -247,10 +248,10 @@ def write_settings(output: Folder, settings: PrepSettings) -> None:
 
 
 def _inspect_batch(
-    source: str, sources: list[Source], min_side_px: int
+    source: str, sources: list[Source], min_side_px: int, limits: Limits
 ) -> dict[Source, Facts | Rejected]:
     folder = Folder.at(source)
-    return {item: inspect(folder, item, min_side_px) for item in sources}
+    return {item: inspect(folder, item, min_side_px, limits) for item in sources}
 
 
 def records_of(plans: list[ShardPlan], output: Folder) -> dict[str, Record]:

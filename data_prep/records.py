@@ -16,7 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
@@ -32,6 +32,7 @@ from dynamonet.video.files import Source
 
 SOURCES = f"{index.RECORDS}/sources.parquet"  # so that files are read once
 SETTINGS = f"{index.RECORDS}/settings.json"
+_ROWS = 10_000  # that are Python objects at a time
 OnProgress = Callable[[str, float, float], None]  # (what, done, total)
 SOURCES_SCHEMA = pa.schema(
     [
@@ -48,7 +49,7 @@ SOURCES_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inspected:
     """A source and what reading its header, and the lists, said."""
 
@@ -134,17 +135,12 @@ def read_record(folder: Folder, shard: str) -> Record | None:
 
 def remember(output: Folder, inspected: list[Inspected]) -> None:
     """Writes what is known of the sources, unless it stands there already."""
-    rows = [
-        {
-            "path": item.source.path.encode("utf-8", "surrogateescape"),
-            "size": item.source.size,
-            "mtime_ns": item.source.mtime_ns,
-            "reason": item.reason,
-            **({**vars(item.facts), "fps": str(item.facts.fps)} if item.facts else {}),
-        }
-        for item in sorted(inspected, key=lambda item: item.source.path)
+    ordered = sorted(inspected, key=lambda item: item.source.path)
+    parts = [
+        pa.Table.from_pylist([_row(item) for item in ordered[i : i + _ROWS]], SOURCES_SCHEMA)
+        for i in range(0, len(ordered), _ROWS)
     ]
-    table = pa.Table.from_pylist(rows, SOURCES_SCHEMA)
+    table = pa.concat_tables(parts)
     before = _sources_table(output)
     if before is None or not before.equals(table):
         index.write_table(output, SOURCES, table)
@@ -153,7 +149,10 @@ def remember(output: Folder, inspected: list[Inspected]) -> None:
 def recall(output: Folder) -> list[Inspected] | None:
     """Returns what is known of the sources; None where that is missing or damaged."""
     table = _sources_table(output)
-    return None if table is None else [_inspected(row) for row in table.to_pylist()]
+    if table is None:
+        return None
+    batches = table.to_batches(max_chunksize=_ROWS)
+    return [_inspected(row) for batch in batches for row in batch.to_pylist()]
 
 
 def readable_cards(output: Folder) -> Iterator[dict[str, Any]]:
@@ -173,6 +172,19 @@ def _sources_table(output: Folder) -> pa.Table | None:
     except (pa.ArrowException, OSError):
         return None
     return table if table.schema.equals(SOURCES_SCHEMA) else None
+
+
+def _row(item: Inspected) -> dict[str, Any]:
+    row = {
+        "path": item.source.path.encode("utf-8", "surrogateescape"),
+        "size": item.source.size,
+        "mtime_ns": item.source.mtime_ns,
+        "reason": item.reason,
+    }
+    if item.facts:
+        row |= {field.name: getattr(item.facts, field.name) for field in fields(item.facts)}
+        row["fps"] = str(item.facts.fps)
+    return row
 
 
 def _inspected(row: dict[str, Any]) -> Inspected:

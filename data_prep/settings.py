@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dynamonet.killable import Limits
 from dynamonet.settings import Settings
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.stage import StageSettings
@@ -129,6 +130,9 @@ class PrepSettings(StageSettings):
     encode: EncodeSettings = Field(default=EncodeSettings(), description="Scaling and encoding.")
     filters: FilterSettings = Field(
         default=FilterSettings(), description="What segments must be like to be kept."
+    )
+    limits: Limits = Field(
+        default=Limits(), description="When decoding one video is given up, and it is quarantined."
     )
 
     def output_path(self) -> str:

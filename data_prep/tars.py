@@ -19,6 +19,7 @@ from av.error import FFmpegError
 
 from data_prep.records import Record, read_record, record_name
 from dynamonet.digest import digest_of_bytes
+from dynamonet.killable import USUAL, Failed, beat, call
 from dynamonet.shards import index
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, open_video, reason, video_stream
@@ -198,22 +199,34 @@ def _json(text: bytes) -> dict[str, Any] | None:
 
 
 def _decoded(sample: _Sample) -> _Sample:
-    """Decodes all frames of a sample and notes how many they are and their size."""
+    """Notes how many frames a sample has and their size, or why it cannot be decoded."""
+    try:
+        found = call(decoded_shape, sample.data, limits=USUAL)
+    except Failed as error:
+        found = str(error)
+    if isinstance(found, str):
+        return replace(sample, trouble=found)
+    return replace(sample, shape=found)
+
+
+def decoded_shape(data: bytes) -> tuple[int, int, int] | str:
+    """Decodes all frames of a video; returns (frames, height, width), or what is wrong."""
     sizes, count = set(), 0
     try:
-        with open_video(sample.data) as container:
+        with open_video(data) as container:
             stream = video_stream(container)
             stream.thread_count = 1  # tasks are the parallelism
             for frame in container.decode(stream):
+                beat()
                 if frame.is_corrupt:
-                    return replace(sample, trouble=f"frame {count} is corrupt")
+                    return f"frame {count} is corrupt"
                 sizes.add((frame.height, frame.width))
                 count += 1
     except (DecodeError, FFmpegError, ValueError) as error:
-        return replace(sample, trouble=reason(error))
+        return reason(error)
     if len(sizes) != 1:
-        return replace(sample, trouble=f"frames of {len(sizes)} sizes")
-    return replace(sample, shape=(count, *sizes.pop()))
+        return f"frames of {len(sizes)} sizes"
+    return (count, *sizes.pop())
 
 
 def _differences(samples: dict[str, _Sample], rows: list[dict[str, Any]]) -> list[_Difference]:

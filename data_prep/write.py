@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from webdataset.writer import TarWriter
-
 from data_prep.filters import is_lasting
 from data_prep.plan import Piece, ShardPlan
 from data_prep.records import Record, read_record, write_record
@@ -17,6 +15,7 @@ from data_prep.settings import PrepSettings
 from data_prep.sources import Rejected
 from data_prep.transcode import Segment, transcode
 from dynamonet.digest import digest_of_bytes, digest_of_stream
+from dynamonet.killable import Failed, stream
 from dynamonet.storage import Folder
 from dynamonet.video.decode import Box, DecodeError
 from dynamonet.video.files import open_source, printable
@@ -33,6 +32,9 @@ def build_shard(plan: ShardPlan, source: str, output: str, settings: PrepSetting
     the record's quarantine. With `retry_quarantined`, what is good in a finished tar is taken over
     as it is. Runs in a Ray task; safe to run again at any time.
     """
+    # here, because it brings torch, which the children that decode can do without
+    from webdataset.writer import TarWriter
+
     videos, folder = Folder.at(source), Folder.at(output)
     record = done_record(folder, plan) if settings.retry_quarantined else None
     rows: list[dict[str, Any]] = []
@@ -42,7 +44,7 @@ def build_shard(plan: ShardPlan, source: str, output: str, settings: PrepSetting
             tar = TarWriter(file, user="", group="", mtime=0, encoder=False)
             for piece in plan.pieces:
                 kept = _kept(piece, folder, plan.name, record) if record else None
-                for item in _samples(piece, videos, settings) if kept is None else kept:
+                for item in _guarded(piece, videos, settings) if kept is None else kept:
                     if isinstance(item, Rejected):
                         rejected.append(item)
                     else:
@@ -102,6 +104,21 @@ def _kept(
             known = {key: value for key, value in row.items() if key not in ("shard", "offset")}
             items.append((known, data))
     return items or None
+
+
+def _guarded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[Sample | Rejected]:
+    """Transcodes a piece in a child; what its failure leaves undone is rejected."""
+    shown, done = printable(piece.source.path), float(piece.stretch.start)
+    try:
+        for item in stream(_samples, piece, videos, settings, limits=settings.limits):
+            end = item.end_seconds if isinstance(item, Rejected) else item[0]["end_seconds"]
+            done = end or done
+            yield item
+    except Failed as error:
+        last = piece.facts.seconds if piece.stretch.end is None else float(piece.stretch.end)
+        whole = not done and piece.stretch.end is None
+        where = (None, None) if whole else (done, max(done, last))
+        yield Rejected(shown, str(error), *where)
 
 
 def _samples(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[Sample | Rejected]:

@@ -7,6 +7,7 @@ temporary file, remotely because an object appears when its upload ends.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -158,6 +159,9 @@ class Folder:
         """Yields a local path to write to; on a clean exit its content appears as `name`.
 
         On any error the temporary file is removed and `name` stays as it was.
+
+        Raises:
+            UserError: the disk is full, or a quota is used up.
         """
         if self.is_local:
             home = Path(self.root) / INCOMPLETE
@@ -168,6 +172,13 @@ class Folder:
         try:
             yield growing
             self._publish(growing, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f"{home}: {_reason(error)} while {name} was written. Nothing that was there before "
+                "is lost. Make room; the same command then goes on from here"
+            ) from error
         finally:
             growing.unlink(missing_ok=True)
 

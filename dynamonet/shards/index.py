@@ -255,8 +255,9 @@ def content_digest(table: pa.Table) -> str:
     columns = [name for name in INDEX_SCHEMA.names if name not in ("shard", "offset")]
     content = table.select(columns).sort_by("key")
     digest = hashlib.blake2b(digest_size=16)
-    for row in content.to_pylist():
-        digest.update(json.dumps(row, sort_keys=True).encode())
+    for batch in content.to_batches(max_chunksize=10_000):  # as Python objects, rows are large
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from av.container import InputContainer
 from pyarrow import fs as pafs
 
 from dynamonet.errors import UserError
+from dynamonet.killable import USUAL, Failed, call
 from dynamonet.storage import Folder, absolute, is_uri
 from dynamonet.video.decode import DecodeError, open_video, video_stream
 
@@ -24,7 +25,7 @@ _MORE_VIDEO = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Source:
     """A video file below the source folder."""
 
@@ -126,6 +127,13 @@ def open_bytes(folder: Folder, source: Source) -> IO[bytes]:
 
 def _sniff(folder: Folder, source: Source) -> bool:
     """Tells whether FFmpeg finds a video in a file whose ending says nothing."""
+    try:
+        return call(_is_video, folder, source, limits=USUAL)
+    except Failed:
+        return True  # so that it is not passed over in silence
+
+
+def _is_video(folder: Folder, source: Source) -> bool:
     try:
         with open_source(folder, source) as container:
             return (

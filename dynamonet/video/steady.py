@@ -21,13 +21,15 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from dynamonet.killable import beat
 from dynamonet.video.decode import Box, reason, video_stream
 from dynamonet.video.normalise import filters, kinds_of, upright_size
 
+MAX_GAP_SECONDS = 600  # between two frames; more is a damaged time stamp. Source: ours
 _HARMLESS = ("mmco", "co located POCs", "eference picture missing", "eference frames exceeds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """What part of a source to take, half-open; `end` None = to the end of the file."""
 
@@ -45,7 +47,7 @@ class Damage:
 
 def output_rate(fps: Fraction, max_fps: float) -> Fraction:
     """Returns the steady rate of a video: its own, capped, as a ratio that mp4 holds."""
-    return min(fps, Fraction(max_fps)).limit_denominator(1001)
+    return max(Fraction(1, 1001), min(fps, Fraction(max_fps)).limit_denominator(1001))
 
 
 def steady_frames(
@@ -141,12 +143,16 @@ def _decoded(
         if trouble and now >= first:
             yield Damage(now, trouble)
         for frame in frames:
+            beat()
             if frame.pts is None:
                 continue
             at = (frame.pts - origin) * base
             if at < first:
                 continue
             if last is not None and at >= last:
+                return
+            if at - max(first, now) > MAX_GAP_SECONDS:
+                yield Damage(now, f"time stamps jump by {float(at) - now:.0f} s")
                 return
             now = float(at)
             frame.pts -= origin
@@ -166,7 +172,7 @@ def _decode(packet: av.Packet) -> tuple[list[VideoFrame], str]:
             return [], reason(error)
     lines = [line.strip() for _, _, line in log if not any(w in line for w in _HARMLESS)]
     if lines:
-        return frames, lines[0]
+        return frames, lines[0].splitlines()[0]
     return frames, "corrupt frame" if any(frame.is_corrupt for frame in frames) else ""
 
 
