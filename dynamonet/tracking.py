@@ -11,6 +11,7 @@ The driver creates the store and the run, once; rank 0 alone logs to it. A run's
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
@@ -244,11 +245,10 @@ def closing(run: TrackedRun) -> Iterator[TrackedRun]:
     """Ends the run as FINISHED, as KILLED on Ctrl-C or a stop, as FAILED on any other error."""
     try:
         yield run
-    except KeyboardInterrupt:
-        run.finish("KILLED")
-        raise
-    except BaseException:
-        run.finish("FAILED")
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(Exception):  # a store that is gone must not hide the reason
+            run.finish(status)
         raise
     run.finish("FINISHED")
 

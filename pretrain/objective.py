@@ -80,6 +80,9 @@ class Pretraining(Task[PretrainSettings]):
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps
 
+    def best_by(self) -> str:
+        return "val/skill"
+
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
         """Measures loss, skill and its ceiling on held-out clips, and draws one of them."""

@@ -16,16 +16,22 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from dynamonet import cluster, tracking
-from dynamonet.errors import UserError
+from dynamonet.errors import Stopped, UserError, find_user_error
 from dynamonet.origin import DatasetUse, Origin
 from dynamonet.settings import to_yaml
 from dynamonet.tracking import TrackedRun
+from dynamonet.training.board import Board
+from dynamonet.training.checkpoint import read_state
+from dynamonet.training.checkpoint_store import newest
 from dynamonet.training.console import ConsoleLog, Progress
 from dynamonet.training.loop import train_worker
 from dynamonet.training.resources import default_processes, worker_resources
 from dynamonet.training.run_folder import MODEL, RunState, claim, stage_folder, write_state
 from dynamonet.training.settings import TrainSettings
+from dynamonet.training.stop import GRACE_SECONDS, StopSignals
 from dynamonet.training.task import Job, Task
+
+MOST_TRIES = 30  # of a minute each, to find the workers' resources while the run goes on
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,10 @@ def launch(
         (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
         console.print(f"run      {folder}", soft_wrap=True)
         try:
-            with tracking.closing(run):
-                result = _fit(task, folder, state, console)
-                _keep_model(result, folder, run)
+            with tracking.closing(run), StopSignals() as signals:
+                _fit(task, folder, state, console, signals)
+                _check_end(folder, console, signals)
+                _keep_model(folder, run)
         except KeyboardInterrupt:
             write_state(folder, state, "stopped")
             raise
@@ -108,19 +115,24 @@ def _tracked(
     )
 
 
-def _fit(task: Task[Any], folder: Path, state: RunState, console: Console) -> ray.train.Result:
+def _fit(
+    task: Task[Any], folder: Path, state: RunState, console: Console, signals: StopSignals
+) -> None:
     settings = task.settings
     # how often Ray's controller looks after its workers; its 2 s would be spent at start and end
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with cluster.connected():
+        signals.install()  # Ray sets its own
         scaling, cpus = worker_resources(settings, ray.cluster_resources())
-        log = ConsoleLog(console)
+        log, board = ConsoleLog(console), Board.put_up()
         processes = settings.loader.processes
         job = Job(
             task=task,
             run=TrackedRun(**state.mlflow),
             origin=state.origin,
             progress=Progress(log.queue),
+            board=board,
+            home=folder,
             processes=default_processes(cpus) if processes is None else processes,
             threads=cpus,
         )
@@ -129,46 +141,108 @@ def _fit(task: Task[Any], folder: Path, state: RunState, console: Console) -> ra
             # as bytes, so that Ray's controller need not import torch and all to look at it
             train_loop_config={"job": pickle.dumps(job)},
             scaling_config=scaling,
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            torch_config=TorchConfig(
+                backend="nccl" if scaling.use_gpu else "gloo",
+                timeout_s=settings.collective_timeout_seconds,
+            ),
             run_config=ray.train.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.parent),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=settings.max_restarts, controller_failure_limit=MOST_TRIES
+                ),
             ),
         )
-        return _fit_while_printing(trainer, log)
+        _fit_while_printing(trainer, log, board, signals)
 
 
-def _fit_while_printing(trainer: TorchTrainer, log: ConsoleLog) -> ray.train.Result:
-    """Runs the trainer in a thread, so that this one can print and take Ctrl-C."""
-    outcome: list[ray.train.Result | BaseException] = []
+def _fit_while_printing(
+    trainer: TorchTrainer, log: ConsoleLog, board: Board, signals: StopSignals
+) -> None:
+    """Runs the trainer in a thread, so that this one can print and take signals.
+
+    Raises:
+        UserError: what a worker ended with, or that workers were lost too often.
+        Stopped: the workers did not come to an end in time after a signal.
+    """
+    trouble: list[BaseException] = []
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit())
+            trainer.fit()
         except BaseException as error:
-            outcome.append(error)
+            trouble.append(error)
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    signals.training, told = True, False
     while thread.is_alive():
         log.drain(0.5)
+        if signals.asked is not None and not told:
+            told = True
+            board.call("ask_to_stop")
+            log.console.print(
+                f"stopping after this step, with a checkpoint; within {GRACE_SECONDS} s. "
+                "Once more stops at once."
+            )
+        signals.check()
     log.drain(0.1)
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    signals.training = False
+    failure = board.call("failed")
+    if failure is not None:
+        raise failure
+    if trouble:
+        raise _explained(trouble[0], board)
 
 
-def _keep_model(result: ray.train.Result, folder: Path, run: TrackedRun) -> None:
+def _explained(error: BaseException, board: Board) -> BaseException:
+    """Returns what to raise when Ray gave up: a mistake of the user's, or which worker was lost."""
+    if find_user_error(error) is not None or not isinstance(error, ray.train.TrainingFailedError):
+        return error
+    lines = str(error).strip().splitlines()
+    return UserError(
+        f"workers failed or were lost more often than they are started again (max_restarts). "
+        f"Workers: {board.call('behind')}. Ray says: {lines[-1] if lines else error}\n"
+        "The same command goes on from the last checkpoint."
+    )
+
+
+def _check_end(folder: Path, console: Console, signals: StopSignals) -> None:
+    """Raises what a training that is not at its last step ended with.
+
+    Raises:
+        Stopped: a signal asked for it.
+        UserError: there is no checkpoint.
+    """
+    last = newest(folder)
+    state = read_state(last) if last else None
+    if state is not None and state.step >= state.total_steps:
+        return
+    if signals.asked is not None:
+        if state is not None:
+            console.print(
+                f"stopped  after step {state.step:,} of {state.total_steps:,}: {last}",
+                soft_wrap=True,
+            )
+        raise Stopped(signals.asked)
+    raise UserError(f"{folder}: the training ended without its last checkpoint")
+
+
+def _keep_model(folder: Path, run: TrackedRun) -> None:
     """Copies the finished model out of the last checkpoint, whole, and logs it."""
-    if result.checkpoint is None:
-        raise UserError(f"{folder}: the training ended without a checkpoint")
+    source = newest(folder)
+    assert source is not None
     growing = folder / f".{MODEL}"
     shutil.rmtree(growing, ignore_errors=True)
     growing.mkdir()
-    with result.checkpoint.as_directory() as source:
-        for file in Path(source).glob("model.*"):
-            shutil.copy2(file, growing / file.name)
+    for file in source.glob("model.*"):
+        shutil.copy2(file, growing / file.name)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     growing.rename(folder / MODEL)
-    run.log_folder(folder / MODEL, MODEL)
+    try:
+        run.log_folder(folder / MODEL, MODEL)
+    except Exception as error:  # MLflow's own, SQLAlchemy's, requests' and others
+        raise UserError(
+            f"the model is whole in {folder / MODEL}, but the tracking store {run.uri} does not "
+            f"take it: {error}\nThe same command sends it when the store is back."
+        ) from error

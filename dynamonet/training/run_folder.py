@@ -3,7 +3,8 @@
 <runs>/<stage>/<name>/
   run.json          settings digest, MLflow run, origin, status: running, finished ...
   settings.yaml     the complete settings
-  step-00000200/    checkpoints, kept by Ray Train
+  step-00000200/    checkpoints, see checkpoint_store
+  not-finite/       steps that were refused, see not_finite
   model/            the finished model
 """
 
@@ -29,8 +30,9 @@ RUN_FILE, MODEL = "run.json", "model"
 # what may change between a run and its resumption without making it another run
 FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
-    "keep_checkpoints checkpoint_every_steps loader.processes loader.prefetch_batches "
-    "loader.cache_gb".split()
+    "keep_checkpoints checkpoint_every_steps checkpoint_every_minutes min_workers max_restarts "
+    "collective_timeout_seconds not_finite max_skipped_share loader.processes "
+    "loader.prefetch_batches loader.cache_gb".split()
 )
 
 

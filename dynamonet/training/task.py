@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.tracking import TrackedRun
+from dynamonet.training.board import Board
 from dynamonet.training.console import Progress
 from dynamonet.training.meters import Sums
 from dynamonet.training.precision import Precision
@@ -77,6 +79,10 @@ class Task(ABC, Generic[S]):
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         """Tells whether to evaluate once `step` steps are done."""
 
+    def best_by(self) -> str | None:
+        """Names the evaluated metric, higher is better, by which the best checkpoint is kept."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Returns JSON-able facts to store beside the model."""
         return {}
@@ -90,5 +96,7 @@ class Job:
     run: TrackedRun
     origin: dict[str, Any]  # goes with the model
     progress: Progress
+    board: Board | None
+    home: Path  # the run's folder
     processes: int  # loader processes of each worker
     threads: int  # threads of each worker's arithmetic
