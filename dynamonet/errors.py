@@ -22,18 +22,27 @@ class SettingsError(UserError):
     exit_status = 2
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked for the end; the exit status is 128 + its number, as shells expect."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number
+
+
 def run_entry(main: Callable[[list[str]], object]) -> NoReturn:
     """Runs an entry script's main function on the command line and ends the process.
 
     Exit status 0 unless it raises. A `UserError`, also one that Ray wrapped on its way back from a
-    worker, is printed without a traceback. Ctrl-C ends with status 130, as shells expect.
+    worker, is printed without a traceback. A stop by a signal ends with 128 + its
+    number, as shells expect: 130 after Ctrl-C.
     """
     status = 0
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        status = 130
+        status = getattr(stop, "exit_status", 130)
     except Exception as error:
         mistake = find_user_error(error)
         if mistake is None:

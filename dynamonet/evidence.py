@@ -17,8 +17,9 @@ from dynamonet.origin import DatasetUse, Origin, utc
 from dynamonet.shards.index import CARD, RECORDS, ShardSet, content_digest, read_card
 from dynamonet.stage import code_version
 from dynamonet.storage import Folder, is_uri
-from dynamonet.tracking import TAG, sqlite_file
-from dynamonet.training.launch import RUN_FILE
+from dynamonet.tracking import TAG
+from dynamonet.tracking_store import sqlite_file
+from dynamonet.training.run_folder import RUN_FILE
 
 
 class Stores:

@@ -29,9 +29,9 @@ from dynamonet.origin import DatasetUse, Origin
 from dynamonet.shards.index import CARD
 from dynamonet.stage import StageSettings
 from dynamonet.storage import Folder
-from dynamonet.tracking import answering_soon, store_uri
+from dynamonet.tracking_store import answering_soon, store_uri
 from dynamonet.training.checkpoint import read_origin
-from dynamonet.training.launch import MODEL, RUN_FILE
+from dynamonet.training.run_folder import MODEL, RUN_FILE
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ The driver creates the store and the run, once; rank 0 alone logs to it. A run's
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +38,7 @@ from dynamonet.origin import DatasetUse, Origin, utc
 from dynamonet.settings import Settings, flatten, to_yaml
 from dynamonet.stage import code_version
 from dynamonet.storage import is_uri
+from dynamonet.tracking_store import tracking_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables"
 
 TAG = "dynamonet."
-STORE = "mlflow.db"  # the SQLite file in the folder of results
 _PARAM_CHARS = 6000  # MLflow's limit on a parameter's value
 _BATCH = 1000  # MLflow's limit on metrics in one call
 
@@ -160,56 +160,6 @@ class TrackedRun:
         return f"mlflow ui --backend-store-uri {self.uri}"
 
 
-def tracking_uri(runs_path: str) -> str:
-    """Returns $MLFLOW_TRACKING_URI, or the SQLite file in the folder of results, which is made.
-
-    Raises:
-        UserError: as `store_uri`.
-    """
-    uri = store_uri(runs_path)
-    if sqlite_file(uri) == Path(runs_path) / STORE:
-        Path(runs_path).mkdir(parents=True, exist_ok=True)
-    return uri
-
-
-def store_uri(runs_path: str) -> str:
-    """Returns what `tracking_uri` does, and makes nothing.
-
-    Raises:
-        UserError: results are remote and no tracking server is named: SQLite needs a local disk.
-    """
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
-    if is_uri(runs_path):
-        raise UserError(
-            f"results go to {runs_path}, where MLflow's SQLite file cannot lie: "
-            "name a tracking server in MLFLOW_TRACKING_URI"
-        )
-    return f"sqlite:///{runs_path}/{STORE}"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Returns the file of a SQLite store; None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@contextmanager
-def answering_soon() -> Iterator[None]:
-    """Bounds the wait for a tracking server to seconds, where MLflow would try for minutes.
-
-    What the user set in these variables stays.
-    """
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-    ours = {key: value for key, value in wanted.items() if key not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for key in ours:
-            os.environ.pop(key, None)
-
-
 def start_run(
     stage: str,
     name: str,
@@ -295,11 +245,10 @@ def closing(run: TrackedRun) -> Iterator[TrackedRun]:
     """Ends the run as FINISHED, as KILLED on Ctrl-C or a stop, as FAILED on any other error."""
     try:
         yield run
-    except KeyboardInterrupt:
-        run.finish("KILLED")
-        raise
-    except BaseException:
-        run.finish("FAILED")
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(Exception):  # a store that is gone must not hide the reason
+            run.finish(status)
         raise
     run.finish("FINISHED")
 

@@ -16,9 +16,9 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import even_share
 from dynamonet.shards.reader import ClipReader, Request, batches
-from dynamonet.training.loop import Evaluation
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
+from dynamonet.training.task import Evaluation
 from dynamonet.video.transforms import render
 
 TOP = 5

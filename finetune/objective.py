@@ -22,10 +22,10 @@ from dynamonet.model.prediction import compare, error_metrics, error_sums, predi
 from dynamonet.settings import validate
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
-from dynamonet.training.loop import Evaluation, Task
 from dynamonet.training.meters import Sums
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
+from dynamonet.training.task import Evaluation, Task
 from dynamonet.video.transforms import ClipBatch
 from finetune.evaluate import evaluate
 from finetune.settings import FinetuneSettings
@@ -34,7 +34,7 @@ from finetune.transfer import transfer
 
 @dataclass(frozen=True)
 class Finetuning(Task[FinetuneSettings]):
-    """Learns classes from labelled clips; see `dynamonet.training.loop.Task`."""
+    """Learns classes from labelled clips; see `dynamonet.training.task.Task`."""
 
     settings: FinetuneSettings
     shards: str  # absolute path or URI

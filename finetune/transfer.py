@@ -14,8 +14,9 @@ from dynamonet.errors import UserError
 from dynamonet.model.files import DESCRIPTION, locate
 from dynamonet.model.network import DynamoNet
 from dynamonet.origin import Origin
+from dynamonet.tracking_store import tracking_uri
 from dynamonet.training.checkpoint import read_origin
-from dynamonet.training.launch import MODEL
+from dynamonet.training.run_folder import MODEL
 from finetune.settings import FinetuneSettings
 
 PARTS = ("trunk", "motion")  # what pretraining teaches; a classifier always starts fresh
@@ -66,7 +67,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
     if wanted == "none":
         return None
     if wanted == "newest":
-        uri = tracking.tracking_uri(settings.runs_path())
+        uri = tracking_uri(settings.runs_path())
         found = tracking.newest_finished(uri, settings.experiment, "pretrain")
         if found is None:
             raise UserError(
@@ -75,7 +76,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
             )
         return _at(Path(found[1]))
     if re.fullmatch("[0-9a-f]{32}", wanted) and not Path(wanted).exists():
-        uri = tracking.tracking_uri(settings.runs_path())
+        uri = tracking_uri(settings.runs_path())
         return _at(tracking.download(uri, wanted, MODEL))
     return _at(locate(wanted))
 

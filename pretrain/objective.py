@@ -23,10 +23,10 @@ from dynamonet.model.prediction import (
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import even_share
 from dynamonet.shards.reader import ClipReader, Request, batches
-from dynamonet.training.loop import Evaluation, Task
 from dynamonet.training.meters import Sums
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
+from dynamonet.training.task import Evaluation, Task
 from dynamonet.video.transforms import ClipBatch, render
 from pretrain import panel
 from pretrain.settings import PretrainSettings
@@ -34,7 +34,7 @@ from pretrain.settings import PretrainSettings
 
 @dataclass(frozen=True)
 class Pretraining(Task[PretrainSettings]):
-    """Learns motion filters by predicting frames; see `dynamonet.training.loop.Task`."""
+    """Learns motion filters by predicting frames; see `dynamonet.training.task.Task`."""
 
     settings: PretrainSettings
     shards: str  # absolute path or URI
@@ -79,6 +79,9 @@ class Pretraining(Task[PretrainSettings]):
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps
+
+    def best_by(self) -> str:
+        return "val/skill"
 
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:

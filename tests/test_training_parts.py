@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,28 @@ import pytest
 import torch
 from torch import nn
 
-from dynamonet.errors import UserError
+from dynamonet.errors import Stopped, UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import compare, prediction_loss
+from dynamonet.shards.settings import LoaderSettings
 from dynamonet.training import precision
-from dynamonet.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from dynamonet.training.board import Notes
+from dynamonet.training.checkpoint import (
+    Learner,
+    LoopState,
+    load_checkpoint,
+    moving_average,
+    snapshot,
+)
+from dynamonet.training.memory import fitting_micro_batch
 from dynamonet.training.meters import Window
 from dynamonet.training.ranks import Rank
+from dynamonet.training.resources import worker_resources
 from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
 from dynamonet.training.settings import OptimizerSettings, TrainSettings
+from dynamonet.training.stop import GRACE_SECONDS, StopSignals
+from dynamonet.video.transforms import ClipBatch, View, stack_views
 
 CPU = Rank(0, 1, torch.device("cpu"))
 TINY = ModelConfig(
@@ -84,42 +97,69 @@ def test_a_window_gives_each_steps_sums_and_begins_anew() -> None:
     assert not window.rows and window.clips == 0
 
 
-def checkpoint(folder: Path) -> tuple[DynamoNet, torch.optim.Optimizer]:
-    model = DynamoNet(TINY)
+def learner(config: ModelConfig = TINY, *, average: bool = False) -> Learner:
+    model = DynamoNet(config)
     optimizer = make_optimizer([(model, 1.0)], OptimizerSettings())
-    model(torch.randn(2, 3, 8, 32, 32)).predicted[0].square().mean().backward()
-    optimizer.step()
-    state = LoopState(step=7, samples=28, dataset_digest="d", epoch_sums={"loss": 1.5})
-    save_checkpoint(folder, model, optimizer, state, {"stage": "pretrain"})
-    return model, optimizer
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return Learner(model, optimizer, scaler, moving_average(model, 0.5) if average else None)
 
 
-def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
-    model, optimizer = checkpoint(tmp_path)
-    twin = DynamoNet(TINY)
-    other = make_optimizer([(twin, 1.0)], OptimizerSettings())
-    state = load_checkpoint(tmp_path, twin, other)
+def checkpoint(folder: Path, *, average: bool = False) -> Learner:
+    made = learner(average=average)
+    for _ in range(2):
+        made.optimizer.zero_grad()
+        made.model(torch.randn(2, 3, 8, 32, 32)).predicted[0].square().mean().backward()
+        made.optimizer.step()
+        if made.average is not None:
+            made.average.update_parameters(made.model)
+    made.scaler.scale(torch.ones(1))
+    made.scaler.update(128.0)
+    state = LoopState(step=7, samples=28, micro_batch=2, epoch_sums={"loss": 1.5})
+    snapshot(made, state, {"stage": "pretrain"})(folder)
+    return made
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_checkpoint_brings_everything_back(tmp_path: Path, average: bool) -> None:
+    made, twin = checkpoint(tmp_path, average=average), learner(average=average)
+    state = load_checkpoint(tmp_path, twin)
     assert (state.step, state.samples, state.epoch_sums) == (7, 28, {"loss": 1.5})
-    for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(
-        optimizer.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True
-    ):
+    assert state.micro_batch == 2 and twin.scaler.get_scale() == 128.0
+    assert same_weights(made.model, twin.model) and same_weights(made.result, twin.result)
+    assert same_weights(made.model, made.result) != average
+    assert same_weights(DynamoNet.from_pretrained(tmp_path), made.result)
+    before, after = (one.optimizer.state_dict()["state"].values() for one in (made, twin))
+    for a, b in zip(before, after, strict=True):
         assert torch.equal(a["exp_avg"], b["exp_avg"])
+
+
+def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
+    made = learner()
+    write = snapshot(made, LoopState(step=1), {})
+    before = made.model.trunk.stem.conv.weight.clone()
+    with torch.no_grad():
+        made.model.trunk.stem.conv.weight.add_(1)
+    write(tmp_path)
+    assert torch.equal(DynamoNet.from_pretrained(tmp_path).trunk.stem.conv.weight, before)
 
 
 def test_a_checkpoint_of_another_architecture_names_the_difference(tmp_path: Path) -> None:
     checkpoint(tmp_path)
-    wider = DynamoNet(TINY.model_copy(update={"trunk": TrunkConfig(depth=10, width=8)}))
+    wider = learner(TINY.model_copy(update={"trunk": TrunkConfig(depth=10, width=8)}))
     with pytest.raises(UserError, match=r"another architecture: .*trunk\.width: 4 -> 8"):
-        load_checkpoint(tmp_path, wider, make_optimizer([(wider, 1.0)], OptimizerSettings()))
+        load_checkpoint(tmp_path, wider)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    model, optimizer = checkpoint(tmp_path)
-    (tmp_path / "optimizer.pt").write_bytes(b"rubbish")
+    made = checkpoint(tmp_path)
+    (tmp_path / "training.pt").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(tmp_path, model, optimizer)
+        load_checkpoint(tmp_path, made)
 
 
 def test_nothing_in_a_checkpoint_is_unpickled_freely(tmp_path: Path) -> None:
@@ -127,10 +167,10 @@ def test_nothing_in_a_checkpoint_is_unpickled_freely(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (str(tmp_path / "ran"),))
 
-    model, optimizer = checkpoint(tmp_path)
-    torch.save({"state": Evil()}, tmp_path / "optimizer.pt")
+    made = checkpoint(tmp_path)
+    torch.save({"optimizer": Evil()}, tmp_path / "training.pt")
     with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(tmp_path, model, optimizer)
+        load_checkpoint(tmp_path, made)
     assert not (tmp_path / "ran").exists()
 
 
@@ -243,3 +283,87 @@ def test_fp32_asks_for_no_check_and_no_scaling(own_cache: Path) -> None:
     assert not chosen.scaler().is_enabled()
     with chosen.autocast():
         assert TwoFrames()(torch.randn(1, 3, 4, 16, 16)).dtype == torch.float32
+
+
+def test_clips_at_once_are_halved_until_they_fit_and_it_is_said() -> None:
+    tried: list[int] = []
+    said: list[str] = []
+
+    def attempt(clips: int) -> None:
+        tried.append(clips)
+        if clips > 3:
+            raise torch.OutOfMemoryError("injected")
+
+    assert fitting_micro_batch(24, 24, attempt, CPU, said.append) == 3
+    assert tried == [24, 12, 6, 3]
+    assert said[0].startswith("memory   24 clips at once do not fit, taking 12: 2 parts a step")
+    assert fitting_micro_batch(24, 7, lambda _: None, CPU, said.append) == 6  # each part the same
+
+    def never(clips: int) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    with pytest.raises(UserError, match="out of memory with one clip at a time"):
+        fitting_micro_batch(4, 4, never, CPU, said.append)
+
+
+def test_a_batch_is_cut_into_parts_that_make_it_up() -> None:
+    views = stack_views([View((0.1 * i, 0.0, 0.5), bool(i % 2), (1.0 + i, 1, 1)) for i in range(5)])
+    luma, chroma = (
+        torch.arange(5)[:, None, None, None].expand(5, 2, 4, 4),
+        torch.zeros(5, 2, 2, 2, 2),
+    )
+    batch = ClipBatch(luma, chroma, views, torch.arange(5), torch.arange(5))
+    parts = batch.parts(2)
+    assert [len(part) for part in parts] == [2, 2, 1] and batch.parts(5) == [batch]
+    assert torch.cat([part.luma for part in parts]).equal(luma)
+    assert torch.cat([part.views.crop for part in parts]).equal(views.crop)
+    assert torch.cat([part.row for part in parts]).equal(batch.row)
+
+
+def test_the_board_names_the_ranks_that_are_behind() -> None:
+    notes = Notes()
+    assert not notes.beat(0, 42, "a") and not notes.beat(1, 40, "b")
+    assert notes.behind() == "rank 1 on b at step 40, heard of 0 s ago"
+    notes.steps[0] = (42, "a", -1e6)
+    assert "rank 0 on a at step 42" in notes.behind()
+    notes.ask_to_stop()
+    assert notes.beat(0, 43, "a")
+    notes.fail(UserError("first"))
+    notes.fail(UserError("second"))
+    assert str(notes.failed()) == "first"
+
+
+def test_one_signal_asks_two_insist_and_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopSignals() as signals:
+        signals.training = True
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.asked == signal.SIGTERM
+        signals.check()
+        with pytest.raises(Stopped) as caught:
+            signal.raise_signal(signal.SIGINT)
+        assert caught.value.exit_status == 130
+        signals.asked_at -= GRACE_SECONDS + 1
+        with pytest.raises(Stopped) as caught:
+            signals.check()
+        assert caught.value.exit_status == 143
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not go together"):
+        TrainSettings(compile="on", activation_checkpointing=True)
+    with pytest.raises(ValueError, match="above num_workers = 2"):
+        TrainSettings(num_workers=2, min_workers=3)
+    assert not TrainSettings(activation_checkpointing=True).compiles("cuda", 10**6)
+
+
+def test_an_elastic_run_needs_only_its_least_workers_and_batches_that_divide() -> None:
+    settings = TrainSettings(num_workers=3, min_workers=2, cpus_per_worker=1)
+    with pytest.raises(UserError, match=r"batch_size = 8 does not divide by a number of .* = 3"):
+        worker_resources(settings, {"CPU": 2})
+    six = settings.model_copy(update={"loader": LoaderSettings(batch_size=6)})
+    scaling, each = worker_resources(six, {"CPU": 2})
+    assert scaling.num_workers == (2, 3) and each == 1
+    with pytest.raises(UserError, match="2 CPU wanted, 1 there"):
+        worker_resources(six, {"CPU": 1})

@@ -125,7 +125,7 @@ def _unreachable(address: Address) -> Check | None:
 
 
 def _resources(settings: PreflightSettings, have: Mapping[str, float], what: str) -> list[Check]:
-    from dynamonet.training.launch import worker_resources
+    from dynamonet.training.resources import worker_resources
 
     try:
         scaling, cpus = worker_resources(settings, have)

@@ -94,7 +94,7 @@ def tracking_store(settings: PreflightSettings) -> list[Check]:
     """Makes a run in the tracking store and deletes it again, leaving no experiment behind."""
     from mlflow import MlflowClient
 
-    from dynamonet.tracking import answering_soon, sqlite_file, store_uri
+    from dynamonet.tracking_store import answering_soon, sqlite_file, store_uri
 
     uri = store_uri(settings.runs_path())
     file = sqlite_file(uri)

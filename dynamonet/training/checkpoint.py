@@ -1,26 +1,30 @@
-"""Checkpoints: weights (safetensors), a JSON that rebuilds the model, optimiser and loop state.
+"""What a checkpoint holds: weights (safetensors), a JSON that rebuilds the model, training state.
 
 <checkpoint>/
-  model.safetensors  model.json      as DynamoNet.save_pretrained writes them
-  optimizer.pt                       loaded with weights_only, nothing is unpickled freely
-  state.json                         step, samples seen, sums of the epoch so far, digests
+  model.safetensors  model.json      the model as it is used: its moving average where that is on
+  training.pt                        optimiser, loss scaler and, beside an average, the weights that
+                                     are trained; loaded with weights_only
+  state.json                         step, samples seen, sums of the epoch so far
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from dynamonet.errors import UserError
-from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights
+from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights, write_model
 from dynamonet.model.network import DynamoNet
 from dynamonet.origin import Origin
 
-OPTIMIZER, STATE = "optimizer.pt", "state.json"
+TRAINING, STATE = "training.pt", "state.json"
 
 
 @dataclass
@@ -28,44 +32,104 @@ class LoopState:
     """Where a training stands; with the seed it fixes everything that comes after."""
 
     step: int = 0  # steps done
+    total_steps: int = 0
     samples: int = 0  # clips seen, over all ranks and epochs
     global_batch: int = 0
-    dataset_digest: str = ""
+    micro_batch: int = 0  # clips that went through the model at once: batch norm hangs on it
+    skipped: int = 0  # steps whose loss or gradients were not finite
     epoch_sums: dict[str, float] = field(default_factory=dict)
 
 
-def save_checkpoint(
-    folder: Path,
-    model: DynamoNet,
-    optimizer: torch.optim.Optimizer,
-    state: LoopState,
-    extra: dict[str, Any],
-) -> None:
-    """Writes a checkpoint into an empty folder."""
-    model.save_pretrained(folder, extra=extra)
-    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", "utf-8")
+@dataclass(frozen=True)
+class Learner:
+    """All that a training changes and a checkpoint must bring back."""
+
+    model: DynamoNet
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None = None  # moving average of the weights
+
+    @property
+    def result(self) -> DynamoNet:
+        """The model that is measured and kept."""
+        return self.model if self.average is None else cast("DynamoNet", self.average.module)
 
 
-def load_checkpoint(folder: Path, model: DynamoNet, optimizer: torch.optim.Optimizer) -> LoopState:
-    """Fills model and optimiser from a checkpoint and returns where the training stood.
+def snapshot(learner: Learner, state: LoopState, extra: dict[str, Any]) -> Callable[[Path], None]:
+    """Copies everything to main memory and returns a function that writes it to a folder."""
+    result = learner.result
+    weights = _copied(result.state_dict())
+    description = {"model": result.config.model_dump(mode="json"), **extra}
+    training: dict[str, Any] = {
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+    }
+    if learner.average is not None:
+        training["model"] = learner.model.state_dict()
+        training["averaged"] = learner.average.n_averaged
+    training, numbers = _copied(training), asdict(state)
+
+    def write(folder: Path) -> None:
+        write_model(folder, weights, description)
+        torch.save(training, folder / TRAINING)
+        (folder / STATE).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+
+    return write
+
+
+def load_checkpoint(folder: Path, learner: Learner) -> LoopState:
+    """Fills what is trained from a checkpoint and returns where the training stood.
 
     Raises:
         UserError: the checkpoint is damaged, or belongs to another architecture.
     """
     saved = read_description(folder)["model"]
-    own = model.config.model_dump(mode="json")
+    own = learner.model.config.model_dump(mode="json")
     if saved != own:
         raise UserError(
             f"{folder}: a checkpoint of another architecture: {differences(saved, own)}. "
-            "Start anew with --no-resume, or set the model as it was."
+            "Start anew with --resume false, or set the model as it was."
         )
-    model.load_state_dict(read_weights(folder))
+    learner.result.load_state_dict(read_weights(folder))
     try:
-        optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
-        return LoopState(**json.loads((folder / STATE).read_text("utf-8")))
+        training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
+        learner.optimizer.load_state_dict(training["optimizer"])
+        if learner.scaler.is_enabled():
+            learner.scaler.load_state_dict(training["scaler"])
+        if learner.average is not None:
+            learner.model.load_state_dict(training["model"])
+            learner.average.n_averaged.copy_(training["averaged"])
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise UserError(f"{folder}: damaged: {error}") from None
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> LoopState:
+    """Reads where a training stood.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return LoopState(**json.loads((folder / STATE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / STATE}: damaged: {error}") from None
+
+
+def _copied(tree: Any) -> Any:
+    """Copies a tree of dicts and lists with its tensors, those to main memory."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_copied(value) for value in tree]
+    return tree
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Returns an exponential moving average of a model's weights; its buffers are the model's."""
+    return AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
 
 
 def read_origin(folder: Path) -> Origin | None:

@@ -6,14 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.markup import escape
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The worker's end of the line; a console that is gone never stops a training."""
+    """The worker's end of the line; a console that is gone stops no training."""
 
     queue: Queue
 
@@ -38,7 +40,10 @@ class ConsoleLog:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        # here, so that it is not lost with another node
+        node = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.began: tuple[float, int] | None = None
 
     def drain(self, wait_seconds: float) -> None:

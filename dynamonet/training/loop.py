@@ -1,168 +1,115 @@
 """The training loop, the same for both stages; a stage brings a `Task`.
 
-Everything random hangs on (seed, step, rank), everything read on (seed, epoch, row): a run that is
-killed and resumed takes the same steps as one that was not.
+Everything random hangs on (seed, step, place in the batch), everything read on (seed, epoch, row):
+a run that is killed and resumed takes the same steps as one that was not.
 """
 
 from __future__ import annotations
 
 import pickle
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
-from ray.train.torch import get_device, prepare_model
-from torch import Tensor, nn
+from ray.train.torch import get_device
 
 from dynamonet.errors import UserError
-from dynamonet.model.network import DynamoNet
 from dynamonet.shards.index import repair_command
-from dynamonet.shards.order import sample_seed
-from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
-from dynamonet.tracking import TrackedRun
-from dynamonet.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
-from dynamonet.training.console import Progress
-from dynamonet.training.meters import Sums, Window
-from dynamonet.training.precision import Precision, choose_precision
+from dynamonet.shards.reader import TrainingOrder, batches
+from dynamonet.training import announce, not_finite
+from dynamonet.training.board import Pulse
+from dynamonet.training.checkpoint import LoopState, load_checkpoint, snapshot
+from dynamonet.training.checkpoint_store import CheckpointStore
+from dynamonet.training.ledger import Ledger
+from dynamonet.training.meters import Window
 from dynamonet.training.ranks import Rank
-from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
-from dynamonet.training.settings import TrainSettings
-from dynamonet.video.transforms import ClipBatch, render
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-S = TypeVar("S", bound=TrainSettings)
+from dynamonet.training.schedule import rate_factor, set_rate
+from dynamonet.training.start import build, find_start
+from dynamonet.training.task import Job
+from dynamonet.training.update import Gradients
+from dynamonet.video.transforms import ClipBatch
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found; only rank 0's is logged."""
+class Wish(NamedTuple):
+    """What any rank wants done after the step at hand; the same on all ranks."""
 
-    metrics: dict[str, float]
-    figures: dict[str, Figure]  # artifact name -> picture
-    files: dict[str, bytes]  # artifact name -> content
-
-
-class Task(ABC, Generic[S]):
-    """What a stage brings to the loop: model, data, objective, evaluation. Picklable."""
-
-    settings: S
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raises a UserError for what cannot work; the driver calls it before anything starts."""
-
-    @abstractmethod
-    def build_model(self) -> DynamoNet:
-        """Returns the model in its starting state."""
-
-    @abstractmethod
-    def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
-        """Returns the parts of the model with their factors on the learning rate."""
-
-    @abstractmethod
-    def training_data(self) -> ClipReader:
-        """Returns the reader of the training clips."""
-
-    @abstractmethod
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
-    ) -> tuple[Tensor, Sums]:
-        """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
-
-        Args:
-            frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
-            ceiling: Also measure what the best shared filters would reach, on one clip.
-        """
-
-    @abstractmethod
-    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        """Turns sums over steps and ranks into metrics."""
-
-    @abstractmethod
-    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        """Measures the model on data it does not train on; every rank takes its share."""
-
-    @abstractmethod
-    def evaluates_after(self, step: int, total_steps: int) -> bool:
-        """Tells whether to evaluate once `step` steps are done."""
-
-    def describe(self) -> dict[str, Any]:
-        """Returns JSON-able facts to store beside the model."""
-        return {}
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker is sent."""
-
-    task: Task[Any]
-    run: TrackedRun
-    origin: dict[str, Any]  # goes with the model
-    progress: Progress
-    processes: int  # loader processes of each worker
-    threads: int  # threads of each worker's arithmetic
+    stop: bool
+    save: bool
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Runs on every Ray Train worker."""
-    job: Job = pickle.loads(config["job"])
-    context = ray.train.get_context()
-    rank = Rank(context.get_world_rank(), context.get_world_size(), get_device())
+    job: Job = pickle.loads(config["job"])  # made by the driver, brought by Ray
+    board, context = job.board, ray.train.get_context()
+    assert board is not None
+    if board.call("failed") is not None:
+        return  # starting again would not mend it; the driver raises it
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    rank = Rank(context.get_world_rank(), context.get_world_size(), device)
     torch.set_num_threads(job.threads)
-    Training(job, rank).run()
+    try:
+        Training(job, rank, draining=lambda: ray.train.get_preemption_info() is not None).run()
+    except RuntimeError as error:  # PyTorch's when another worker is gone: worth another start
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        job.progress.say(f"failed   rank {rank.index}: {text}. Workers: {board.call('behind')}")
+        raise
+    except Exception as error:
+        board.call("fail", error if isinstance(error, UserError) else describe(error))
+        if rank.count > 1:  # the other ranks wait for this one: Ray must end them
+            raise
 
 
 class Training:
     """One worker's training: build, restore, then step until done."""
 
-    def __init__(self, job: Job, rank: Rank) -> None:
+    def __init__(self, job: Job, rank: Rank, draining: Callable[[], bool] = lambda: False) -> None:
+        """Args:
+        draining: Tells whether a worker's node is about to go; asked on all ranks at once.
+        """
         self.job, self.rank, self.task = job, rank, job.task
         self.settings = settings = job.task.settings
-        torch.manual_seed(settings.seed)
-        self.model = self.task.build_model().to(rank.device)
-        self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.task.rate_groups(self.model), settings.optimizer)
+        self.draining, self.drained = draining, False
+        self.store = CheckpointStore(job.home, settings.keep_checkpoints, self.task.best_by())
+        self.ledger = Ledger(job.run, job.home, job.progress.say)
         self.reader = self.task.training_data()
-        size, clips = self.model.config.frame_px, settings.loader.batch_size // rank.count
-        shape = (clips, 3, self.model.config.num_frames, size, size)
-        example = torch.zeros(shape, device=rank.device)
-        self.precision = choose_precision(
-            self.model, example, settings.precision, rank, settings.wrong_gradients
-        )
-        self.scaler = self.precision.scaler()
-        self.state = self._restore()
         self.plan = self.reader.plan(settings.loader, rank.count, settings.seed)
         self.total_steps = settings.total_steps(self.plan.steps)
+        start = find_start(job.home, rank, job.progress.say)
+        made = build(self.task, rank, start, self.plan.batch_size, job.progress.say)
+        self.learner, self.precision, self.update = made
+        self.state = load_checkpoint(start, self.learner) if start else LoopState()
+        self.state.micro_batch = self.update.micro_batch
         self.compiled = settings.compiles(rank.device.type, self.total_steps)
         if self.compiled:
-            self.model.trunk.compile()
-        self.parallel = prepare_model(self.model)
+            self.learner.model.trunk.compile()
         self.window = Window(rank)
-        # a run that was killed may have logged more steps than its checkpoint holds
-        resumed = self.state.step > 0 and rank.leads
-        self.logged = job.run.last_steps() if resumed else {}
+        self.pulse = Pulse(job.board, rank.index)
+        self.found: dict[str, float] = {}  # what an evaluation at the present step found
+        self.saved_at = time.monotonic()
         self.failed = 0
 
     def run(self) -> None:
         """The loop itself."""
         self._announce()
-        for step, batch in self._batches():
-            self._step(step, batch)
-            done = step + 1
-            if self._is_due(done) or self._ends_epoch(done):
-                self._log(done)
-            if self.task.evaluates_after(done, self.total_steps):
-                self._evaluate(done)
-            if done % self.settings.checkpoint_every_steps == 0 or done == self.total_steps:
-                self._save(done)
+        with self.pulse, self.store:
+            for step, batch in self._batches():
+                wish = self._step(step, batch)
+                done = step + 1
+                over = wish.stop or done == self.total_steps
+                saves = over or wish.save or done % self.settings.checkpoint_every_steps == 0
+                if self._is_due(done) or self._ends_epoch(done) or saves:
+                    self._log(done)
+                if self.task.evaluates_after(done, self.total_steps):
+                    self._evaluate(done)
+                if saves:
+                    self._save(done)
+                if over:
+                    break
+            self._close()
 
     def _batches(self) -> Iterator[tuple[int, ClipBatch]]:
         first, last, rank = self.state.step, self.total_steps, self.rank
@@ -177,26 +124,52 @@ class Training:
         for step in range(first, last):
             yield step, self.window.next(source)
 
-    def _step(self, step: int, batch: ClipBatch) -> None:
+    def _step(self, step: int, batch: ClipBatch) -> Wish:
         self._count_failures(batch)
         rate = rate_factor(step, self.total_steps, self.settings.optimizer.warmup_share)
-        set_rate(self.optimizer, rate)
-        torch.manual_seed(sample_seed(self.settings.seed, step, self.rank.index))
-        frames = render(batch.to(self.rank.device), self.model.config.frame_px)
-        self.parallel.train()
-        with self.precision.autocast():
-            loss, sums = self.task.loss(
-                self.parallel, frames, batch, ceiling=self._is_due(step + 1)
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            raise UserError(self._not_finite(step, loss, norm))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.window.add(step + 1, self.settings.optimizer.lr * rate, len(batch), sums)
+        set_rate(self.learner.optimizer, rate)
+        found = self.update.gradients(step, batch, ceiling=self._is_due(step + 1))
+        refused, *wishes = self.rank.any(not found.finite, self.pulse.stop, self._save_is_due(step))
+        if refused:
+            self._refuse(step, batch, found)
+        else:
+            self.update.apply()
+            lr = self.settings.optimizer.lr * rate
+            self.window.add(step + 1, lr, len(batch), found.sums)
+        self.pulse.step = step + 1
+        self.store.check()
+        return Wish(*wishes)
+
+    def _save_is_due(self, step: int) -> bool:
+        """Tells whether a checkpoint is due by the clock, or because a node is about to go."""
+        if self._is_due(step + 1) and not self.drained and self.draining():
+            self.drained = True
+            return True
+        minutes = self.settings.checkpoint_every_minutes
+        spent = time.monotonic() - self.saved_at
+        return self.rank.leads and minutes is not None and spent >= 60 * minutes
+
+    def _refuse(self, step: int, batch: ClipBatch, found: Gradients) -> None:
+        """Leaves the weights as they are, and stops the run unless such steps are skipped."""
+        self.state.skipped += 1
+        skips, most = self.settings.not_finite == "skip", self.settings.max_skipped_share
+        stops = not skips or self.state.skipped > max(1, most * self.total_steps)
+        text = ""
+        if stops or self.state.skipped <= not_finite.MOST_KEPT:
+            text = self._replay(step, batch, found)
+        self.update.forget()
+        if stops:
+            how = f"{self.state.skipped} such steps, more than max_skipped_share = {most:g}. "
+            raise UserError(text + (how if skips else "") + not_finite.REMEDY)
+        self.job.progress.say(text or f"step {step + 1}: not finite, skipped")
+
+    def _replay(self, step: int, batch: ClipBatch, found: Gradients) -> str:
+        """Writes the step to the run's folder and returns what is wrong with it."""
+        rows = batch.row.tolist()
+        samples = [(self.reader.shard[row].as_py(), self.reader.keys[row].as_py()) for row in rows]
+        facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
+        facts |= {"loss": repr(found.loss), "gradient_norm": repr(found.norm)}
+        return not_finite.report(self.job.home, self.rank, self.update, batch, facts)
 
     def _log(self, done: int) -> None:
         """Writes the window's steps to the tracking store, and the epoch's when one ends."""
@@ -208,84 +181,72 @@ class Training:
             step: {f"train/{k}": v for k, v in self.task.summarise(sums).items()} | {"train/lr": lr}
             for step, (lr, sums) in steps.items()
         }
-        rows[done] |= {f"train/{name}": value for name, value in speed.items()}
-        if self._ends_epoch(done):
+        row = rows.setdefault(done, {})
+        row |= {f"train/{name}": value for name, value in speed.items()}
+        if self.state.skipped:
+            row |= {"train/skipped_steps": float(self.state.skipped)}
+        if self._ends_epoch(done) and self.state.epoch_sums:
             epoch = self.task.summarise(self.state.epoch_sums)
-            rows[done] |= {f"epoch/{name}": value for name, value in epoch.items()}
-            rows[done] |= {"epoch/number": done / self.plan.steps}
+            row |= {f"epoch/{name}": value for name, value in epoch.items()}
+            row |= {"epoch/number": done / self.plan.steps}
             self.state.epoch_sums = {}
         if self.rank.leads:
-            self.job.run.log_metrics(rows, after=self.logged)
+            self.ledger.metrics(rows)
             if self._is_due(done):
-                self.job.progress.step(done, self.total_steps, rows[done])
+                self.job.progress.step(done, self.total_steps, row)
 
     def _evaluate(self, done: int) -> None:
         since = self.window.pause()
-        self.model.eval()
+        model = self.learner.result.eval()
+        self.rank.share_buffers(model)  # each rank has statistics of its own batches
         with torch.compiler.set_stance("force_eager"):  # few batches, of other sizes
-            found = self.task.evaluate(self.model, self.rank, self.precision)
+            found = self.task.evaluate(model, self.rank, self.precision)
+        self.found = found.metrics
         if self.rank.leads:
-            run = self.job.run
-            run.log_metrics({done: found.metrics}, after=self.logged)
-            for name, figure in found.figures.items():
-                run.log_figure(figure, f"{name.format(step=done)}")
-            for name, content in found.files.items():
-                run.log_bytes(content, name)
+            self.ledger.evaluation(done, found)
             self.job.progress.note(done, found.metrics)
         self.window.skip(since)
 
     def _save(self, done: int) -> None:
+        """Copies the state and lets a thread write it; only rank 0 does."""
         since = self.window.pause()
-        self.state.step, self.state.samples = done, done * self.plan.global_batch
-        self.state.global_batch = self.plan.global_batch
-        name = f"step-{done:08d}"
-        if not self.rank.leads:
-            ray.train.report({}, checkpoint=None, checkpoint_dir_name=name)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                extra = {**self.task.describe(), "run": self.job.origin}
-                save_checkpoint(Path(folder), self.model, self.optimizer, self.state, extra)
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-                metrics = {"step": done, "total_steps": self.total_steps}
-                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        state, batch = self.state, self.plan.global_batch
+        state.step, state.total_steps = done, self.total_steps
+        state.samples, state.global_batch = done * batch, batch
+        if self.rank.leads:
+            extra = {**self.task.describe(), "run": self.job.origin}
+            self.store.begin(done, snapshot(self.learner, state, extra), self.found)
+        self.found, self.saved_at = {}, time.monotonic()
         self.window.skip(since)
 
-    def _restore(self) -> LoopState:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return LoopState()
-        with checkpoint.as_directory() as folder:
-            return load_checkpoint(Path(folder), self.model, self.optimizer)
+    def _close(self) -> None:
+        if self.rank.leads:
+            self.store.wait()
+            self.ledger.close()
+        self.rank.any(False)  # nobody leaves before the last checkpoint is on disk
 
     def _announce(self) -> None:
         """Says on rank 0 what is about to run."""
-        plan, reader = self.plan, self.reader
         if not self.rank.leads:
             return
+        self.store.clear_incomplete()
+        self.ledger.resume()  # one that was killed may have logged more than its checkpoint holds
+        average = self.settings.ema_decay
         lines = [
-            f"clips    {plan.num_samples:,} in {plan.steps:,} steps an epoch; "
-            f"{plan.left_out:,} left out and {plan.repeated:,} repeated each epoch, "
-            f"{reader.too_short:,} segments shorter than a clip",
-            f"batch    {plan.global_batch} = {plan.batch_size} x {self.rank.count} workers, "
-            f"{self.job.processes} loader processes and {self.job.threads} threads each",
-            f"order    {self._order()}",
+            announce.clips_line(self.plan, self.reader),
+            announce.batch_line(
+                self.plan, self.update.micro_batch, self.job.processes, self.job.threads
+            ),
+            announce.order_line(self.plan, self.reader, self.settings.loader),
             f"device   {self.rank.device}, channels last, {self.precision}, "
-            f"{'compiled' if self.compiled else 'not compiled'}",
+            f"{'compiled' if self.compiled else 'not compiled'}"
+            + (", activations computed twice" if self.settings.activation_checkpointing else "")
+            + (f", weights averaged (decay {average:g})" if average else ""),
         ]
         if self.state.step:
             lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
         for line in lines:
             self.job.progress.say(line)
-
-    def _order(self) -> str:
-        loader, cache = self.settings.loader, self.reader.tars.cache
-        order = "all samples shuffled"
-        if self.plan.windows is not None:
-            order = f"samples shuffled within {loader.window_tars} tars at a time"
-        kept = (
-            "" if cache is None else f"; tars kept in {cache.home}, at most {loader.cache_gb:g} GB"
-        )
-        return order + kept
 
     def _count_failures(self, batch: ClipBatch) -> None:
         for failure in batch.failures:
@@ -305,9 +266,9 @@ class Training:
     def _ends_epoch(self, done: int) -> bool:
         return done % self.plan.steps == 0 or done == self.total_steps
 
-    def _not_finite(self, step: int, loss: Tensor, norm: Tensor) -> str:
-        return (
-            f"step {step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}: not finite. "
-            "Nothing was updated. Lower optimizer.lr, or set precision: fp32; the last checkpoint "
-            "stands."
-        )
+
+def describe(error: Exception) -> Exception:
+    """Returns an error of the program as one that can always be sent, with its traceback."""
+    import traceback
+
+    return RuntimeError("".join(traceback.format_exception(error)))

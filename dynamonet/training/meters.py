@@ -47,12 +47,12 @@ class Window:
         names = sorted({name for _, _, sums in self.rows for name in sums})
         none = torch.zeros((), device=self.rank.device)
         columns = [[sums.get(name, none).double() for name in names] for _, _, sums in self.rows]
-        table = torch.stack([torch.stack(column) for column in columns])
-        table = self.rank.sum(table).cpu()
+        rows = [torch.stack(column) for column in columns]
+        table = self.rank.sum(torch.stack(rows)).cpu() if rows else none[None]
         spent = time.perf_counter() - self.began
         steps = {
             step: (rate, dict(zip(names, values, strict=True)))
-            for (step, rate, _), values in zip(self.rows, table.tolist(), strict=True)
+            for (step, rate, _), values in zip(self.rows, table.tolist(), strict=bool(rows))
         }
         speed = {
             "clips_per_second": self.clips * self.rank.count / spent,

@@ -100,8 +100,7 @@ def choose_precision(
     Raises:
         UserError: some layers have wrong gradients and `wrong_gradients` is refuse.
     """
-    name = fastest_format(rank.device) if wanted == "auto" else wanted
-    dtype, kind = _DTYPES[name], rank.device.type
+    dtype, kind = wanted_dtype(wanted, rank.device), rank.device.type
     if dtype == torch.float32:
         return Precision(dtype, kind)
     forms: dict[str, str] = {}
@@ -111,12 +110,17 @@ def choose_precision(
             forms[layer] = order[max(order.index(form), order.index(forms.get(layer, form)))]
     if forms and wrong_gradients == "refuse":
         raise UserError(
-            f"{name} gives wrong weight gradients on this machine in {', '.join(forms)}. "
+            f"{dtype} gives wrong weight gradients on this machine in {', '.join(forms)}. "
             "Set precision to fp32, or wrong_gradients to repair."
         )
     for layer, form in forms.items():
         model.get_submodule(layer).__class__ = FORMS[form]
     return Precision(dtype, kind, forms)
+
+
+def wanted_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Returns the number format that a setting means on a device; auto = the fastest."""
+    return _DTYPES[fastest_format(device) if wanted == "auto" else wanted]
 
 
 def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,21 @@ class Rank:
         items: list[object] = [None] * self.count
         dist.all_gather_object(items, item)
         return items
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Tells for each flag whether any rank raised it; every rank must call it."""
+        if self.count == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.uint8, device=self.device)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+    def agree(self, item: T) -> T:
+        """Returns rank 0's picklable item on every rank; every rank must call it."""
+        return cast("T", self.gather(item)[0])
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Gives every rank rank 0's buffers of a module; every rank must call it."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dynamonet.settings import Settings
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
@@ -40,6 +40,17 @@ class TrainSettings(StageSettings):
         default=0, ge=0, description="Seed of the weights, the order and all randomness."
     )
     num_workers: int = Field(default=1, ge=1, description="Ray Train workers.")
+    min_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Go on with so few where nodes are lost, and grow again; null = num_workers.",
+    )
+    max_restarts: int = Field(
+        default=3, ge=0, description="Times that lost workers are started again in one go."
+    )
+    collective_timeout_seconds: int = Field(
+        default=600, ge=1, description="Longest wait for another worker before it counts as lost."
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto", description="auto = one GPU a worker where the cluster has GPUs."
     )
@@ -60,6 +71,26 @@ class TrainSettings(StageSettings):
         default="auto",
         description="Compile the trunk; auto = on GPUs, for trainings of 1,000 steps or more.",
     )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most clips a worker takes at once, the rest of its share after; null = all.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="Compute activations twice and keep fewer: less memory, slower."
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Measure and keep a moving average of the weights; null = the weights.",
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        default="stop", description="What a loss or gradient that is not finite does to its step."
+    )
+    max_skipped_share: float = Field(
+        default=0.01, ge=0, le=1, description="skip: share of all steps at which the run stops."
+    )
     resume: bool = Field(
         default=True,
         description="Go on with an unfinished run of the same name or the same settings.",
@@ -70,7 +101,12 @@ class TrainSettings(StageSettings):
     checkpoint_every_steps: int = Field(
         default=200, ge=1, description="Steps between two checkpoints."
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
+    checkpoint_every_minutes: float | None = Field(
+        default=None, gt=0, description="Minutes between two checkpoints, besides; null = never."
+    )
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="Newest checkpoints that are kept, beside the best one."
+    )
     optimizer: OptimizerSettings = Field(default=OptimizerSettings(), description="Update rule.")
     clips: ClipSettings = Field(
         default=ClipSettings(), description="How clips are cut from segments."
@@ -78,6 +114,14 @@ class TrainSettings(StageSettings):
     loader: LoaderSettings = Field(
         default=LoaderSettings(), description="How clips reach the model."
     )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> TrainSettings:
+        if self.compile == "on" and self.activation_checkpointing:
+            raise ValueError("compile: on and activation_checkpointing do not go together")
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is above num_workers = {self.num_workers}")
+        return self
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Returns how many steps the whole training takes, at least one."""
@@ -91,5 +135,7 @@ class TrainSettings(StageSettings):
         which does not repay the half minute that it takes. It hangs on the whole length of the
         training, so that a resumed run computes as it began.
         """
+        if self.activation_checkpointing:
+            return False
         pays = device_type == "cuda" and total_steps >= COMPILE_PAYS_STEPS
         return pays if self.compile == "auto" else self.compile == "on"

@@ -50,6 +50,22 @@ class ClipBatch:
     def __len__(self) -> int:
         return len(self.luma)
 
+    def parts(self, size: int) -> list[ClipBatch]:
+        """Cuts the batch into parts of `size` clips, the last one smaller where it must be."""
+        if size >= len(self):
+            return [self]
+        v, cuts = self.views, [slice(i, i + size) for i in range(0, len(self), size)]
+        return [
+            ClipBatch(
+                self.luma[cut],
+                self.chroma[cut],
+                Views(v.crop[cut], v.flip[cut], None if v.colour is None else v.colour[cut]),
+                self.label[cut],
+                self.row[cut],
+            )
+            for cut in cuts
+        ]
+
     def pin_memory(self) -> ClipBatch:
         """Moves the planes to page-locked memory; the loader calls it when a GPU will read them."""
         return replace(self, luma=self.luma.pin_memory(), chroma=self.chroma.pin_memory())

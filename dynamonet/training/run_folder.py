@@ -1,0 +1,157 @@
+"""A training's folder: which run it holds, who works on it, how far it came.
+
+<runs>/<stage>/<name>/
+  run.json          settings digest, MLflow run, origin, status: running, finished ...
+  settings.yaml     the complete settings
+  step-00000200/    checkpoints, see checkpoint_store
+  not-finite/       steps that were refused, see not_finite
+  model/            the finished model
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynamonet.errors import UserError
+from dynamonet.origin import DatasetUse
+from dynamonet.settings import flatten
+from dynamonet.storage import is_uri
+from dynamonet.training.settings import TrainSettings
+
+RUN_FILE, MODEL = "run.json", "model"
+# what may change between a run and its resumption without making it another run
+FREE_KEYS = frozenset(
+    "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
+    "keep_checkpoints checkpoint_every_steps checkpoint_every_minutes min_workers max_restarts "
+    "collective_timeout_seconds not_finite max_skipped_share loader.processes "
+    "loader.prefetch_batches loader.cache_gb".split()
+)
+
+
+@dataclass
+class RunState:
+    """What run.json holds."""
+
+    stage: str
+    name: str
+    settings_digest: str
+    status: str
+    mlflow: dict[str, str]
+    dataset_digests: list[str]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def stage_folder(settings: TrainSettings, stage: str) -> Path:
+    """Returns the folder of a stage's runs, made if missing.
+
+    Raises:
+        UserError: it is remote, or cannot be made.
+    """
+    runs = settings.runs_path()
+    if is_uri(runs):
+        raise UserError(f"--runs {runs}: results of a training must lie on a mounted file system")
+    folder = Path(runs) / stage
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be made: {error.strerror}; name another --runs"
+        ) from None
+    return folder
+
+
+def settings_digest(settings: TrainSettings) -> str:
+    """Returns a digest of the settings that make a training what it is."""
+    kept = {key: value for key, value in flatten(settings).items() if key not in FREE_KEYS}
+    return hashlib.blake2b(json.dumps(kept, default=str).encode(), digest_size=8).hexdigest()
+
+
+@contextmanager
+def claim(
+    home: Path, stage: str, subject: str, settings: TrainSettings, datasets: list[DatasetUse]
+) -> Iterator[tuple[Path, RunState]]:
+    """Finds the run to resume or makes a new one, and holds its lock."""
+    digest, digests = settings_digest(settings), [use.digest for use in datasets]
+    for folder in _candidates(home, settings):
+        state = _read_state(folder)
+        same = state.settings_digest == digest and state.dataset_digests == digests
+        if settings.name is not None and not same:
+            raise UserError(
+                f"--name {settings.name}: {folder} was made with other settings or data; "
+                "choose another name, or the settings it was made with"
+            )
+        wanted = settings.resume and (state.status != "finished" or settings.name is not None)
+        if not same or not wanted:
+            continue
+        with _lock(folder) as free:
+            if free:
+                yield folder, _read_state(folder)
+                return
+            if settings.name is not None:
+                raise UserError(f"{folder}: this run is going on in another process")
+    name = settings.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = _fresh_folder(home, name, named=settings.name is not None)
+    state = RunState(stage, folder.name, digest, "running", {}, digests)
+    write_state(folder, state, "running")
+    with _lock(folder):
+        yield folder, state
+
+
+def _candidates(home: Path, settings: TrainSettings) -> list[Path]:
+    """Returns folders of runs that might be resumed, the newest first."""
+    if settings.name is not None:
+        folder = home / settings.name
+        return [folder] if (folder / RUN_FILE).is_file() else []
+    return sorted((f.parent for f in home.glob(f"*/{RUN_FILE}")), key=_age, reverse=True)
+
+
+def _age(folder: Path) -> float:
+    return (folder / RUN_FILE).stat().st_mtime
+
+
+def _fresh_folder(home: Path, name: str, *, named: bool) -> Path:
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        folder = home / f"{name}{suffix}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if named:
+                raise UserError(f"{folder}: taken by another run; choose another --name") from None
+            continue
+        return folder
+    raise UserError(f"{home}: too many runs named {name}")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Holds a run's lock while its driver lives; the system lets go of it when the driver dies."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _read_state(folder: Path) -> RunState:
+    try:
+        return RunState(**json.loads((folder / RUN_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / RUN_FILE}: damaged: {error}; remove {folder}") from None
+
+
+def write_state(folder: Path, state: RunState, status: str) -> None:
+    """Sets a run's status and writes its file, whole or not at all."""
+    state.status = status
+    growing = folder / f".{RUN_FILE}"
+    growing.write_text(json.dumps(asdict(state), indent=2) + "\n", "utf-8")
+    growing.replace(folder / RUN_FILE)

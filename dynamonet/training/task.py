@@ -1,0 +1,102 @@
+"""What a stage brings to the training loop, and what a worker is sent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from dynamonet.model.network import DynamoNet
+from dynamonet.shards.reader import ClipReader
+from dynamonet.tracking import TrackedRun
+from dynamonet.training.board import Board
+from dynamonet.training.console import Progress
+from dynamonet.training.meters import Sums
+from dynamonet.training.precision import Precision
+from dynamonet.training.ranks import Rank
+from dynamonet.training.settings import TrainSettings
+from dynamonet.video.transforms import ClipBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+S = TypeVar("S", bound=TrainSettings)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; only rank 0's is logged."""
+
+    metrics: dict[str, float]
+    figures: dict[str, Figure]  # artifact name -> picture
+    files: dict[str, bytes]  # artifact name -> content
+
+
+class Task(ABC, Generic[S]):
+    """What a stage brings to the loop: model, data, objective, evaluation. Picklable."""
+
+    settings: S
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises a UserError for what cannot work; the driver calls it before anything starts."""
+
+    @abstractmethod
+    def build_model(self) -> DynamoNet:
+        """Returns the model in its starting state."""
+
+    @abstractmethod
+    def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
+        """Returns the parts of the model with their factors on the learning rate."""
+
+    @abstractmethod
+    def training_data(self) -> ClipReader:
+        """Returns the reader of the training clips."""
+
+    @abstractmethod
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+    ) -> tuple[Tensor, Sums]:
+        """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
+
+        Args:
+            frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
+            ceiling: Also measure what the best shared filters would reach, on one clip.
+        """
+
+    @abstractmethod
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Turns sums over steps and ranks into metrics."""
+
+    @abstractmethod
+    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+        """Measures the model on data it does not train on; every rank takes its share."""
+
+    @abstractmethod
+    def evaluates_after(self, step: int, total_steps: int) -> bool:
+        """Tells whether to evaluate once `step` steps are done."""
+
+    def best_by(self) -> str | None:
+        """Names the evaluated metric, higher is better, by which the best checkpoint is kept."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Returns JSON-able facts to store beside the model."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker is sent."""
+
+    task: Task[Any]
+    run: TrackedRun
+    origin: dict[str, Any]  # goes with the model
+    progress: Progress
+    board: Board | None
+    home: Path  # the run's folder
+    processes: int  # loader processes of each worker
+    threads: int  # threads of each worker's arithmetic
