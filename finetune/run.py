@@ -42,6 +42,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     from dynamonet.model.files import read_weights
     from dynamonet.model.network import DynamoNet
     from dynamonet.origin import DatasetUse
+    from dynamonet.report import write_report
     from dynamonet.training.launch import launch
     from finetune.objective import Finetuning
     from finetune.transfer import find_pretrained, transfer
@@ -75,6 +76,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     line = accuracy_line(metrics, settings, task.architecture().num_frames, weights_name)
     console.print(f"[bold]{line}[/bold]", soft_wrap=True)
     console.print(f"model    {done.model}", soft_wrap=True)
+    console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
     return metrics
 

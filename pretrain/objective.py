@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,22 +13,16 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.model.prediction import (
-    compare,
-    error_metrics,
-    error_sums,
-    prediction_loss,
-    squared_errors,
-)
+from dynamonet.model.prediction import compare, error_metrics, error_sums, prediction_loss
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.order import even_share
-from dynamonet.shards.reader import ClipReader, Request, batches
+from dynamonet.shards.reader import ClipReader
 from dynamonet.training.meters import Sums
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
 from dynamonet.training.task import Evaluation, Task
-from dynamonet.video.transforms import ClipBatch, render
-from pretrain import panel
+from dynamonet.video.transforms import ClipBatch
+from pretrain.evaluate import features_of, measure
+from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings
 
 
@@ -38,9 +32,11 @@ class Pretraining(Task[PretrainSettings]):
 
     settings: PretrainSettings
     shards: str  # absolute path or URI
+    probe_shards: str | None = None  # the same; of labelled clips
 
     def check(self) -> None:
         self.training_data()
+        self._probe_readers()
         with torch.device("meta"):
             self.build_model()
 
@@ -80,59 +76,41 @@ class Pretraining(Task[PretrainSettings]):
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps
 
-    def best_by(self) -> str:
-        return "val/skill"
-
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        """Measures loss, skill and its ceiling on held-out clips, and draws one of them."""
-        config = self.settings.model
-        reader = self._evaluation_reader()
-        rows = reader.rows[: self.settings.holdout_clips]
-        mine = [Request(int(rows[i])) for i in even_share(len(rows), rank.index, rank.count)]
-        size = max(1, self.settings.loader.batch_size // rank.count)
-        groups = [mine[i : i + size] for i in range(0, len(mine), size)]
-        sums = torch.zeros(4, dtype=torch.float64)
-        drawn: tuple[Tensor, Output] | None = None
-        for batch in batches(reader, groups, processes=0, prefetch=1):
-            frames = render(batch.to(rank.device), config.frame_px)
-            with precision.autocast():
-                output = model(frames[:, :, : config.num_frames])
-            pairs = compare(frames, output.predicted, config.filters.levels, config.targets)
-            errors = squared_errors(pairs[0], config.filters.size, ceiling=True)
-            loss = prediction_loss(pairs, self.settings.loss) * len(batch)
-            values = [loss, errors.predicted, errors.copied, errors.best]
-            sums += torch.stack([v.double().cpu() for v in values if v is not None])
-            drawn = drawn or (frames, output)
-        loss, predicted, copied, best = rank.sum(sums).tolist()
-        metrics = {
-            "val/loss": loss / len(rows),
-            "val/skill": 1 - predicted / max(copied, 1e-12),
-            "val/ceiling_shared": 1 - best / max(copied, 1e-12),
-        }
-        figures = {}
-        if rank.leads and drawn is not None:
-            frames, output = drawn
-            pair = compare(frames, output.predicted, config.filters.levels, config.targets)[0]
-            figures = {
-                "panel/filmstrip-{step:08d}.png": panel.filmstrip(pair),
-                "panel/filters-{step:08d}.png": panel.filters(output.filters, frames),
-            }
-        return Evaluation(metrics, figures, {})
+        found = measure(model, self._evaluation_reader(), self.settings, rank, precision)
+        if self.probe_shards is None:
+            return found
+        seen: list[Tensor] = []
+        for reader in self._probe_readers():
+            seen += features_of(
+                model,
+                reader,
+                reader.rows.tolist(),
+                rank=rank,
+                precision=precision,
+                batch_size=max(1, self.settings.loader.batch_size // rank.count),
+            )
+        return replace(found, metrics=found.metrics | probe_metrics(*seen))
+
+    def best_by(self) -> str:
+        return "val/skill" if self.probe_shards is None else "probe/knn_top1"
 
     def describe(self) -> dict[str, Any]:
         clips = self.settings.clips.model_dump(mode="json")
         frames = ShardSet.open(self.shards).frames.model_dump(mode="json")
         return {"stage": "pretrain", "shards": self.shards, "frames": frames, "clips": clips}
 
-    def _reader(self, shards: ShardSet, rows: NDArray[np.int64]) -> ClipReader:
+    def _reader(
+        self, shards: ShardSet, rows: NDArray[np.int64], *, loop_short: bool = False
+    ) -> ClipReader:
         model = self.settings.model
         return ClipReader(
             shards,
             rows,
             self.settings.clips,
             num_frames=model.num_frames + model.frames_beyond,
-            loop_short=False,
+            loop_short=loop_short,
             eval_side=min(1.0, model.frame_px / self.settings.clips.canvas_px),
             loader=self.settings.loader,
         )
@@ -142,6 +120,14 @@ class Pretraining(Task[PretrainSettings]):
         shards = ShardSet.open(self.shards)
         held = self._reader(shards, self._held_out(shards))
         return held if len(held.rows) else self._reader(shards, self._usable(shards))
+
+    def _probe_readers(self) -> list[ClipReader]:
+        """Reads labelled clips for the probe: the known ones, and those asked for."""
+        if self.probe_shards is None:
+            return []
+        shards = ShardSet.open(self.probe_shards)
+        rows = probe_rows(shards, self.settings.probe.split, self.settings.probe.max_clips)
+        return [self._reader(shards, part, loop_short=True) for part in (rows.known, rows.asked)]
 
     def _usable(self, shards: ShardSet) -> NDArray[np.int64]:
         """Returns the rows that may be looked at at all: never a labelled set's test part."""

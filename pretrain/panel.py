@@ -78,6 +78,41 @@ def filters(values: Tensor, frames: Tensor) -> Figure:
     return figure
 
 
+def learning(skill: Tensor, ceiling: Tensor, num_beyond: int, spectra: dict[str, Tensor]) -> Figure:
+    """Draws the skill of each predicted frame with its ceiling, and spectra of the features.
+
+    Args:
+        skill, ceiling: (N,), of each predicted frame.
+        num_beyond: The last so many of them lie beyond the clip.
+        spectra: name -> singular values as shares of their sum, see `pretrain.features`.
+    """
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    frames = np.arange(2, len(skill) + 2)
+    first_beyond = len(skill) - num_beyond
+    left.axhline(0, color="grey", linewidth=1, label="copy of the last frame")
+    left.plot(frames, ceiling.numpy(), "--", color="C1", marker=".", label="best shared filters")
+    left.plot(frames, skill.numpy(), color="C0", marker=".", label="prediction")
+    left.axvspan(
+        frames[first_beyond] - 0.5, frames[-1] + 0.5, color="C2", alpha=0.15, label="beyond clip"
+    )
+    left.set(xlabel="predicted frame", ylabel="skill", title="Better than a copy?")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    for name, shares in spectra.items():
+        there = shares[shares > 0].numpy()
+        right.plot(np.arange(1, len(there) + 1), there, label=name)
+    right.set(
+        xlabel="direction",
+        ylabel="share of the variation",
+        yscale="log",
+        title="In how many directions do features vary?",
+    )
+    for axis in (left, right):
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axis.grid(alpha=0.3)
+    return figure
+
+
 def _centre_of_mass(kernels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Returns the motion (x, y) in pixels that each filter stands for: (N, gh, gw) each.
 

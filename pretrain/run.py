@@ -42,20 +42,28 @@ def pretrain(settings: PretrainSettings) -> Finished:
     shards = ShardSet.open(path)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
     from dynamonet.origin import DatasetUse
+    from dynamonet.report import write_report
     from dynamonet.training.launch import launch
     from pretrain.objective import Pretraining
 
     console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
     name = path.rsplit("/", 1)[-1]
+    sets, uses = [shards], [DatasetUse(name, path, shards.digest, "training")]
+    probe = settings.probe.shards and settings.shards_path(settings.probe.shards)
+    if probe:
+        sets.append(ShardSet.open(probe))
+        uses.append(DatasetUse(probe.rsplit("/", 1)[-1], probe, sets[1].digest, "evaluation"))
+    origins = {each.origin.id: each.origin for each in sets if each.origin}
     done = launch(
         "pretrain",
         name,
-        Pretraining(settings, path),
-        parents=[origin for origin in (shards.origin,) if origin],
-        datasets=[DatasetUse(name, path, shards.digest, "training")],
+        Pretraining(settings, path, probe or None),
+        parents=list(origins.values()),
+        datasets=uses,
         console=console,
     )
     console.print(f"model    {done.model}", soft_wrap=True)
+    console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
     console.print(
         f"next     python finetune/run.py --dataset ... --pretrained {done.model}",

@@ -7,7 +7,23 @@ from typing import Literal
 from pydantic import Field
 
 from dynamonet.model.config import ModelConfig
+from dynamonet.settings import Settings
 from dynamonet.training.settings import TrainSettings
+
+
+class ProbeSettings(Settings):
+    """Labelled clips on which frozen features are tried at each measurement."""
+
+    shards: str | None = Field(
+        default=None,
+        description="Labelled shard set: bare name below shards_root, or path; null = no probe.",
+    )
+    split: int = Field(
+        default=1, ge=1, description="Only the training part of this split is looked at."
+    )
+    max_clips: int = Field(
+        default=1000, ge=2, description="Most clips; three quarters are known, the rest asked for."
+    )
 
 
 class PretrainSettings(TrainSettings):
@@ -36,4 +52,7 @@ class PretrainSettings(TrainSettings):
     holdout_clips: int = Field(default=64, ge=1, description="Most clips used to measure skill.")
     evaluate_every_steps: int = Field(
         default=200, ge=1, description="Steps between two measurements."
+    )
+    probe: ProbeSettings = Field(
+        default=ProbeSettings(), description="Do frozen features tell labelled clips apart?"
     )

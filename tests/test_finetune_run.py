@@ -66,7 +66,8 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     assert DynamoNet.from_pretrained(folder / "model").config.num_classes == 2
     about = json.loads((folder / "model/model.json").read_text())
     assert about["classes"] == ["left", "right"]
-    assert about["frames"] == {"short_side_px": 32, "max_fps": 30.0}  # as the shards' were made
+    made = {"short_side_px": 32, "max_fps": 30.0, "crop_letterbox": False}
+    assert about["frames"] == made  # as the shards were
     traced = lineage.main([str(folder / "model")])
     before, shards = traced.parents
     assert (before.id, shards.id) == (parent, card["run"]["id"]) and before.parents == [shards]

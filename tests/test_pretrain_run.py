@@ -68,10 +68,18 @@ def test_mlflow_has_steps_epochs_speed_skill_pictures_and_the_parent(
         "epoch/skill",
         "val/skill",
         "val/ceiling_shared",
+        "val/skill_h1",
+        "val/features_rank",
+        "val/dmr_spread",
+        "train/mfu",
+        "time/wait_ms",
+        "time/backward_ms",
     ):
         assert name in found.data.metrics, name
     pictures = {item.path for item in client.list_artifacts(found.info.run_id, "panel")}
-    assert {"panel/filmstrip-00000006.png", "panel/filters-00000006.png"} <= pictures
+    kinds = ("filmstrip", "filters", "learning")
+    assert {f"panel/{kind}-00000006.png" for kind in kinds} <= pictures
+    assert found.data.tags["dynamonet.advice"]
     card = json.loads((shard_set / "card.json").read_text())
     assert found.data.tags["dynamonet.parents"] == card["run"]["id"]
     assert found.data.tags["dynamonet.digest"] == card["digest"]

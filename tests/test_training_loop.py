@@ -75,7 +75,7 @@ class Bench:
     def training(self, *words: str, nan_at: tuple[int, ...] = (), **more: Any) -> Training:
         CALLS.clear()
         torch.set_num_threads(1)
-        task = Trouble(self.settings(*words), str(self.shards), nan_at)
+        task = Trouble(self.settings(*words), str(self.shards), nan_at=nan_at)
         self.messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
         job = Job(task, self.run, {}, Progress(self.messages), None, self.home, 0, 1)  # type: ignore[arg-type]
         return Training(job, Rank(0, 1, torch.device("cpu")), **more)

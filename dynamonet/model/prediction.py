@@ -98,11 +98,14 @@ def prediction_loss(comparisons: list[Comparison], name: LossName) -> Tensor:
 
 @dataclass(frozen=True)
 class SquaredErrors:
-    """Sums from which skill is computed; add them up over batches and ranks before dividing."""
+    """Sums from which skill is computed; add them up over batches and ranks before dividing.
 
-    predicted: Tensor  # ()
-    copied: Tensor  # ()
-    best: Tensor | None = None  # (), of the best least-squares filter for each frame pair
+    Each is a number, or one for each predicted frame (N,).
+    """
+
+    predicted: Tensor
+    copied: Tensor
+    best: Tensor | None = None  # of the best least-squares filter for each frame pair
 
     @property
     def skill(self) -> Tensor:
@@ -115,7 +118,6 @@ class SquaredErrors:
         return None if self.best is None else 1 - self.best / self.copied
 
 
-@torch.no_grad()
 def squared_errors(comparison: Comparison, side: int, *, ceiling: bool = False) -> SquaredErrors:
     """Sums squared errors over the valid pixels: those whose K x K window lies in the frame.
 
@@ -123,9 +125,17 @@ def squared_errors(comparison: Comparison, side: int, *, ceiling: bool = False) 
         side: K.
         ceiling: also solve for the best filter of each frame pair; costs K*K patches of memory.
     """
+    errors = frame_errors(comparison, side, ceiling=ceiling)
+    best = None if errors.best is None else errors.best.sum()
+    return SquaredErrors(errors.predicted.sum(), errors.copied.sum(), best)
+
+
+@torch.no_grad()
+def frame_errors(comparison: Comparison, side: int, *, ceiling: bool = False) -> SquaredErrors:
+    """Returns `squared_errors` for each of the predicted frames (N,), over the batch."""
     true = _valid(comparison.true.float(), side)
-    predicted = (_valid(comparison.predicted.float(), side) - true).square().sum()
-    copied = (_valid(comparison.copied.float(), side) - true).square().sum()
+    predicted = (_valid(comparison.predicted.float(), side) - true).square().sum((0, 1, 3, 4))
+    copied = (_valid(comparison.copied.float(), side) - true).square().sum((0, 1, 3, 4))
     best = _least_squares_error(comparison.copied, comparison.true, side) if ceiling else None
     return SquaredErrors(predicted, copied, best)
 
@@ -169,9 +179,10 @@ def best_filters(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
 
 
 def _least_squares_error(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
+    """Returns the error (N,) that the best filters leave."""
     patches, wanted = _normal_form(inputs, targets, side)
     filters = best_filters(inputs, targets, side)[..., 0].double()
-    return (patches @ filters - wanted).square().sum().float()
+    return (patches @ filters - wanted).square().sum((0, 2, 3)).float()
 
 
 def _normal_form(inputs: Tensor, targets: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,14 @@
-"""From rank 0 to the driver's console: short messages through a Ray queue."""
+"""From rank 0 to the driver's console: short messages through a Ray queue.
+
+On a terminal the newest step is one line that stays at the bottom and changes in place; elsewhere
+each step that is told is a line of its own.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +16,19 @@ import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
+from rich.text import Text
+
+# metrics of a step that the line shows, in this order, and how
+SHOWN = {
+    "train/loss": "loss {:.4g}",
+    "train/skill": "skill {:.3f}",
+    "train/accuracy": "accuracy {:.1%}",
+    "train/clips_per_second": "{:.1f} clips/s",
+    "train/data_wait_share": "waiting {:.0%}",
+    "train/mfu": "MFU {:.0%}",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,7 @@ class ConsoleLog:
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)
         self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        self.began: tuple[float, int] | None = None
+        self.line = StepLine(console)
 
     def drain(self, wait_seconds: float) -> None:
         """Prints messages until none has come for `wait_seconds`."""
@@ -60,28 +78,71 @@ class ConsoleLog:
         if kind == "say":
             self.console.print(escape(words[0]), soft_wrap=True)
         elif kind == "note":
-            text = "  ".join(f"{name} {value:.4g}" for name, value in words[1].items())
-            self.console.print(f"step {words[0]:>7,}  {escape(text)}", soft_wrap=True)
+            for line in note_lines(*words):
+                self.console.print(escape(line), soft_wrap=True)
         else:
-            self._show_step(*words)
+            self.line.show(*words)
 
-    def _show_step(self, done: int, total: int, metrics: dict[str, float]) -> None:
+
+class StepLine:
+    """The line that tells where the training is."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.began: tuple[float, int] | None = None
+
+    def shown(self) -> AbstractContextManager[object]:
+        """Keeps the line at the bottom of a terminal while the block runs."""
+        return self.live or nullcontext()
+
+    def show(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Shows a step that is done; of the metrics those that `SHOWN` names."""
+        text = step_text(done, total, metrics, self._left(done, total))
+        if self.live:
+            self.live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            self.console.print(text, soft_wrap=True)
+
+    def _left(self, done: int, total: int) -> float | None:
         now = time.monotonic()
         if self.began is None:
             self.began = now, done
         since, first = self.began
-        left = (now - since) / max(1, done - first) * (total - done) if done > first else None
-        metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}
-        shown = "  ".join(
-            f"{name} {value:.4g}"
-            for name, value in metrics.items()
-            if not name.startswith("epoch/") and name not in ("clips_per_second", "data_wait_share")
-        )
-        speed = (
-            f"{metrics.get('clips_per_second', 0):.1f} clips/s  "
-            f"waiting {metrics.get('data_wait_share', 0):.0%}"
-        )
-        remaining = "" if left is None else f"  {left:,.0f} s left"
-        self.console.print(
-            f"step {done:>7,}/{total:,}  {escape(shown)}  {speed}{remaining}", soft_wrap=True
-        )
+        return (now - since) / (done - first) * (total - done) if done > first else None
+
+
+def step_text(
+    done: int, total: int, metrics: Mapping[str, float], left_seconds: float | None
+) -> str:
+    """Returns the line of a step.
+
+    Args:
+        left_seconds: Until the training ends; None = not known yet.
+    """
+    parts = [f"step {done:>7,}/{total:,}"]
+    parts += [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
+    if left_seconds is not None:
+        parts.append(f"{duration(left_seconds)} left")
+    return "  ".join(parts)
+
+
+def note_lines(done: int, metrics: Mapping[str, float]) -> list[str]:
+    """Returns an evaluation's metrics, a line for each group: what stands before the slash."""
+    groups: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        group, _, rest = name.rpartition("/")
+        groups.setdefault(group, []).append(f"{rest} {value:.4g}")
+    return [f"step {done:>7,}  {group:5}  {'  '.join(each)}" for group, each in groups.items()]
+
+
+def duration(seconds: float) -> str:
+    """Returns 75 s as 1 min 15 s, and the two largest units of what is longer."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {rest} s"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"

@@ -153,7 +153,8 @@ def _fit(
                 ),
             ),
         )
-        _fit_while_printing(trainer, log, board, signals)
+        with log.line.shown():
+            _fit_while_printing(trainer, log, board, signals)
 
 
 def _fit_while_printing(

@@ -19,6 +19,7 @@ from dynamonet.errors import UserError
 from dynamonet.shards.index import repair_command
 from dynamonet.shards.reader import TrainingOrder, batches
 from dynamonet.training import announce, not_finite
+from dynamonet.training.advice import Circumstances
 from dynamonet.training.board import Pulse
 from dynamonet.training.checkpoint import LoopState, load_checkpoint, snapshot
 from dynamonet.training.checkpoint_store import CheckpointStore
@@ -28,6 +29,7 @@ from dynamonet.training.ranks import Rank
 from dynamonet.training.schedule import rate_factor, set_rate
 from dynamonet.training.start import build, find_start
 from dynamonet.training.task import Job
+from dynamonet.training.trace import traced
 from dynamonet.training.update import Gradients
 from dynamonet.video.transforms import ClipBatch
 
@@ -86,7 +88,7 @@ class Training:
         self.compiled = settings.compiles(rank.device.type, self.total_steps)
         if self.compiled:
             self.learner.model.trunk.compile()
-        self.window = Window(rank)
+        self.window, self.pace = Window(rank), self.update.pace
         self.pulse = Pulse(job.board, rank.index)
         self.found: dict[str, float] = {}  # what an evaluation at the present step found
         self.saved_at = time.monotonic()
@@ -95,18 +97,24 @@ class Training:
     def run(self) -> None:
         """The loop itself."""
         self._announce()
-        with self.pulse, self.store:
+        traces = self.settings.profile and self.rank.leads
+        tracer = traced(self.job.run, self.rank.device, traces)
+        with self.pulse, self.store, tracer as step_traced:
             for step, batch in self._batches():
                 wish = self._step(step, batch)
+                step_traced()
                 done = step + 1
                 over = wish.stop or done == self.total_steps
                 saves = over or wish.save or done % self.settings.checkpoint_every_steps == 0
                 if self._is_due(done) or self._ends_epoch(done) or saves:
                     self._log(done)
+                self.pace.lap("logging")
                 if self.task.evaluates_after(done, self.total_steps):
                     self._evaluate(done)
+                    self.pace.lap("evaluation")
                 if saves:
                     self._save(done)
+                    self.pace.lap("checkpoint")
                 if over:
                     break
             self._close()
@@ -122,7 +130,9 @@ class Training:
             pin_memory=rank.device.type == "cuda",
         )
         for step in range(first, last):
-            yield step, self.window.next(source)
+            batch = next(source)
+            self.pace.lap("wait")
+            yield step, batch
 
     def _step(self, step: int, batch: ClipBatch) -> Wish:
         self._count_failures(batch)
@@ -173,7 +183,7 @@ class Training:
 
     def _log(self, done: int) -> None:
         """Writes the window's steps to the tracking store, and the epoch's when one ends."""
-        steps, speed = self.window.close()
+        steps, clips = self.window.close()
         for _, sums in steps.values():
             for name, value in sums.items():
                 self.state.epoch_sums[name] = self.state.epoch_sums.get(name, 0.0) + value
@@ -182,7 +192,7 @@ class Training:
             for step, (lr, sums) in steps.items()
         }
         row = rows.setdefault(done, {})
-        row |= {f"train/{name}": value for name, value in speed.items()}
+        row |= self.pace.close(len(steps), clips)
         if self.state.skipped:
             row |= {"train/skipped_steps": float(self.state.skipped)}
         if self._ends_epoch(done) and self.state.epoch_sums:
@@ -194,9 +204,9 @@ class Training:
             self.ledger.metrics(rows)
             if self._is_due(done):
                 self.job.progress.step(done, self.total_steps, row)
+            self._advise(last=done == self.total_steps)
 
     def _evaluate(self, done: int) -> None:
-        since = self.window.pause()
         model = self.learner.result.eval()
         self.rank.share_buffers(model)  # each rank has statistics of its own batches
         with torch.compiler.set_stance("force_eager"):  # few batches, of other sizes
@@ -205,11 +215,9 @@ class Training:
         if self.rank.leads:
             self.ledger.evaluation(done, found)
             self.job.progress.note(done, found.metrics)
-        self.window.skip(since)
 
     def _save(self, done: int) -> None:
         """Copies the state and lets a thread write it; only rank 0 does."""
-        since = self.window.pause()
         state, batch = self.state, self.plan.global_batch
         state.step, state.total_steps = done, self.total_steps
         state.samples, state.global_batch = done * batch, batch
@@ -217,7 +225,6 @@ class Training:
             extra = {**self.task.describe(), "run": self.job.origin}
             self.store.begin(done, snapshot(self.learner, state, extra), self.found)
         self.found, self.saved_at = {}, time.monotonic()
-        self.window.skip(since)
 
     def _close(self) -> None:
         if self.rank.leads:
@@ -243,10 +250,25 @@ class Training:
             + (", activations computed twice" if self.settings.activation_checkpointing else "")
             + (f", weights averaged (decay {average:g})" if average else ""),
         ]
+        lines.append(f"work     {self.pace.capacity}")
         if self.state.step:
             lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
         for line in lines:
             self.job.progress.say(line)
+
+    def _advise(self, *, last: bool) -> None:
+        """Says once what holds the training up."""
+        about = Circumstances.of(
+            self.settings,
+            self.precision,
+            compiled=self.compiled,
+            processes=self.job.processes,
+            threads=self.job.threads,
+        )
+        advice = self.pace.advice(about, last=last)
+        if advice:
+            self.job.progress.say(f"speed    {advice}")
+            self.job.run.tag(advice=advice)
 
     def _count_failures(self, batch: ClipBatch) -> None:
         for failure in batch.failures:

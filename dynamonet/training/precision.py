@@ -74,13 +74,17 @@ class Precision:
         """Returns the loss scaler; it does nothing unless the format is fp16."""
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
+    @property
+    def format(self) -> str:
+        """bf16, fp16 or fp32."""
+        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+
     def __str__(self) -> str:
-        name = next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
         if not self.forms:
-            return name
+            return self.format
         how = {"padded": "time padded beforehand", "fp32": "kept in fp32"}
         layers = [f"{layer} ({how[form]})" for layer, form in self.forms.items()]
-        return f"{name}; wrong gradients put right in {', '.join(layers)}"
+        return f"{self.format}; wrong gradients put right in {', '.join(layers)}"
 
 
 def choose_precision(

@@ -30,8 +30,8 @@ RUN_FILE, MODEL = "run.json", "model"
 # what may change between a run and its resumption without making it another run
 FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
-    "keep_checkpoints checkpoint_every_steps checkpoint_every_minutes min_workers max_restarts "
-    "collective_timeout_seconds not_finite max_skipped_share loader.processes "
+    "keep_checkpoints profile checkpoint_every_steps checkpoint_every_minutes min_workers "
+    "max_restarts collective_timeout_seconds not_finite max_skipped_share loader.processes "
     "loader.prefetch_batches loader.cache_gb".split()
 )
 

@@ -95,6 +95,9 @@ class TrainSettings(StageSettings):
         default=True,
         description="Go on with an unfinished run of the same name or the same settings.",
     )
+    profile: bool = Field(
+        default=False, description="Trace a few of the first steps with torch's profiler."
+    )
     log_every_steps: int = Field(
         default=10, ge=1, description="Steps between two lines of the log."
     )

@@ -12,6 +12,7 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.training.checkpoint import Learner, moving_average, read_state
 from dynamonet.training.checkpoint_store import newest_sound
 from dynamonet.training.memory import checkpoint_activations, fitting_micro_batch, largest_divisor
+from dynamonet.training.pace import Pace
 from dynamonet.training.precision import Precision, choose_precision, wanted_dtype
 from dynamonet.training.ranks import Rank
 from dynamonet.training.schedule import make_optimizer
@@ -66,7 +67,8 @@ def build(
     average = None if settings.ema_decay is None else moving_average(model, settings.ema_decay)
     optimizer = make_optimizer(task.rate_groups(model), settings.optimizer)
     learner = Learner(model, optimizer, precision.scaler(), average)
-    return learner, precision, Update(task, learner, precision, rank, micro)
+    pace = Pace.of(model, example, precision, rank)
+    return learner, precision, Update(task, learner, precision, rank, micro, pace)
 
 
 def _silent(text: str) -> None:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dynamonet.shards.order import sample_seed
 from dynamonet.training.checkpoint import Learner
 from dynamonet.training.meters import Sums
+from dynamonet.training.pace import Pace
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
 from dynamonet.training.task import Task
@@ -53,9 +54,10 @@ class Update:
         precision: Precision,
         rank: Rank,
         micro_batch: int,
+        pace: Pace,
     ) -> None:
         self.task, self.learner, self.precision, self.rank = task, learner, precision, rank
-        self.micro_batch = micro_batch
+        self.micro_batch, self.pace = micro_batch, pace
         self.parallel: nn.Module = learner.model
         if rank.count > 1:
             devices = [rank.device] if rank.device.type == "cuda" else None
@@ -79,6 +81,7 @@ class Update:
             with self._reducing(last):
                 loss, more = self._loss(part, ceiling=ceiling and index == 0)
                 learner.scaler.scale(loss / len(parts)).backward()
+            self.pace.lap("backward")
             total += loss.detach() / len(parts)
             for name, value in more.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
@@ -94,6 +97,7 @@ class Update:
         learner.scaler.update()
         if learner.average is not None:
             learner.average.update_parameters(learner.model)
+        self.pace.lap("optimiser")
 
     def forget(self) -> None:
         """Takes the batch's trace out of gradients, running statistics and scaler."""
@@ -110,8 +114,11 @@ class Update:
 
     def _loss(self, part: ClipBatch, *, ceiling: bool) -> tuple[Tensor, Sums]:
         frames = render(part.to(self.rank.device), self.learner.model.config.frame_px)
+        self.pace.lap("copy")
         with self.precision.autocast():
-            return self.task.loss(self.parallel, frames, part, ceiling=ceiling)
+            found = self.task.loss(self.parallel, frames, part, ceiling=ceiling)
+        self.pace.lap("forward")
+        return found
 
     def _reducing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which gradients are averaged over ranks after the last part only."""
