@@ -57,7 +57,7 @@ def gather(place: str, here: StageSettings) -> Findings:
     Raises:
         UserError: that is no run of a training.
     """
-    tracer = Tracer(here.runs_path(), here.shards_root_path())
+    tracer = Tracer(here.runs_path(), _shards_root(here))
     origin = tracer.find(place)
     step = tracer.trace(origin)
     if not evidence.run_folder(step.folder):
@@ -128,3 +128,11 @@ def _newest(client: MlflowClient, run_id: str) -> list[str]:
             if item.path.endswith(".png") or item.path == PER_CLASS:
                 newest[re.sub(r"-\d+\.png$", "", item.path)] = item.path
     return list(newest.values())
+
+
+def _shards_root(here: StageSettings) -> str:
+    """Returns where shard sets are looked for; a job in a shipped copy may not have been told."""
+    try:
+        return here.shards_root_path()
+    except UserError:
+        return here.runs_path()
