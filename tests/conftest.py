@@ -18,7 +18,11 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from hypothesis import settings
 from numpy.typing import NDArray
+
+settings.register_profile("no clock", deadline=None)  # the machine may be shared
+settings.load_profile("no clock")
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("DYNAMONET_REAL_DATA", ROOT / "../shared/data")).resolve()

@@ -20,7 +20,7 @@ from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.stage import StageSettings
 from dynamonet.training.advice import Circumstances, advise
-from dynamonet.training.console import StepLine, duration, note_lines, step_text
+from dynamonet.training.console import ConsoleLog, StepLine, duration, note_lines, step_text
 from dynamonet.training.pace import Pace
 from dynamonet.training.speed import Capacity, count_flops, measure_capacity, speed_metrics
 from dynamonet.training.stopwatch import OTHER_PARTS, STEP_PARTS, Stopwatch
@@ -225,3 +225,18 @@ def test_a_trace_of_a_few_steps_becomes_an_artifact(tmp_path: Path) -> None:
         assert any(event["name"] == "aten::mm" for event in events), steps
     with traced(run, CPU, wanted=False) as step_traced:
         step_traced()
+
+
+class Unending:
+    """A queue in which a message stands whenever one looks."""
+
+    def get(self, timeout: float) -> tuple[str, str]:
+        return "say", "step"
+
+
+def test_the_driver_gets_its_turn_while_messages_keep_coming() -> None:
+    log = ConsoleLog.__new__(ConsoleLog)
+    log.console, log.queue = Console(file=io.StringIO()), Unending()  # type: ignore[assignment]
+    log.follow(0.05)
+    printed = log.console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("step\n") > 1

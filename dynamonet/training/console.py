@@ -64,14 +64,24 @@ class ConsoleLog:
         self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.line = StepLine(console)
 
-    def drain(self, wait_seconds: float) -> None:
-        """Prints messages until none has come for `wait_seconds`."""
-        while True:
-            try:
-                message = self.queue.get(timeout=wait_seconds)
-            except Empty:
-                return
-            self._show(message)
+    def follow(self, seconds: float) -> None:
+        """Prints what comes within that time, however much it is."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and self._print_next(left):
+            pass
+
+    def drain(self) -> None:
+        """Prints what has come and was not printed yet; nobody may be sending any more."""
+        while self._print_next(0.1):
+            pass
+
+    def _print_next(self, wait_seconds: float) -> bool:
+        try:
+            message = self.queue.get(timeout=wait_seconds)
+        except Empty:
+            return False
+        self._show(message)
+        return True
 
     def _show(self, message: tuple[Any, ...]) -> None:
         kind, *words = message

@@ -178,7 +178,7 @@ def _fit_while_printing(
     thread.start()
     signals.training, told = True, False
     while thread.is_alive():
-        log.drain(0.5)
+        log.follow(0.5)
         if signals.asked is not None and not told:
             told = True
             board.call("ask_to_stop")
@@ -187,7 +187,7 @@ def _fit_while_printing(
                 "Once more stops at once."
             )
         signals.check()
-    log.drain(0.1)
+    log.drain()
     signals.training = False
     failure = board.call("failed")
     if failure is not None:
