@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dynamonet.errors import UserError
 
@@ -42,6 +43,11 @@ def connected() -> Iterator[None]:
 def num_cpus() -> int:
     """Returns the cores of the whole cluster."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Returns what keeps an actor on the caller's node, so that it is not lost with another."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def in_parallel(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:

@@ -14,11 +14,13 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import av
+import boto3
 import numpy as np
 import psutil
 import pytest
 import ray
 from hypothesis import settings
+from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
 
 settings.register_profile("no clock", deadline=None)  # the machine may be shared
@@ -123,6 +125,22 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             frames = frames if label == "right" else frames[::-1]
             write_video(folder / label / f"{name}.mp4", np.ascontiguousarray(frames))
     return folder
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of an S3 server on this machine, known by the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

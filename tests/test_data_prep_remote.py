@@ -7,14 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import psutil
 import pytest
 from conftest import ROOT, moving_frames, write_video
-from moto.server import ThreadedMotoServer
 
 from data_prep import shard
 from dynamonet.shards.index import ShardSet
@@ -29,22 +27,6 @@ def videos(tmp_path: Path) -> Path:
         write_video(tmp_path / "videos" / name, moving_frames(24, 48, 64, seed=number), fps=12)
     (tmp_path / "videos/bad.mp4").write_text("words")
     return tmp_path / "videos"
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of an S3 server on this machine, known by the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
 
 
 def stage_one(source: str, output: str, runs: Path, **more: str) -> None:

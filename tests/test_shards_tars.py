@@ -6,12 +6,10 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
@@ -23,20 +21,11 @@ from dynamonet.storage import Folder
 
 @pytest.fixture
 def remote_set(
-    shard_set: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[tuple[str, list[str]]]:
+    shard_set: Path, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[str, list[str]]:
     """The shard set in a bucket, and the list of what was asked of the store since."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
     monkeypatch.setenv("DYNAMONET_CACHE", str(tmp_path / "cache"))
     client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
     for file in shard_set.iterdir():
         if file.is_file():
             client.upload_file(str(file), "bucket", f"sets/made/{file.name}")
@@ -49,8 +38,7 @@ def remote_set(
         return fetch(self, folder, place, name, size)
 
     monkeypatch.setattr(TarCache, "fetch", counted)
-    yield "s3://bucket/sets/made", asked
-    server.stop()
+    return f"{store}/sets/made", asked
 
 
 def clips(path: str, loader: dict[str, object], processes: int = 0) -> list[tuple[int, bytes]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dynamonet import cluster
 
 BEAT_SECONDS = 0.5
 ANSWER_SECONDS = 300  # on a machine with far more to do than cores a new actor took over 30
@@ -66,8 +67,7 @@ class Board:
 
     @classmethod
     def put_up(cls) -> Board:
-        node = ray.get_runtime_context().get_node_id()
-        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        here = cluster.on_this_node()
         return cls(ray.remote(num_cpus=0, scheduling_strategy=here)(Notes).remote())  # type: ignore[arg-type]
 
     def call(self, method: str, *words: Any) -> Any:

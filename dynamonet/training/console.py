@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
+
+from dynamonet import cluster
 
 # metrics of a step that the line shows, in this order, and how
 SHOWN = {
@@ -58,10 +58,9 @@ class ConsoleLog:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        # here, so that it is not lost with another node
-        node = ray.get_runtime_context().get_node_id()
-        here = NodeAffinitySchedulingStrategy(node, soft=False)
-        self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        self.queue = Queue(
+            actor_options={"num_cpus": 0, "scheduling_strategy": cluster.on_this_node()}
+        )
         self.line = StepLine(console)
 
     def follow(self, seconds: float) -> None:
