@@ -27,7 +27,7 @@ from dynamonet.errors import UserError, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
 from dynamonet.storage import whole_file
-from dynamonet.video.transforms import MEAN, STD
+from dynamonet.video.transforms import MEAN, STD, normalise
 
 METADATA = "dynamonet"  # name of the description in an ONNX file
 EXTRA_FILE = "dynamonet.json"  # and in a torch.export archive
@@ -44,7 +44,7 @@ class Exportable(nn.Module):
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
         """Maps a clip (B, 3, T, H, W) in [0, 1] to the tensors that `names` lists."""
-        output = self.model((clip - MEAN) / STD, predict_frames=False)
+        output = self.model(normalise(clip), predict_frames=False)
         found = (output.pooled, output.dmr)
         return found if output.logits is None else (*found, output.logits.softmax(1))
 

@@ -81,6 +81,11 @@ def load(
     return settings
 
 
+def whole_number(value: object) -> object:
+    """Reads the digits that a command line gives; a Literal of numbers would refuse them."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
 def validate(model: type[S], values: dict[str, Any], *, origin: str) -> S:
     """Builds `model` from plain values.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
+import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from dynamonet.model.prediction import compare, error_metrics, error_sums, predi
 from dynamonet.settings import validate
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
+from dynamonet.training.embedding import Memory, described, features_of
 from dynamonet.training.meters import Sums
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
 from dynamonet.training.task import Evaluation, Task
 from dynamonet.video.transforms import ClipBatch
-from finetune.evaluate import evaluate
+from finetune.augment import augment
+from finetune.evaluate import Views, full_report, metrics_of, predict, softmax
+from finetune.parts import Parts
 from finetune.settings import FinetuneSettings
 from finetune.transfer import transfer
 
@@ -40,8 +43,17 @@ class Finetuning(Task[FinetuneSettings]):
     shards: str  # absolute path or URI
     pretrained: str | None  # folder of a model
 
+    @cached_property
+    def data(self) -> ShardSet:
+        return ShardSet.open(self.shards)
+
+    @cached_property
+    def parts(self) -> Parts:
+        return Parts.of(self.data, self.settings)
+
+    @cached_property
     def architecture(self) -> ModelConfig:
-        """Returns the network's description, without its classifier."""
+        """The network's description, without its classifier."""
         if self.settings.model is not None:
             return self.settings.model
         if self.pretrained is None:
@@ -49,74 +61,83 @@ class Finetuning(Task[FinetuneSettings]):
         found = read_description(Path(self.pretrained))
         return validate(ModelConfig, found["model"], origin=self.pretrained)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what a worker opens itself."""
+        return {key: vars(self)[key] for key in ("settings", "shards", "pretrained")}
+
     def check(self) -> None:
         self.training_data()
-        self.test_data()
 
     def build_model(self) -> DynamoNet:
-        settings = self.settings
+        settings, classes = self.settings, len(self.data.classes)
         update = {
-            "num_classes": len(ShardSet.open(self.shards).classes),
+            "num_classes": None if settings.recipe == "knn" else classes,
+            "pooling": "attentive" if settings.recipe == "attentive" else "mean",
             "use_dmr": settings.use_dmr,
             "dropout": settings.dropout,
         }
-        model = DynamoNet(self.architecture().model_copy(update=update))
+        model = DynamoNet(self.architecture.model_copy(update=update))
         if self.pretrained is not None:
             transfer(model, read_weights(Path(self.pretrained)), settings.min_loaded_share)
-        if not settings.use_dmr and not settings.aux_weight:
+        if settings.recipe in ("linear", "attentive"):
+            model.freeze()
+        elif not (settings.use_dmr or settings.auxiliary):
             model.motion.requires_grad_(False)  # nothing would train it
         return model
 
     def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
-        assert model.classifier is not None
-        rate = self.settings.trunk_rate
-        return [(model.classifier, 1.0), (model.trunk, rate), (model.motion, rate)]
+        """Gives the classifier the full rate, the trunk less from stage to stage downwards."""
+        rate, decay = self.settings.trunk_rate, self.settings.layer_decay
+        stages = [model.trunk.stem, *model.trunk.stages]
+        below = zip(reversed(stages), range(len(stages)), strict=True)
+        groups = [(stage, rate * decay**depth) for stage, depth in below]
+        own: list[tuple[nn.Module, float]] = [(model.motion, rate)]
+        return own + groups + ([(model.classifier, 1.0)] if model.classifier else [])
 
     def training_data(self) -> ClipReader:
-        shards = ShardSet.open(self.shards)
-        rows = shards.rows(split=self.settings.split, part="train")
-        rows = labelled_share(shards, rows, self.settings.label_share)
-        if not len(rows):
-            raise UserError(
-                f"{self.shards}: split {self.settings.split} has no training video here; "
-                "stage 1 reports how many listed videos it found"
-            )
-        return self.reader(shards, rows)
+        return self.reader(self.parts.train)
 
-    def test_data(self) -> ClipReader:
-        shards = ShardSet.open(self.shards)
-        rows = shards.rows(split=self.settings.split, part=self.settings.test_part)
-        if not len(rows):
-            raise UserError(
-                f"{self.shards}: split {self.settings.split} has no {self.settings.test_part} "
-                "video here; the model "
-                "could not be measured"
-            )
-        return self.reader(shards, rows)
-
-    def reader(self, shards: ShardSet, rows: NDArray[np.int64]) -> ClipReader:
-        config = self.architecture()
+    def reader(self, rows: NDArray[np.int64]) -> ClipReader:
+        config, settings = self.architecture, self.settings
         return ClipReader(
-            shards,
+            self.data,
             rows,
-            self.settings.clips,
+            settings.clips,
             num_frames=config.num_frames + config.frames_beyond,
             loop_short=True,  # every labelled video counts, however short
-            eval_side=min(1.0, config.frame_px / self.settings.clips.canvas_px),
-            loader=self.settings.loader,
+            eval_side=min(1.0, config.frame_px / settings.clips.canvas_px),
+            loader=settings.loader,
+            never_mirrored=labels_of(settings.augment.no_flip, self.data.classes),
         )
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """Weight of each class (N,), mean 1 over the training clips; None = all the same."""
+        if self.settings.class_weights == "none":
+            return None
+        labels = self.data.columns["label"][self.parts.train]
+        counts = torch.from_numpy(np.bincount(labels, minlength=len(self.data.classes)))
+        there = counts > 0
+        weights = len(labels) / (there.sum() * counts.clamp(min=1))
+        return torch.where(there, weights, 0.0).float()
 
     def loss(
         self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
     ) -> tuple[Tensor, Sums]:
-        config = self.architecture()
-        weight = self.settings.aux_weight
-        clip = frames[:, :, : config.num_frames]
-        output: Output = model(clip, predict_frames=weight > 0)
-        assert output.logits is not None
+        config, settings = self.architecture, self.settings
+        weight, classes = settings.auxiliary, len(self.data.classes)
         label = batch.label.to(frames.device)
-        entropy = F.cross_entropy(output.logits.float(), label)
-        correct = (output.logits.argmax(1) == label).float().sum()
+        frames, target = augment(frames, label, classes, settings.augment)
+        output: Output = model(frames[:, :, : config.num_frames], predict_frames=weight > 0)
+        assert output.logits is not None
+        weights = self.class_weights
+        entropy = F.cross_entropy(
+            output.logits.float(),
+            target,
+            weight=None if weights is None else weights.to(frames.device),
+            label_smoothing=settings.augment.label_smoothing,
+        )
+        correct = (output.logits.argmax(1) == target.argmax(1)).float().sum()
         one = torch.ones((), device=frames.device)
         sums = {"entropy": entropy, "correct": correct, "clips": one * len(label), "steps": one}
         if not weight:
@@ -138,46 +159,78 @@ class Finetuning(Task[FinetuneSettings]):
         return metrics
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
-        return step == total_steps  # the test part is looked at once
+        due = step % self.settings.validate_every_steps == 0 or step == total_steps
+        return due and self.keeps_best()
+
+    def keeps_best(self) -> bool:
+        return len(self.parts.validation) > 0
+
+    def best_by(self) -> str | None:
+        return "val/top1" if self.keeps_best() else None
 
     def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        return evaluate(
+        """Measures on the validation part, by one view of each segment."""
+        batch_size = max(1, self.settings.loader.batch_size // rank.count)
+        found = predict(
             model,
-            self.test_data(),
-            ShardSet.open(self.shards),
+            self.reader(self.parts.validation),
+            self.data,
+            Views(clips=1, crops=1),
             rank=rank,
             precision=precision,
-            test_clips=self.settings.test_clips,
-            batch_size=max(1, self.settings.loader.batch_size // rank.count),
+            batch_size=batch_size,
         )
+        return Evaluation(metrics_of(found, "val"), {}, {})
+
+    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+        settings, reader = self.settings, self.reader(self.parts.test)
+        size = max(1, settings.loader.batch_size // rank.count)
+        classify = softmax
+        if settings.recipe == "knn":
+            known, rows = self.training_data(), self.parts.train.tolist()
+            memory = Memory.of(
+                *features_of(model, known, rows, rank=rank, precision=precision, batch_size=size)
+            )
+
+            def classify(output: Output) -> Tensor:
+                return memory.votes(described(output), len(self.data.classes))
+
+        found = predict(
+            model,
+            reader,
+            self.data,
+            Views(settings.test_clips, settings.test_crops),
+            rank=rank,
+            precision=precision,
+            batch_size=size,
+            classify=classify,
+        )
+        if not rank.leads:
+            return Evaluation(metrics_of(found, "test"), {}, {})
+        return full_report(found, reader, self.data)
 
     def describe(self) -> dict[str, Any]:
-        shards = ShardSet.open(self.shards)
         return {
             "stage": "finetune",
             "shards": self.shards,
             "split": self.settings.split,
-            "classes": shards.classes,
-            "frames": shards.frames.model_dump(mode="json"),
+            "classes": self.data.classes,
+            "frames": self.data.frames.model_dump(mode="json"),
             "clips": self.settings.clips.model_dump(mode="json"),
         }
 
 
-def labelled_share(shards: ShardSet, rows: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    """Keeps a share of each class's videos, at least one; the smaller share lies in the larger."""
-    if share == 1.0:
-        return rows
-    sources, classes = shards.table["source"].to_pylist(), shards.columns["label"]
-    videos: dict[int, set[str]] = {}
-    for row in rows:
-        videos.setdefault(int(classes[row]), set()).add(sources[row])
+def labels_of(names: tuple[str, ...], classes: list[str]) -> frozenset[int]:
+    """Returns the labels of named classes.
 
-    def draw(source: str) -> bytes:
-        return hashlib.blake2b(source.encode(), digest_size=8).digest()
-
-    kept = {
-        source
-        for members in videos.values()
-        for source in sorted(members, key=draw)[: max(1, math.ceil(share * len(members)))]
-    }
-    return rows[[sources[row] in kept for row in rows]]
+    Raises:
+        UserError: there is no such class; the closest one is named.
+    """
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1, cutoff=0)
+            raise UserError(
+                f"augment.no_flip: the set has no class {name!r}; the closest of its "
+                f"{len(classes)} is {near[0]!r}"
+            )
+    return frozenset(classes.index(name) for name in names)

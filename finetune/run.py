@@ -17,6 +17,8 @@ EXAMPLES = """examples:
   python finetune/run.py --dataset hmdb51 --split 1            on the newest pretrained model
   python finetune/run.py --dataset ucf101 --pretrained none    from scratch
   python finetune/run.py --dataset folder --shards own --label_share 0.1
+  python finetune/run.py --dataset hmdb51 --split all          the three official splits, their mean
+  python finetune/run.py --dataset folder --shards own --seeds 0,1,2 --recipe linear
 """
 
 
@@ -34,70 +36,25 @@ def main(argv: list[str]) -> dict[str, float]:
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, float]:
-    """Runs stage 3, prints where its results are, and returns the test metrics."""
+    """Runs stage 3, prints where its results are, and returns the test metrics, their mean."""
     console = Console()
-    path = settings.shards_path(settings.shards_name())
-    shards = _open(settings, path)
+    shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from dynamonet.model.files import read_weights
-    from dynamonet.model.network import DynamoNet
-    from dynamonet.origin import DatasetUse
-    from dynamonet.report import write_report
-    from dynamonet.training.launch import launch
-    from finetune.objective import Finetuning
-    from finetune.transfer import find_pretrained, transfer
+    from finetune.runs import mean_metrics, run_all
 
-    console.print(
-        f"shards   {path}: {len(shards):,} segments, {len(shards.classes)} classes, "
-        f"split {settings.split} of {shards.num_splits}",
-        soft_wrap=True,
-    )
-    pretrained = find_pretrained(settings)
-    task = Finetuning(settings, path, str(pretrained.folder) if pretrained else None)
-    if pretrained:
-        console.print(f"weights  {pretrained.folder}", soft_wrap=True)
-        fitted = DynamoNet(task.architecture())
-        weights = read_weights(pretrained.folder)
-        console.print(f"         {transfer(fitted, weights, settings.min_loaded_share)}")
-    else:
-        console.print("weights  from scratch")
-    made_by = (pretrained.origin if pretrained else None, shards.origin)
-    name = path.rsplit("/", 1)[-1]
-    done = launch(
-        "finetune",
-        name,
-        task,
-        parents=[origin for origin in made_by if origin],
-        datasets=[DatasetUse(name, path, shards.digest, "training")],
-        console=console,
-    )
-    metrics = done.run.metrics("test/")
-    weights_name = "from scratch" if pretrained is None else str(pretrained.folder)
-    line = accuracy_line(metrics, settings, task.architecture().num_frames, weights_name)
-    console.print(f"[bold]{line}[/bold]", soft_wrap=True)
-    console.print(f"model    {done.model}", soft_wrap=True)
-    console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
-    console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
-    return metrics
+    return mean_metrics(run_all(settings, shards, console))
 
 
-def accuracy_line(
-    metrics: dict[str, float], settings: FinetuneSettings, num_frames: int, weights: str
-) -> str:
-    """States an accuracy with all that it hangs on."""
-    more = f", top-5 {metrics['top5']:.1%}" if "top5" in metrics else ""
-    return (
-        f"test     top-1 {metrics['top1']:.1%}{more}, mean of classes {metrics['class_mean']:.1%}: "
-        f"{metrics['videos']:.0f} {settings.test_part} videos of split {settings.split}, "
-        f"{num_frames} frames x {settings.test_clips} clips x 1 crop, seed {settings.seed}, "
-        f"{weights}"
-    )
+def open_labelled(settings: FinetuneSettings) -> ShardSet:
+    """Opens the labelled set that the settings name.
 
-
-def _open(settings: FinetuneSettings, path: str) -> ShardSet:
+    Raises:
+        UserError: there is none, or it has no labels; the message has the command that makes it.
+    """
     from dynamonet.shards.index import CARD, ShardSet
     from dynamonet.storage import Folder
 
+    path = settings.shards_path(settings.shards_name())
     if Folder.at(path).size(CARD) is None:
         raise UserError(
             f"{path}: no shards of {settings.dataset} here. Make them with\n"

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from dynamonet.model.config import ModelConfig
+from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
+
+
+class AugmentSettings(Settings):
+    """How training clips and labels are changed, beside crop, mirror and colour of `clips`."""
+
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="Mix two clips and their labels by a share from Beta(a, a); 0 = off.",
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        description="Put a box of one clip into another by a share from Beta(a, a); 0 = off.",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of each label spread over all classes."
+    )
+    erase: float = Field(
+        default=0.0, ge=0, le=1, description="Share of clips in which a box is greyed out."
+    )
+    photometric: int = Field(
+        default=0, ge=0, le=4, description="Photometric changes drawn for each clip; 0 = none."
+    )
+    photometric_strength: float = Field(
+        default=0.5, gt=0, le=1, description="How strong they are at most; 1 = hardly recognisable."
+    )
+    no_flip: tuple[str, ...] = Field(
+        default=(), description="Classes that a mirror changes: their clips are not mirrored."
+    )
 
 
 class FinetuneSettings(TrainSettings):
@@ -22,12 +53,27 @@ class FinetuneSettings(TrainSettings):
         default=None,
         description="Its shard set: bare name below shards_root, or path; null = dataset.",
     )
-    split: int = Field(default=1, ge=1, description="Which of the set's splits, from 1.")
+    split: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default=1, description="Which of the set's splits, from 1; all = one run each."
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="One run for each of these seeds; null = seed alone."
+    )
     test_part: Literal["test", "val"] = Field(
         default="test", description="Part that is measured; Kinetics publishes labels of val only."
     )
     label_share: float = Field(
         default=1.0, gt=0, le=1, description="Share of each class's training videos that is used."
+    )
+    val_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of training videos, whole groups, by which the best step is chosen and "
+        "that is not trained on; 0 = the set's own val part, else the last step.",
+    )
+    validate_every_steps: int = Field(
+        default=200, ge=1, description="Steps between two measurements on those."
     )
     pretrained: str = Field(
         default="newest",
@@ -40,24 +86,70 @@ class FinetuneSettings(TrainSettings):
     model: ModelConfig | None = Field(
         default=None, description="The network; null = as pretrained, or the default from scratch."
     )
+    recipe: Literal["full", "linear", "attentive", "knn"] = Field(
+        default="full",
+        description="full = train everything; frozen features with a linear layer, an attentive "
+        "probe, or nearest neighbours.",
+    )
     use_dmr: bool = Field(
         default=True, description="The classifier reads the DMR beside the features."
     )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
     aux_weight: float = Field(
-        default=1.0, ge=0, description="Weight of frame prediction beside cross-entropy; 0 = off."
+        default=1.0,
+        ge=0,
+        description="full: weight of frame prediction beside cross-entropy; 0 = off.",
     )
     trunk_rate: float = Field(
         default=0.1,
         gt=0,
-        description="Learning rate of trunk and filters, as a share of the classifier's.",
+        description="full: learning rate of trunk and filters, as a share of the classifier's.",
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="full: each stage of the trunk learns by so much slower than the one above.",
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced = rare classes weigh more in the loss."
+    )
+    augment: AugmentSettings = Field(
+        default=AugmentSettings(), description="Changes of training clips and labels."
     )
     test_clips: int = Field(
         default=4, ge=1, description="Clips of each test segment that are averaged, spread evenly."
     )
+    test_crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
+        default=1, description="Squares of each clip: the middle one, or both ends besides."
+    )
+
+    @model_validator(mode="after")
+    def _probes_need_features(self) -> FinetuneSettings:
+        if self.recipe != "full" and self.pretrained == "none" and self.model is None:
+            raise ValueError(
+                f"recipe: {self.recipe} reads the features of a pretrained model, and pretrained "
+                "is none; to measure random ones give a model"
+            )
+        return self
 
     def shards_name(self) -> str:
         return self.shards or self.dataset
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Returns how many steps the training takes; nearest neighbours take none."""
+        return 0 if self.recipe == "knn" else super().total_steps(steps_per_epoch)
+
+    @property
+    def auxiliary(self) -> float:
+        """The weight of frame prediction in the loss; frozen filters have nothing to learn."""
+        return self.aux_weight if self.recipe == "full" else 0.0
+
+    @property
+    def this_split(self) -> int:
+        """The split of a single run."""
+        assert self.split != "all"
+        return self.split
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import compare, frame_errors, prediction_loss
-from dynamonet.shards.order import even_share
-from dynamonet.shards.reader import ClipReader, Request, batches
+from dynamonet.shards.reader import ClipReader
+from dynamonet.training.embedding import middle_clips
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
 from dynamonet.training.task import Evaluation
-from dynamonet.video.transforms import ClipBatch, render
+from dynamonet.video.transforms import render
 from pretrain import panel
 from pretrain.features import effective_rank, spectrum, spread
 from pretrain.settings import PretrainSettings
@@ -39,7 +38,7 @@ def measure(
     loss = torch.zeros(1, dtype=torch.float64)
     seen: list[tuple[Tensor, Tensor]] = []
     drawn: tuple[Tensor, Output] | None = None
-    for batch in _clips(reader, rows, rank, size):
+    for batch in middle_clips(reader, rows, rank, size):
         frames = render(batch.to(rank.device), config.frame_px)
         with precision.autocast():
             output: Output = model(frames[:, :, : config.num_frames])
@@ -95,40 +94,6 @@ def skill_metrics(sums: Tensor, num_beyond: int) -> dict[str, float]:
         metrics[f"val/skill_h{horizon}"] = float(_skill(predicted[n], copied[n]))
         metrics[f"val/ceiling_shared_h{horizon}"] = float(_skill(best[n], copied[n]))
     return metrics
-
-
-def features_of(
-    model: DynamoNet,
-    reader: ClipReader,
-    rows: Sequence[int],
-    *,
-    rank: Rank,
-    precision: Precision,
-    batch_size: int,
-) -> tuple[Tensor, Tensor]:
-    """Returns [pooled features, DMR] (N, D) and labels (N,) of each row's middle clip, on the CPU.
-
-    Every rank takes its share and gets all.
-    """
-    config = model.config
-    found: list[tuple[list[int], Tensor, Tensor]] = []
-    for batch in _clips(reader, rows, rank, batch_size):
-        frames = render(batch.to(rank.device), config.frame_px)[:, :, : config.num_frames]
-        with precision.autocast():
-            output: Output = model(frames, predict_frames=False)
-        features = torch.cat([output.pooled.float(), output.dmr], 1)
-        found.append((batch.row.tolist(), features.cpu(), batch.label.cpu()))
-    shares = [item for part in rank.gather(found) for item in cast("list", part)]
-    order = torch.tensor([row for numbers, _, _ in shares for row in numbers]).argsort()
-    features, labels = (torch.cat([share[i] for share in shares]) for i in (1, 2))
-    return features[order], labels[order]
-
-
-def _clips(reader: ClipReader, rows: Sequence[int], rank: Rank, size: int) -> Iterator[ClipBatch]:
-    """Yields this rank's share of the middle clips of some rows."""
-    mine = [Request(rows[i]) for i in even_share(len(rows), rank.index, rank.count)]
-    groups = [mine[i : i + size] for i in range(0, len(mine), size)]
-    return batches(reader, groups, processes=0, prefetch=1)
 
 
 def _skill(error: Tensor, copied: Tensor) -> Tensor:

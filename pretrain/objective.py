@@ -16,12 +16,13 @@ from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import compare, error_metrics, error_sums, prediction_loss
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
+from dynamonet.training.embedding import features_of
 from dynamonet.training.meters import Sums
 from dynamonet.training.precision import Precision
 from dynamonet.training.ranks import Rank
 from dynamonet.training.task import Evaluation, Task
 from dynamonet.video.transforms import ClipBatch
-from pretrain.evaluate import features_of, measure
+from pretrain.evaluate import measure
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
+from dynamonet.training.embedding import Memory
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # Source: InstDisc (Wu et al. 2018), whose k is 200
 ASKED_SHARE = 0.25
 LINEAR_STEPS, LINEAR_DECAY = 100, 1e-3  # of L-BFGS; not studied
 
@@ -79,11 +79,10 @@ def probe_metrics(
         known, asked: (N, D) and (M, D), features of clips.
         known_labels, asked_labels: (N,) and (M,).
     """
-    mean, deviation = known.mean(0), known.std(0, correction=0)
-    known, asked = ((x - mean) / deviation.clamp(min=1e-6) for x in (known, asked))
+    memory = Memory.of(known, known_labels)
     found = {
-        "knn_top1": nearest_neighbours(known, known_labels, asked),
-        "linear_top1": linear(known, known_labels, asked),
+        "knn_top1": memory.votes(asked, int(known_labels.max()) + 1).argmax(1),
+        "linear_top1": linear(memory.known, known_labels, memory.standardised(asked)),
         "commonest_top1": known_labels.mode().values.expand_as(asked_labels),
     }
     metrics = {
@@ -94,15 +93,6 @@ def probe_metrics(
         "probe/clips_asked": float(len(asked)),
         "probe/clips_known": float(len(known)),
     }
-
-
-def nearest_neighbours(known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
-    """Returns the class (M,) for which the nearest neighbours vote, weighted by cosine."""
-    similar = F.normalize(asked, dim=1) @ F.normalize(known, dim=1).T
-    values, places = similar.topk(min(NEIGHBOURS, len(known)), 1)
-    votes = torch.zeros(len(asked), int(labels.max()) + 1, dtype=values.dtype)
-    votes.scatter_add_(1, labels[places], (values / TEMPERATURE).exp())
-    return votes.argmax(1)
 
 
 def linear(known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:

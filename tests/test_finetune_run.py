@@ -17,7 +17,8 @@ from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from finetune import run
-from finetune.evaluate import Predictions, draw_confusion
+from finetune.pictures import draw_confusion
+from finetune.scores import Predictions
 from finetune.settings import FinetuneSettings
 from finetune.transfer import find_pretrained, transfer
 from pretrain import run as pretraining
@@ -58,10 +59,11 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     assert found.data.metrics["test/top1"] == scores["top1"]
     assert {"train/entropy", "train/accuracy", "train/skill"} <= found.data.metrics.keys()
     names = {item.path for item in client.list_artifacts(found.info.run_id, "test")}
-    assert names == {"test/confusion.png", "test/per_class.csv", "test/predictions.parquet"}
+    tables = {f"test/{name}" for name in ("per_class.csv", "confused.csv", "predictions.parquet")}
+    assert names - {"test/confused.png"} == tables | {"test/confusion.png", "test/calibration.png"}
     table = client.download_artifacts(found.info.run_id, "test/predictions.parquet")
     rows = pq.read_table(table).to_pylist()
-    assert len(rows) == scores["videos"] and {row["clips"] for row in rows} == {2}
+    assert len(rows) == scores["videos"] and {row["views"] for row in rows} == {2}
     assert np.mean([row["correct"] for row in rows]) == pytest.approx(scores["top1"])
     assert DynamoNet.from_pretrained(folder / "model").config.num_classes == 2
     about = json.loads((folder / "model/model.json").read_text())
@@ -153,7 +155,7 @@ def test_scores_are_counted_over_videos() -> None:
         probabilities=np.array(
             [[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.6, 0.3], [0.1, 0.5, 0.4]]
         ),
-        clips=np.array([1, 1, 1, 1]),
+        views=np.array([1, 1, 1, 1]),
     )
     assert (found.top(1), found.top(2), found.top(3)) == (0.5, 0.75, 1.0)
     assert found.confusion().tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]

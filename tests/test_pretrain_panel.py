@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from dynamonet.errors import UserError
 from dynamonet.model.prediction import Comparison, frame_errors, squared_errors
 from dynamonet.shards.index import ShardSet
+from dynamonet.training.embedding import NEIGHBOURS, TEMPERATURE, Memory
 from pretrain.evaluate import skill_metrics
 from pretrain.features import effective_rank, spectrum, spread
 from pretrain.panel import learning
-from pretrain.probe import NEIGHBOURS, TEMPERATURE, nearest_neighbours, probe_metrics, probe_rows
+from pretrain.probe import probe_metrics, probe_rows
 
 
 def blobs(num: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,9 +56,10 @@ def test_rounding_is_no_direction() -> None:
 def test_neighbours_vote_as_a_plain_loop_over_them_would() -> None:
     known, labels = blobs(60, 5, seed=1)
     asked = blobs(20, 5, seed=2)[0] * 0.2 + torch.randn(20, 16)  # near the borders
-    found = nearest_neighbours(known, labels, asked)
-    for x, guess in zip(asked, found.tolist(), strict=True):
-        similar = [float(F.cosine_similarity(x, y, dim=0)) for y in known]
+    memory = Memory.of(known, labels)
+    found, scaled = memory.votes(asked, 5).argmax(1), memory.standardised(asked)
+    for x, guess in zip(scaled, found.tolist(), strict=True):
+        similar = [float(F.cosine_similarity(x, y, dim=0)) for y in memory.known]
         votes = dict.fromkeys(range(5), 0.0)
         for place in sorted(range(60), key=lambda i: -similar[i])[:NEIGHBOURS]:
             votes[int(labels[place])] += np.exp(similar[place] / TEMPERATURE)

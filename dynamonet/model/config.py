@@ -7,14 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from dynamonet.settings import Settings
+from dynamonet.settings import Settings, whole_number
 
 BOTTLENECK_FROM = 50  # depths from here on use bottleneck blocks
-
-
-def _number(value: object) -> object:
-    """Reads the digits that a command line gives; a Literal would refuse them."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class TrunkConfig(Settings):
@@ -24,7 +19,7 @@ class TrunkConfig(Settings):
         default="resnet",
         description="Block family; resnext (cardinality 32) exists for depth 50 and 101.",
     )
-    depth: Annotated[Literal[10, 18, 34, 50, 101], BeforeValidator(_number)] = Field(
+    depth: Annotated[Literal[10, 18, 34, 50, 101], BeforeValidator(whole_number)] = Field(
         default=18, description="Number of layers."
     )
     width: int = Field(default=64, ge=4, description="Channels after the stem; stages double it.")
@@ -109,6 +104,10 @@ class ModelConfig(Settings):
     filters: FilterConfig = Field(default=FilterConfig(), description="The dynamic motion filters.")
     use_dmr: bool = Field(
         default=True, description="The classifier reads the DMR beside the features."
+    )
+    pooling: Literal["mean", "attentive"] = Field(
+        default="mean",
+        description="The classifier reads the features' mean, or what a learnt query attends to.",
     )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
     num_classes: int | None = Field(

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dynamonet.errors import UserError
+from dynamonet.model.classifier import Classifier
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import DESCRIPTION, locate, read_description, read_weights, write_model
 from dynamonet.model.motion_filters import MotionFilters
@@ -42,30 +42,6 @@ class Output:
         return f"Output({', '.join(f'{k}={shape(v)}' for k, v in items.items())})"
 
 
-class Classifier(nn.Module):
-    """Batch-normalised [pooled features, DMR] -> dropout -> linear.
-
-    Source: the paper concatenates the two; normalising the DMR first is ours.
-    """
-
-    def __init__(self, config: ModelConfig, num_classes: int, dmr_dim: int) -> None:
-        super().__init__()
-        self.norm_features = nn.BatchNorm1d(config.trunk.dim)
-        self.norm_dmr = nn.BatchNorm1d(dmr_dim) if config.use_dmr else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.linear = nn.Linear(config.trunk.dim + (dmr_dim if config.use_dmr else 0), num_classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, pooled: Tensor, dmr: Tensor) -> Tensor:
-        """Maps pooled (B, D) and DMR (B, dmr_dim) to logits (B, N)."""
-        with torch.autocast(pooled.device.type, enabled=False):
-            parts = [self.norm_features(pooled.float())]
-            if self.norm_dmr is not None:
-                parts.append(self.norm_dmr(dmr.float()))
-            return self.linear(self.dropout(torch.cat(parts, 1)))
-
-
 class DynamoNet(nn.Module):
     """The whole network; needs neither labels nor the next frame to run."""
 
@@ -87,6 +63,20 @@ class DynamoNet(nn.Module):
             if config.num_classes is None
             else Classifier(config, config.num_classes, self.motion.dmr_dim)
         )
+        self.frozen: tuple[nn.Module, ...] = ()
+
+    def freeze(self) -> None:
+        """Leaves only the classifier to be trained; all else also keeps its running statistics."""
+        self.frozen = (self.trunk, self.motion)
+        for module in self.frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> DynamoNet:
+        """Sets training mode, except for what is frozen."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
         """Runs the network on a clip.
@@ -113,7 +103,7 @@ class DynamoNet(nn.Module):
         predicted = predict(clip, filters, levels, config.targets)
         pooled = features.mean((2, 3, 4))
         dmr = self.motion.describe(filters)
-        logits = None if self.classifier is None else self.classifier(pooled, dmr)
+        logits = None if self.classifier is None else self.classifier(features, dmr)
         return Output(features, pooled, filters, dmr, predicted, logits)
 
     def save_pretrained(self, folder: Path, *, extra: dict[str, Any] | None = None) -> None:

@@ -34,6 +34,7 @@ class Findings:
 
     step: Step  # the run, and below it what it was built on
     advice: str = ""
+    protocol: str = ""  # what the test's accuracy hangs on
     metrics: dict[str, History] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)  # name -> PNG
     per_class: list[dict[str, str]] = field(default_factory=list)
@@ -104,6 +105,7 @@ def _add_from_store(found: Findings, client: MlflowClient, run: Run) -> None:
     """Adds what the tracking store knows: metrics, pictures, test results."""
     run_id = run.info.run_id
     found.advice = run.data.tags.get(TAG + "advice", "")
+    found.protocol = run.data.tags.get(TAG + "protocol", "")
     for name in sorted(run.data.metrics):
         history = sorted((m.step, m.value) for m in client.get_metric_history(run_id, name))
         found.metrics[name] = history

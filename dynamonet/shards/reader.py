@@ -41,12 +41,13 @@ REPLACEMENTS = 8  # tries before a batch is given up
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to read: a random one (seed) or number `clip` of `num_clips` spread evenly."""
+    """One view to read: a random one (seed) or number `clip` of `num_clips` spread evenly."""
 
     row: int
     seed: int | None = None
     clip: int = 0
     num_clips: int = 1
+    offset: float = 0.5  # of the square along the longer side; 0 = left or top, 1 = right or bottom
     ahead: tuple[int, ...] = ()  # rows whose tars will be wanted soon
 
 
@@ -70,6 +71,7 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         loop_short: bool,
         eval_side: float,
         loader: LoaderSettings | None = None,
+        never_mirrored: frozenset[int] = frozenset(),
     ) -> None:
         """Args:
         rows: Rows of the index that may be read.
@@ -77,12 +79,14 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         loop_short: A segment shorter than the clip goes round again; else it is left out.
         eval_side: Side of the centre crop as a share of the canvas.
         loader: In which order samples will be asked for, and how much disk a cache may take.
+        never_mirrored: Labels of which no clip is mirrored.
 
         Raises:
             UserError: the cache is too small for that order.
         """
         self.settings, self.num_frames = settings, num_frames
         self.loop_short, self.eval_side = loop_short, eval_side
+        self.never_mirrored = never_mirrored
         self.columns = shards.columns
         self.shard = shards.table["shard"].combine_chunks().dictionary_encode()
         self.keys = shards.table["key"]
@@ -152,16 +156,16 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         width = int(self.columns["width"][request.row])
         if request.seed is None:
             starts = tiled_starts(request.num_clips, self.num_frames, stride, frames)
-            start, offset = starts[request.clip], 0.5
+            start, offset = starts[request.clip], request.offset
             view = View.centred(self.eval_side)
         else:
             rng = np.random.default_rng(request.seed)
             start = random_start(rng, self.num_frames, stride, frames)
-            offset = float(rng.random())
+            offset, label = float(rng.random()), int(self.columns["label"][request.row])
             view = View.drawn(
                 rng,
                 scale=self.settings.crop_scale,
-                flip=self.settings.flip,
+                flip=self.settings.flip and label not in self.never_mirrored,
                 colour=self.settings.colour_jitter,
             )
         indices = clip_indices(start, self.num_frames, stride, frames, loop=self.loop_short)

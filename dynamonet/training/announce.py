@@ -5,6 +5,9 @@ from __future__ import annotations
 from dynamonet.shards.order import EpochPlan
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import LoaderSettings
+from dynamonet.training.precision import Precision
+from dynamonet.training.ranks import Rank
+from dynamonet.training.settings import TrainSettings
 
 
 def clips_line(plan: EpochPlan, reader: ClipReader) -> str:
@@ -35,3 +38,16 @@ def order_line(plan: EpochPlan, reader: ClipReader, loader: LoaderSettings) -> s
         order = f"samples shuffled within {loader.window_tars} tars at a time"
     kept = "" if cache is None else f"; tars kept in {cache.home}, at most {loader.cache_gb:g} GB"
     return f"order    {order}{kept}"
+
+
+def device_line(
+    settings: TrainSettings, rank: Rank, precision: Precision, *, compiled: bool
+) -> str:
+    """Says on what and how the arithmetic is done."""
+    average = settings.ema_decay
+    return (
+        f"device   {rank.device}, channels last, {precision}, "
+        f"{'compiled' if compiled else 'not compiled'}"
+        + (", activations computed twice" if settings.activation_checkpointing else "")
+        + (f", weights averaged (decay {average:g})" if average else "")
+    )

@@ -79,6 +79,12 @@ class CheckpointStore:
             self._thread = None
         self.check()
 
+    def best(self) -> Path:
+        """Returns the best checkpoint, the newest where none was measured."""
+        found = best(self.home, self.best_by) or newest(self.home)
+        assert found is not None
+        return found
+
     def clear_incomplete(self) -> None:
         """Removes what a killed run left half-written."""
         for folder in self.home.glob(".step-*"):

@@ -22,7 +22,7 @@ from dynamonet.settings import to_yaml
 from dynamonet.tracking import TrackedRun
 from dynamonet.training.board import Board
 from dynamonet.training.checkpoint import read_state
-from dynamonet.training.checkpoint_store import newest
+from dynamonet.training.checkpoint_store import best, newest
 from dynamonet.training.console import ConsoleLog, Progress
 from dynamonet.training.loop import train_worker
 from dynamonet.training.resources import default_processes, worker_resources
@@ -80,7 +80,8 @@ def launch(
             with tracking.closing(run), StopSignals() as signals:
                 _fit(task, folder, state, console, signals)
                 _check_end(folder, console, signals)
-                _keep_model(folder, run)
+                best_by = task.best_by() if task.keeps_best() else None
+                _keep_model(folder, run, best_by)
         except KeyboardInterrupt:
             write_state(folder, state, "stopped")
             raise
@@ -229,9 +230,9 @@ def _check_end(folder: Path, console: Console, signals: StopSignals) -> None:
     raise UserError(f"{folder}: the training ended without its last checkpoint")
 
 
-def _keep_model(folder: Path, run: TrackedRun) -> None:
-    """Copies the finished model out of the last checkpoint, whole, and logs it."""
-    source = newest(folder)
+def _keep_model(folder: Path, run: TrackedRun, best_by: str | None) -> None:
+    """Copies the finished model, whole, out of the last checkpoint or the best one; logs it."""
+    source = best(folder, best_by) or newest(folder)
     assert source is not None
     growing = folder / f".{MODEL}"
     shutil.rmtree(growing, ignore_errors=True)

@@ -55,11 +55,13 @@ class Ledger:
         self._send()
 
     def evaluation(self, step: int, found: Evaluation) -> None:
-        """Logs an evaluation's metrics, pictures and files."""
+        """Logs an evaluation; its files go to the run's folder too."""
         for name, figure in found.figures.items():
             words = (figure, name.format(step=step))
             self.artifacts.append(lambda words=words: self.run.log_figure(*words))
         for name, content in found.files.items():
+            (self.home / name).parent.mkdir(exist_ok=True)
+            (self.home / name).write_bytes(content)
             self.artifacts.append(lambda words=(content, name): self.run.log_bytes(*words))
         self.metrics({step: found.metrics})
 

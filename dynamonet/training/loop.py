@@ -16,6 +16,7 @@ import torch
 from ray.train.torch import get_device
 
 from dynamonet.errors import UserError
+from dynamonet.model.files import read_weights
 from dynamonet.shards.index import repair_command
 from dynamonet.shards.reader import TrainingOrder, batches
 from dynamonet.training import announce, not_finite
@@ -105,11 +106,13 @@ class Training:
                 step_traced()
                 done = step + 1
                 over = wish.stop or done == self.total_steps
+                evaluates = self.task.evaluates_after(done, self.total_steps)
                 saves = over or wish.save or done % self.settings.checkpoint_every_steps == 0
+                saves = saves or (evaluates and self.task.best_by() is not None)
                 if self._is_due(done) or self._ends_epoch(done) or saves:
                     self._log(done)
                 self.pace.lap("logging")
-                if self.task.evaluates_after(done, self.total_steps):
+                if evaluates:
                     self._evaluate(done)
                     self.pace.lap("evaluation")
                 if saves:
@@ -216,6 +219,19 @@ class Training:
             self.ledger.evaluation(done, found)
             self.job.progress.note(done, found.metrics)
 
+    def _test(self) -> None:
+        """Measures what the run keeps: its last weights, or those of its best checkpoint."""
+        model = self.learner.result.eval()
+        if self.task.keeps_best():
+            best = self.rank.agree(self.store.best() if self.rank.leads else self.job.home)
+            model.load_state_dict(read_weights(best))
+        else:
+            self.rank.share_buffers(model)
+        found = self.task.test(model, self.rank, self.precision)
+        if found is not None and self.rank.leads:
+            self.ledger.evaluation(self.total_steps, found)
+            self.job.progress.note(self.total_steps, found.metrics)
+
     def _save(self, done: int) -> None:
         """Copies the state and lets a thread write it; only rank 0 does."""
         state, batch = self.state, self.plan.global_batch
@@ -227,8 +243,13 @@ class Training:
         self.found, self.saved_at = {}, time.monotonic()
 
     def _close(self) -> None:
+        if not self.total_steps:
+            self._save(0)  # a model that nothing is taught is a result too
         if self.rank.leads:
             self.store.wait()
+        if self.state.step == self.total_steps:
+            self._test()
+        if self.rank.leads:
             self.ledger.close()
         self.rank.any(False)  # nobody leaves before the last checkpoint is on disk
 
@@ -238,19 +259,16 @@ class Training:
             return
         self.store.clear_incomplete()
         self.ledger.resume()  # one that was killed may have logged more than its checkpoint holds
-        average = self.settings.ema_decay
+        settings, plan = self.settings, self.plan
         lines = [
-            announce.clips_line(self.plan, self.reader),
+            announce.clips_line(plan, self.reader),
             announce.batch_line(
-                self.plan, self.update.micro_batch, self.job.processes, self.job.threads
+                plan, self.update.micro_batch, self.job.processes, self.job.threads
             ),
-            announce.order_line(self.plan, self.reader, self.settings.loader),
-            f"device   {self.rank.device}, channels last, {self.precision}, "
-            f"{'compiled' if self.compiled else 'not compiled'}"
-            + (", activations computed twice" if self.settings.activation_checkpointing else "")
-            + (f", weights averaged (decay {average:g})" if average else ""),
+            announce.order_line(plan, self.reader, settings.loader),
+            announce.device_line(settings, self.rank, self.precision, compiled=self.compiled),
+            f"work     {self.pace.capacity}",
         ]
-        lines.append(f"work     {self.pace.capacity}")
         if self.state.step:
             lines.append(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
         for line in lines:

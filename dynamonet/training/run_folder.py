@@ -5,6 +5,7 @@
   settings.yaml     the complete settings
   step-00000200/    checkpoints, see checkpoint_store
   not-finite/       steps that were refused, see not_finite
+  test/             tables of the test, e.g. the predictions for each video
   model/            the finished model
 """
 

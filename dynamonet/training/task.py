@@ -83,6 +83,17 @@ class Task(ABC, Generic[S]):
         """Names the evaluated metric, higher is better, by which the best checkpoint is kept."""
         return None
 
+    def keeps_best(self) -> bool:
+        """Tells whether the finished model is that of the best checkpoint, not of the last."""
+        return False
+
+    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation | None:
+        """Measures the finished model, once, on data that nothing was chosen by; None = has none.
+
+        Every rank takes its share.
+        """
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Returns JSON-able facts to store beside the model."""
         return {}

@@ -166,6 +166,11 @@ def yuv_to_rgb(luma: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return rgb.clamp_(0, 1).permute(0, 4, 1, 2, 3)
 
 
+def normalise(clip: Tensor) -> Tensor:
+    """Turns RGB in [0, 1] into what the model reads."""
+    return (clip - MEAN) / STD
+
+
 def denormalise(clip: Tensor) -> Tensor:
     """Turns normalised RGB back into [0, 1], for looking at."""
     return (clip.float() * STD + MEAN).clamp(0, 1)

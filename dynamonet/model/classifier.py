@@ -1,0 +1,66 @@
+"""What reads classes off the features and the dynamic motion representation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dynamonet.model.config import ModelConfig
+
+HEAD_DIM = 64  # of an attention head at least; not studied
+MLP_RATIO = 4  # Source: the transformer's
+
+
+class Classifier(nn.Module):
+    """Batch-normalised [pooled features, DMR] -> dropout -> linear.
+
+    Source: the paper concatenates the two; normalising them first is ours.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, dmr_dim: int) -> None:
+        super().__init__()
+        dim = config.trunk.dim
+        self.attention = AttentivePool(dim) if config.pooling == "attentive" else None
+        self.norm_features = nn.BatchNorm1d(dim)
+        self.norm_dmr = nn.BatchNorm1d(dmr_dim) if config.use_dmr else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(dim + (dmr_dim if config.use_dmr else 0), num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor, dmr: Tensor) -> Tensor:
+        """Maps features (B, D, t, h, w) and DMR (B, dmr_dim) to logits (B, N)."""
+        with torch.autocast(features.device.type, enabled=False):
+            if self.attention is None:
+                pooled = features.mean((2, 3, 4)).float()
+            else:
+                pooled = self.attention(features.float())
+            parts = [self.norm_features(pooled)]
+            if self.norm_dmr is not None:
+                parts.append(self.norm_dmr(dmr.float()))
+            return self.linear(self.dropout(torch.cat(parts, 1)))
+
+
+class AttentivePool(nn.Module):
+    """A learnt query q reads the feature map's cells x: y = q + attention(q, x); y + MLP(y).
+
+    12 D^2 parameters. Source: the attentive probe of V-JEPA (Bardes et al. 2024).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        heads = next(n for n in range(max(1, dim // HEAD_DIM), 0, -1) if dim % n == 0)
+        self.query = nn.Parameter(torch.zeros(1, 1, dim))
+        self.norm_cells = nn.LayerNorm(dim)
+        self.attend = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm_read = nn.LayerNorm(dim)
+        hidden = MLP_RATIO * dim
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        nn.init.trunc_normal_(self.query, std=0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (B, D, t, h, w) to (B, D)."""
+        cells = self.norm_cells(features.flatten(2).transpose(1, 2))
+        query = self.query.expand(len(cells), -1, -1)
+        read = query + self.attend(query, cells, cells, need_weights=False)[0]
+        return (read + self.mlp(self.norm_read(read))).squeeze(1)
