@@ -16,6 +16,7 @@ import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ class TrackedRun:
             client.log_batch(self.run_id, metrics=metrics[first : first + _BATCH])
 
     def log_figure(self, figure: Figure, name: str) -> None:
-        self.client.log_figure(self.run_id, figure, name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks
+            self.client.log_figure(self.run_id, figure, name)
 
     def log_text(self, text: str, name: str) -> None:
         self.client.log_text(self.run_id, text, name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -103,9 +101,7 @@ def _draw_strips(strips: list[tuple[str, NDArray[np.uint8]]]) -> Figure:
     axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
     for axis in axes:
         axis.set_axis_off()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks
-        for axis, (text, frames) in zip(axes, strips, strict=False):
-            axis.imshow(np.concatenate(list(frames), 1))
-            axis.set_title(text, fontsize=8, loc="left", parse_math=False)
+    for axis, (text, frames) in zip(axes, strips, strict=False):
+        axis.imshow(np.concatenate(list(frames), 1))
+        axis.set_title(text, fontsize=8, loc="left", parse_math=False)
     return figure

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
-from dynamonet.errors import UserError, run_entry
+from dynamonet.errors import run_entry
 from dynamonet.settings import load
+from finetune.labelled import open_labelled
 from finetune.settings import FinetuneSettings
-
-if TYPE_CHECKING:
-    from dynamonet.shards.index import ShardSet
 
 EXAMPLES = """examples:
   python finetune/run.py --dataset hmdb51 --split 1            on the newest pretrained model
@@ -43,32 +39,6 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     from finetune.runs import mean_metrics, run_all
 
     return mean_metrics(run_all(settings, shards, console))
-
-
-def open_labelled(settings: FinetuneSettings) -> ShardSet:
-    """Opens the labelled set that the settings name.
-
-    Raises:
-        UserError: there is none, or it has no labels; the message has the command that makes it.
-    """
-    from dynamonet.shards.index import CARD, ShardSet
-    from dynamonet.storage import Folder
-
-    path = settings.shards_path(settings.shards_name())
-    if Folder.at(path).size(CARD) is None:
-        raise UserError(
-            f"{path}: no shards of {settings.dataset} here. Make them with\n"
-            f"  python data_prep/shard.py --source VIDEOS --dataset {settings.dataset} "
-            f"--output {path}"
-        )
-    shards = ShardSet.open(path)
-    if not shards.classes:
-        raise UserError(
-            f"{path}: these shards have no labels. Make labelled ones with\n"
-            f"  python data_prep/shard.py --source VIDEOS --dataset {settings.dataset} "
-            "--output ANOTHER"
-        )
-    return shards
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dynamonet.model.config import ModelConfig
 from dynamonet.settings import Settings, whole_number
@@ -150,6 +150,25 @@ class FinetuneSettings(TrainSettings):
         """The split of a single run."""
         assert self.split != "all"
         return self.split
+
+
+class CurveSettings(FinetuneSettings):
+    """Everything that `finetune/label_curve.py` can be told."""
+
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
+        description="Shares of each class's training videos.",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=(0, 1, 2), description="Seeds of each point; null = seed alone."
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or list(value) != sorted(set(value)):
+            raise ValueError("expected different shares, the smallest first, e.g. 0.01,0.1,1")
+        return value
 
 
 @dataclass(frozen=True)

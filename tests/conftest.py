@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # before Ray or MLflow are imported: the tests' Ray is their own, and nothing is kept outside tmp
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -19,9 +21,19 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
+
+from dynamonet.stage import StageSettings
+from dynamonet.training.console import Progress
+from dynamonet.training.ranks import Rank
+from dynamonet.training.task import Job, Task
+
+if TYPE_CHECKING:
+    from dynamonet.tracking import TrackedRun
+    from dynamonet.training.loop import Training
 
 settings.register_profile("no clock", deadline=None)  # the machine may be shared
 settings.load_profile("no clock")
@@ -71,6 +83,27 @@ def stop_driver(driver: subprocess.Popen[bytes], how: signal.Signals) -> bytes:
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
     return error
+
+
+def tracked(stage: str, home: Path, own: StageSettings) -> TrackedRun:
+    """Begins a run in the tracking store beside a run's folder."""
+    from dynamonet import tracking
+
+    return tracking.start_run(
+        stage, home.name, own, experiment="dynamonet", runs_path=str(home.parent),
+        results=str(home), parents=[], datasets=[],
+    )  # fmt: skip
+
+
+def training_alone(
+    task: Task[Any], run: TrackedRun, home: Path, messages: queue.Queue[Any], **more: Any
+) -> Training:
+    """Returns a training in this process, without Ray."""
+    from dynamonet.training.loop import Training
+
+    torch.set_num_threads(1)
+    job = Job(task, run, {}, Progress(messages), None, home, 0, 1)  # type: ignore[arg-type]
+    return Training(job, Rank(0, 1, torch.device("cpu")), **more)
 
 
 def moving_frames(num: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

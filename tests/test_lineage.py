@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, tracked
 from mlflow import MlflowClient
 
 from dynamonet import lineage, tracking
@@ -179,16 +179,7 @@ def test_changed_shards_and_code_are_told(
 
 def test_a_run_deleted_in_the_store_is_told(finished: Finished, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    made = tracking.start_run(
-        "finetune",
-        "lost",
-        StageSettings(),
-        experiment="e",
-        runs_path=str(runs),
-        results="",
-        parents=[],
-        datasets=[],
-    )
+    made = tracked("finetune", runs / "lost", StageSettings())
     MlflowClient(made.uri).delete_run(made.run_id)
     step = lineage.main([made.run_id, "--runs", str(runs)])
     assert step.notes == ["the run was deleted in the tracking store"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, tracked, training_alone
 from mlflow import MlflowClient
 from torch import Tensor, nn
 
@@ -23,12 +23,9 @@ from dynamonet.settings import load
 from dynamonet.training import checkpoint_store
 from dynamonet.training.checkpoint import read_state
 from dynamonet.training.checkpoint_store import newest
-from dynamonet.training.console import Progress
 from dynamonet.training.loop import Training
 from dynamonet.training.meters import Sums
 from dynamonet.training.not_finite import Replay
-from dynamonet.training.ranks import Rank
-from dynamonet.training.task import Job
 from dynamonet.video.transforms import ClipBatch
 from pretrain.objective import Pretraining
 from pretrain.settings import PretrainSettings
@@ -62,11 +59,7 @@ class Bench:
     def __init__(self, shards: Path, home: Path) -> None:
         self.shards, self.home, self.said = shards, home, list[str]()
         home.mkdir(parents=True)
-        settings = self.settings()
-        self.run = tracking.start_run(
-            "pretrain", home.name, settings, experiment="dynamonet", runs_path=str(home.parent),
-            results=str(home), parents=[], datasets=[],
-        )  # fmt: skip
+        self.run = tracked("pretrain", home, self.settings())
 
     def settings(self, *words: str) -> PretrainSettings:
         argv = [*BASE, *words]
@@ -74,11 +67,9 @@ class Bench:
 
     def training(self, *words: str, nan_at: tuple[int, ...] = (), **more: Any) -> Training:
         CALLS.clear()
-        torch.set_num_threads(1)
         task = Trouble(self.settings(*words), str(self.shards), nan_at=nan_at)
         self.messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
-        job = Job(task, self.run, {}, Progress(self.messages), None, self.home, 0, 1)  # type: ignore[arg-type]
-        return Training(job, Rank(0, 1, torch.device("cpu")), **more)
+        return training_alone(task, self.run, self.home, self.messages, **more)
 
     def train(self, *words: str, nan_at: tuple[int, ...] = ()) -> Training:
         training = self.training(*words, nan_at=nan_at)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tracked
 from mlflow import MlflowClient
 from rich.console import Console
 from torch import nn
 
-from dynamonet import tracking
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.stage import StageSettings
@@ -205,16 +205,7 @@ def test_on_a_terminal_the_line_stays_in_place_and_elsewhere_each_is_printed() -
 
 
 def test_a_trace_of_a_few_steps_becomes_an_artifact(tmp_path: Path) -> None:
-    run = tracking.start_run(
-        "pretrain",
-        "traced",
-        StageSettings(),
-        experiment="e",
-        runs_path=str(tmp_path),
-        results="",
-        parents=[],
-        datasets=[],
-    )
+    run = tracked("pretrain", tmp_path / "traced", StageSettings())
     for steps in (3, 8):  # fewer than are wanted, and more
         with traced(run, CPU, wanted=True) as step_traced:
             for _ in range(steps):

@@ -61,6 +61,6 @@ class AttentivePool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (B, D, t, h, w) to (B, D)."""
         cells = self.norm_cells(features.flatten(2).transpose(1, 2))
-        query = self.query.expand(len(cells), -1, -1)
+        query = self.query.repeat(cells.shape[0], 1, 1)
         read = query + self.attend(query, cells, cells, need_weights=False)[0]
         return (read + self.mlp(self.norm_read(read))).squeeze(1)

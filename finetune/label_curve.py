@@ -1,0 +1,56 @@
+"""How many labels pretraining saves: `python finetune/label_curve.py --dataset folder --shards own`
+
+For each share of the labels and each seed one training from scratch and one pretrained, with the
+same settings; a table, a CSV and a picture of both curves with their intervals.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dynamonet.errors import UserError, run_entry
+from dynamonet.settings import load
+from finetune.labelled import open_labelled
+from finetune.settings import CurveSettings
+
+if TYPE_CHECKING:
+    from finetune.curve import Point
+
+EXAMPLES = """examples:
+  python finetune/label_curve.py --dataset folder --shards own --max_steps 500
+  python finetune/label_curve.py --dataset ucf101 --shares 0.01,0.1,1 --seeds 0,1,2,3,4
+  python finetune/label_curve.py --dataset hmdb51 --pretrained runs/pretrain/NAME --name hmdb-curve
+
+Give --max_steps: epochs of a small share are few steps. A curve that was stopped goes on with the
+same --name.
+"""
+
+
+def main(argv: list[str]) -> list[Point]:
+    """Draws the curve that the command line asks for; --help lists all settings."""
+    settings = load(
+        CurveSettings,
+        argv,
+        stage="finetune",
+        prog="python finetune/label_curve.py",
+        description="Compares pretrained with from scratch at growing shares of the labels.",
+        examples=EXAMPLES,
+    )
+    if settings.pretrained == "none":
+        raise UserError(
+            "--pretrained none: the curve compares a pretrained model with a training from "
+            "scratch; name a model, or `newest`"
+        )
+    if settings.recipe == "knn":
+        raise UserError("--recipe knn: neighbours of untaught features tell nothing; train a part")
+    shards = open_labelled(settings)
+    # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
+    from finetune.curve import label_curve
+
+    return label_curve(settings, shards, Console())
+
+
+if __name__ == "__main__":
+    run_entry(main)

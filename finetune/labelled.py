@@ -1,0 +1,37 @@
+"""The labelled shard set that a fine-tuning asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynamonet.errors import UserError
+from finetune.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from dynamonet.shards.index import ShardSet
+
+
+def open_labelled(settings: FinetuneSettings) -> ShardSet:
+    """Opens the labelled set that the settings name.
+
+    Raises:
+        UserError: there is none, or it has no labels; the message has the command that makes it.
+    """
+    from dynamonet.shards.index import CARD, ShardSet
+    from dynamonet.storage import Folder
+
+    path = settings.shards_path(settings.shards_name())
+    if Folder.at(path).size(CARD) is None:
+        raise UserError(
+            f"{path}: no shards of {settings.dataset} here. Make them with\n"
+            f"  python data_prep/shard.py --source VIDEOS --dataset {settings.dataset} "
+            f"--output {path}"
+        )
+    shards = ShardSet.open(path)
+    if not shards.classes:
+        raise UserError(
+            f"{path}: these shards have no labels. Make labelled ones with\n"
+            f"  python data_prep/shard.py --source VIDEOS --dataset {settings.dataset} "
+            "--output ANOTHER"
+        )
+    return shards
