@@ -4,7 +4,8 @@
 
 A 2D kernel k becomes the centre of a 3D one with zeros before and after it in time, so each frame
 is seen as the 2D network saw it, the first and last too. I3D's k/3 on each of three taps gives the
-same for a still clip, but loses a third at its two ends, and blurs moving ones.
+same for a still clip, but loses a third at its two ends, and blurs moving ones. The stages then
+keep all steps in time: a stride over single taps would pass over frames.
 
 Source: I3D (Carreira and Zisserman, CVPR 2017) for inflation; the centre tap and the folding, ours.
 """

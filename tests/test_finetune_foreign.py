@@ -158,14 +158,25 @@ def test_an_image_network_gives_a_still_clip_its_picture_s_features_at_every_ste
         "fc.bias",
     }
     picture = pixels(1)
-    ours = trunk_of(foreign)(((picture - MEAN) / STD).expand(-1, -1, 20, -1, -1))
+    ours = trunk_of(foreign)(((picture - MEAN) / STD).expand(-1, -1, 6, -1, -1))
     flat = scaled(picture, IMAGENET)[:, :, 3]
     net.conv1.padding = (0, 0)
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
         flat = net.get_submodule(name)(flat)
-    assert ours.shape[2] == 2
+    assert ours.shape[2] == 3
     assert_same(ours, flat[:, :, None].expand_as(ours))
     assert_same(resnet(state, scaled(picture, IMAGENET)[:, :, 3]), flat)  # for the tests below
+
+
+@torch.no_grad()
+def test_an_image_network_overlooks_no_frame_of_a_clip() -> None:
+    trunk = trunk_of(recognise(resnet_state(8, (1, 1, 1, 1), 2), "file.pth"))
+    clip = pixels(5, 32)
+    features = trunk(clip)
+    for frame in range(5):
+        changed = clip.clone()
+        changed[:, :, frame] = 1.5 - changed[:, :, frame]
+        assert not torch.equal(trunk(changed), features)
 
 
 @torch.no_grad()
@@ -242,9 +253,10 @@ def test_slow_keeps_its_features_on_a_still_clip_away_from_its_ends() -> None:
 
 
 def test_the_architecture_follows_from_the_file() -> None:
+    every = (1, 1, 1, 1)
     for name, found in (
-        ("resnet34", TrunkConfig(depth=34)),
-        ("resnext50_32x4d", TrunkConfig(depth=50, kind="resnext")),
+        ("resnet34", TrunkConfig(depth=34, temporal_strides=every)),
+        ("resnext50_32x4d", TrunkConfig(depth=50, kind="resnext", temporal_strides=every)),
     ):
         assert recognise(zeros(name), "file.pth").model() == ModelConfig(trunk=found)
     deep = recognise(resnet_state(4, (3, 4, 23, 3), 3), "file.pth").trunk
