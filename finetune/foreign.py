@@ -81,9 +81,9 @@ def recognise(tensors: Tensors, origin: str) -> Foreign:
     summed = sum(v.ndim == 5 and v.shape[2] > fitted[k].shape[2] for k, v in named.items())
     if summed:
         notes.append(f"{summed} kernels longer in time than ours hold the sum of their taps")
-    if family.shortcuts_without_weights and (made := _plain_shortcuts(fitted, wanted)):
+    if family.shortcuts_without_weights and not any(".branch1_" in key for key in fitted):
         notes.append("shortcuts without weights became projections that do the same")
-        fitted |= made
+        fitted |= _plain_shortcuts(wanted)
     counters = {key: torch.tensor(0) for key in wanted if key.endswith("num_batches_tracked")}
     complete = counters | fitted
     _check_whole(complete, wanted, family, origin)
@@ -219,21 +219,21 @@ def _architecture(named: Tensors, family: Family, origin: str) -> TrunkConfig:
     return validate(TrunkConfig, found, origin=origin)
 
 
-def _plain_shortcuts(named: Tensors, wanted: dict[str, torch.Size]) -> Tensors:
+def _plain_shortcuts(wanted: dict[str, torch.Size]) -> Tensors:
     """Returns projections that pass every stride-th value on and fill up with zero channels.
 
     Exact when evaluated: the norm behind the projection undoes its own epsilon.
     """
     made: Tensors = {}
     for key, shape in wanted.items():
-        if key in named or ".branch1_" not in key:
+        if ".branch1_" not in key or key.endswith("num_batches_tracked"):
             continue
         if len(shape) == 5:
             made[key] = torch.eye(shape[0], shape[1])[:, :, None, None, None]
         else:
             value = {"weight": 1.0, "running_var": 1 - 1e-5}.get(key.rpartition(".")[2], 0.0)
             made[key] = torch.full(shape, value)
-    return {key: value for key, value in made.items() if not key.endswith("num_batches_tracked")}
+    return made
 
 
 def _check_whole(

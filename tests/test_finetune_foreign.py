@@ -290,6 +290,10 @@ def test_known_names_with_something_more_or_less_inside_are_another_network() ->
         recognise({**state, "layer1.0.se.fc1.weight": torch.zeros(1)}, "file.pth")
     with pytest.raises(UserError, match=r"stem\.norm\.running_var is missing"):
         recognise({k: v for k, v in state.items() if k != "bn1.running_var"}, "file.pth")
+    video = resnet_state(8, (1, 1, 1, 1), 3)
+    del video["layer3.0.downsample.0.weight"]  # of one stage only: damaged, not type A
+    with pytest.raises(UserError, match=r"branch1_conv\.weight is missing"):
+        recognise(video, "file.pth")
     state["layer2.0.conv1.weight"][0] = torch.nan
     with pytest.raises(UserError, match=r"NaN or infinite"):
         recognise(state, "file.pth")
