@@ -16,10 +16,8 @@ from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig
-from dynamonet.model.files import read_description, read_weights
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import compare, error_metrics, error_sums, prediction_loss
-from dynamonet.settings import validate
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.embedding import Memory, described, features_of
@@ -32,7 +30,7 @@ from finetune.augment import augment
 from finetune.evaluate import Views, full_report, metrics_of, predict, softmax
 from finetune.parts import Parts
 from finetune.settings import FinetuneSettings
-from finetune.transfer import transfer
+from finetune.transfer import pretrained_config, pretrained_weights, transfer
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,7 @@ class Finetuning(Task[FinetuneSettings]):
             return self.settings.model
         if self.pretrained is None:
             return ModelConfig()
-        found = read_description(Path(self.pretrained))
-        return validate(ModelConfig, found["model"], origin=self.pretrained)
+        return pretrained_config(Path(self.pretrained))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what a worker opens itself."""
@@ -78,7 +75,8 @@ class Finetuning(Task[FinetuneSettings]):
         }
         model = DynamoNet(self.architecture.model_copy(update=update))
         if self.pretrained is not None:
-            transfer(model, read_weights(Path(self.pretrained)), settings.min_loaded_share)
+            weights = pretrained_weights(Path(self.pretrained), model.config)
+            transfer(model, weights, settings.min_loaded_share)
         if settings.recipe in ("linear", "attentive"):
             model.freeze()
         elif not (settings.use_dmr or settings.auxiliary):

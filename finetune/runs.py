@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from dynamonet import cluster
-from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
 from dynamonet.origin import DatasetUse
 from dynamonet.report import write_report
@@ -24,7 +23,7 @@ from finetune.objective import Finetuning
 from finetune.results import videos_of
 from finetune.scores import interval
 from finetune.settings import FinetuneSettings
-from finetune.transfer import Pretrained, find_pretrained, transfer
+from finetune.transfer import Pretrained, find_pretrained, pretrained_weights, transfer
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ def run_once(settings: FinetuneSettings, shards: ShardSet, console: Console) -> 
     if pretrained:
         console.print(f"weights  {pretrained.folder}", soft_wrap=True)
         fitted = DynamoNet(task.architecture)
-        weights = read_weights(pretrained.folder)
+        weights = pretrained_weights(pretrained.folder, fitted.config)
+        if pretrained.note:
+            console.print(f"         {pretrained.note}", soft_wrap=True)
         console.print(f"         {transfer(fitted, weights, settings.min_loaded_share)}")
     else:
         console.print("weights  from scratch")

@@ -213,9 +213,9 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
         recogniser.model,
         reader,
         replace(shards, card={**shards.card, "classes": CLASSES}),
+        evaluate.Views(clips=3, crops=1),
         rank=Rank(0, 1, torch.device("cpu")),
         precision=Precision(torch.float32, "cpu"),
-        test_clips=3,
         batch_size=6,
     )
     found = {v.video.removeprefix(f"{video_folder}/"): v for v in seen(model, video_folder)}

@@ -280,7 +280,7 @@ def test_splits_and_seeds_make_one_run_each() -> None:
 def test_settings_of_stage_3_that_make_no_sense_are_refused() -> None:
     with pytest.raises(SettingsError, match="recipe: linear reads the features of a pretrained"):
         settings("--recipe", "linear", "--pretrained", "none")
-    with pytest.raises(SettingsError, match="split.*greater than or equal to 1"):
+    with pytest.raises(SettingsError, match=r"split.*greater than or equal to 1"):
         settings("--split", "0")
     with pytest.raises(SettingsError, match="test_crops: Input should be 1 or 3"):
         settings("--test_crops", "2")
