@@ -193,7 +193,7 @@ def _foreign(
 
 
 def _labelled(windows: Windows, file: Path) -> np.ndarray:
-    """Returns the numbers of the videos that a CSV of path[,label] names; an empty label is none."""
+    """Returns the numbers of the videos of a CSV of path[,label]; without an empty label."""
     import numpy as np
 
     try:
