@@ -47,7 +47,7 @@ def test_distances_in_blocks_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatc
         known.append(one)
 
 
-def test_nearest_leaves_out_the_query_and_the_gallery_survives_a_lost_video(home: Path) -> None:
+def test_nearest_leaves_out_the_query_and_the_gallery_has_pictures(home: Path) -> None:
     words = ["nearest", str(home / "f.parquet"), "--query", str(home / "videos/<a>.mp4") + "@0.1"]
     hits = search.main([*words, "--gallery", str(home / "g.html")])
     assert (str(home / "videos/<a>.mp4"), 0.0) not in {(h.video, h.start_seconds) for h in hits}
@@ -92,5 +92,5 @@ def test_a_query_that_is_not_there_is_named(home: Path, query: str, message: str
 def test_a_file_that_is_no_features_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("no")
     for name in ("x.parquet", "gone.parquet"):
-        with pytest.raises(UserError, match="predict.py"):
+        with pytest.raises(UserError, match=r"predict\.py"):
             search.main(["outliers", str(tmp_path / name)])
