@@ -30,12 +30,16 @@ TABLE_SCHEMA = pa.schema(
 FEATURES_SCHEMA = pa.schema(
     [
         pa.field("video", pa.string(), False),
+        pa.field("path", pa.string(), False),  # absolute path or URI of the video
         pa.field("start_seconds", pa.float64(), False),
         pa.field("end_seconds", pa.float64(), False),
         pa.field("features", pa.list_(pa.float32()), False),
         pa.field("dmr", pa.list_(pa.float32()), False),
     ]
 )
+FEATURES_FORMAT = "2"  # 2 = with each video's path and the model's digest
+FORMAT_KEY, MODEL_KEY = b"dynamonet.features", b"dynamonet.model"  # in the schema's metadata
+DIGEST_KEY = b"dynamonet.weights_digest"
 _ROWS_HELD = 256  # feature rows that wait for being written together
 
 
@@ -108,17 +112,18 @@ def _rows(videos: list[VideoReport]) -> Iterator[dict[str, Any]]:
 class FeatureRows:
     """The rows of a features file, written in groups as they come."""
 
-    def __init__(self, writer: pq.ParquetWriter) -> None:
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self.count = 0
-        self._writer = writer
+        self._writer, self._schema = writer, schema
         self._held: list[dict[str, Any]] = []
 
-    def add(self, video: str, window: WindowSeen) -> None:
-        """Adds a window's row."""
+    def add(self, video: str, path: str, window: WindowSeen) -> None:
+        """Adds a window's row; `path` is the video's absolute path or URI."""
         self.count += 1
         self._held.append(
             {
                 "video": video,
+                "path": path,
                 "start_seconds": window.start_seconds,
                 "end_seconds": window.end_seconds,
                 "features": window.seen.features,
@@ -130,18 +135,24 @@ class FeatureRows:
 
     def flush(self) -> None:
         """Writes the rows that are held."""
-        self._writer.write_table(pa.Table.from_pylist(self._held, FEATURES_SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist(self._held, self._schema))
         self._held.clear()
 
 
 @contextmanager
-def features_file(file: Path) -> Iterator[FeatureRows]:
+def features_file(file: Path, model: str, digest: str) -> Iterator[FeatureRows]:
     """Yields the rows of a Parquet file that takes its name on a clean exit.
+
+    Args:
+        model: The model's folder.
+        digest: Of its weights; both are kept in the schema's metadata.
 
     Raises:
         UserError: the file cannot be written.
     """
-    with whole_file(file) as growing, pq.ParquetWriter(growing, FEATURES_SCHEMA) as writer:
-        rows = FeatureRows(writer)
+    facts = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
+    schema = FEATURES_SCHEMA.with_metadata(facts)
+    with whole_file(file) as growing, pq.ParquetWriter(growing, schema) as writer:
+        rows = FeatureRows(writer, schema)
         yield rows
         rows.flush()

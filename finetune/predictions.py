@@ -61,7 +61,9 @@ def predict(
     with ExitStack() as stack:
         features = None
         if options.features is not None:
-            features = stack.enter_context(features_file(options.features))
+            features = stack.enter_context(
+                features_file(options.features, str(recogniser.folder), recogniser.digest)
+            )
         for video, name in zip(videos, names, strict=True):
             strip = None if options.filmstrip is None else options.filmstrip / name
             try:
@@ -108,7 +110,7 @@ def _predict_one(
     for window in _with_progress(viewing, video.name, console):
         seen = window.seen
         if features is not None:
-            features.add(video.name, window)
+            features.add(video.name, video.path, window)
         top = _top(seen.probabilities, recogniser.classes, options.top)
         windows.append(WindowReport(window.start_seconds, window.end_seconds, top))
         if seen.probabilities is not None:

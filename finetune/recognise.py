@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
-from dynamonet.model.files import locate, read_description
+from dynamonet.model.files import locate, read_description, weights_digest
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
 from dynamonet.shards.reader import resize_planes
@@ -75,6 +75,7 @@ class Recogniser:
         """
         self.folder = locate(place)
         found = read_description(self.folder)
+        self.digest = weights_digest(self.folder)
         origin = str(self.folder)
         self.clips = validate(ClipSettings, found.get("clips", {}), origin=origin)
         self.frames = validate(FrameSettings, found.get("frames", {}), origin=origin)

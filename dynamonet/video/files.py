@@ -42,6 +42,11 @@ class VideoFile:
     folder: Folder
     source: Source
 
+    @property
+    def path(self) -> str:
+        """The absolute path or URI, as text."""
+        return printable(f"{self.folder.path}/{self.source.path}")
+
 
 def find_videos(places: list[str]) -> tuple[list[VideoFile], dict[str, str]]:
     """Finds the videos that paths stand for; returns them, and what is none with the reason.
