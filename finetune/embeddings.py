@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class Windows:
     def __len__(self) -> int:
         return len(self.videos)
 
-    @property
+    @cached_property
     def group(self) -> np.ndarray:
         """A number for each row's video, (N,); the same path is the same video."""
         return np.unique(self.paths, return_inverse=True)[1].astype(np.int64)

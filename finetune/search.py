@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from finetune.embeddings import Windows
-    from finetune.neighbours import Rows
 
 EXAMPLES = """examples:
   python finetune/predict.py MODEL videos/ --features features.parquet
@@ -72,17 +70,18 @@ def main(argv: list[str]) -> list[Hit]:
 def nearest(windows: Windows, options: argparse.Namespace) -> list[Hit]:
     """Finds the windows nearest to a query; none of the query's own that overlap it in time."""
     from finetune.neighbours import distances
+    from finetune.queries import holding, split_query, windows_of_new
 
-    name, seconds = _query(windows, options.query)
+    name, seconds = split_query(windows, options.query)
     own = windows.of(name)
     rows = windows.scaled(windows.parts)
     if len(own):
-        at = own if seconds is None else own[_holding(windows, own, seconds, name)]
+        at = own if seconds is None else own[holding(windows, own, seconds, name)]
         query = rows[at]
         start, end = windows.start_seconds, windows.end_seconds
         barred = [i for i in own for q in at if start[i] < end[q] and start[q] < end[i]]
     else:
-        query, barred = _foreign(windows, name, seconds, options), []
+        query, barred = windows_of_new(windows, name, seconds, options.model, options.by), []
     far = distances(query, rows).min(0)
     far[barred] = float("inf")
     order = far.argsort(kind="stable")[: options.top]
@@ -107,19 +106,23 @@ def label_next(windows: Windows, options: argparse.Namespace) -> list[Hit]:
     import numpy as np
 
     from finetune.neighbours import cover, unit
+    from finetune.queries import labelled_videos
 
     rows, group = windows.scaled(windows.parts), windows.group
     counts = np.bincount(group)
     means = np.zeros((len(counts), rows.shape[1]), np.float32)
     np.add.at(means, group, rows)
     means = unit(means)
-    known = _labelled(windows, options.labelled) if options.labelled else np.zeros(0, np.int64)
+    known = (
+        labelled_videos(windows, options.labelled) if options.labelled else np.zeros(0, np.int64)
+    )
     left = len(means) - len(known)
     if options.budget > left:
         raise UserError(f"--budget {options.budget}: {left} videos are not labelled yet")
     chosen, far = cover(means, options.budget, known)
     typical = (rows * means[group]).sum(1)
-    best = [max(np.flatnonzero(group == g), key=lambda i: typical[i]) for g in chosen]
+    members = [np.flatnonzero(group == g) for g in chosen]
+    best = [int(own[typical[own].argmax()]) for own in members]
     return _hits(windows, best, dict(zip(best, far, strict=True)))
 
 
@@ -133,105 +136,14 @@ def _hits(windows: Windows, order: list[int] | np.ndarray, far: object) -> list[
     return hits
 
 
-def _query(windows: Windows, text: str) -> tuple[str, float | None]:
-    """Splits VIDEO@SECONDS; a name that itself holds an @ is tried whole first."""
-    name, sign, time = text.rpartition("@")
-    if len(windows.of(text)) or Path(text).exists() or not sign:
-        return text, None
-    try:
-        return name, float(time)
-    except ValueError:
-        return text, None
-
-
-def _holding(windows: Windows, own: np.ndarray, seconds: float, name: str) -> np.ndarray:
-    start, end = windows.start_seconds[own], windows.end_seconds[own]
-    holds = (start <= seconds) & (seconds < end)
-    if not holds.any():
-        raise UserError(
-            f"{name}@{seconds:g}: no window there; its windows lie between {start.min():.1f} and "
-            f"{end.max():.1f} s"
-        )
-    return holds
-
-
-def _foreign(
-    windows: Windows, name: str, seconds: float | None, options: argparse.Namespace
-) -> Rows:
-    """Computes the windows of a video that is not in the file, scaled as those in it."""
-    import numpy as np
-
-    from dynamonet.video.decode import DecodeError
-    from dynamonet.video.files import find_videos
-
-    videos, _ = find_videos([name])
-    if len(videos) != 1 or options.model is None:
-        hint = windows.closest(name) if not videos else "; for a new video give --model MODEL too"
-        raise UserError(f"{name}: not in {windows.file}{hint}")
-    from finetune.embeddings import PARTS
-    from finetune.recognise import Recogniser, Viewing
-
-    model = Recogniser(options.model, batch_size=8, pictures=False)
-    if model.digest != windows.digest:
-        raise UserError(
-            f"{model.folder}: not the model that made {windows.file} ({windows.model}); distances "
-            "between features of two models mean nothing"
-        )
-    video = videos[0]
-    try:
-        view = Viewing(model, video.folder, video.source, window_seconds=None, step_seconds=None)
-        seen = list(view)
-    except (DecodeError, OSError) as error:
-        raise UserError(f"{name}: cannot be read: {error}") from None
-    if seconds is not None:
-        inside = [w for w in seen if w.start_seconds <= seconds < w.end_seconds]
-        if not inside:
-            raise UserError(f"{name}@{seconds:g}: it ends after {seen[-1].end_seconds:.1f} s")
-        seen = inside
-    parts = [np.stack([getattr(w.seen, part) for w in seen]) for part in PARTS[options.by]]
-    return windows.scaled(parts)
-
-
-def _labelled(windows: Windows, file: Path) -> np.ndarray:
-    """Returns the numbers of the videos of a CSV of path[,label]; without an empty label."""
-    import numpy as np
-
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--labelled {file}: cannot be read: {error}") from None
-    if rows and "path" not in rows[0]:
-        raise UserError(f"--labelled {file}: no column path; it has {', '.join(rows[0])}")
-    names = [row["path"] for row in rows if row.get("label") is None or row["label"].strip()]
-    base, group = _base(windows.paths), windows.group
-    lookup = dict(zip(windows.videos, group, strict=True))
-    lookup |= dict(zip(windows.paths, group, strict=True))
-    lookup |= {_below(p, base): g for p, g in zip(windows.paths, group, strict=True)}
-    absent = [name for name in names if name not in lookup]
-    if absent:
-        raise UserError(
-            f"--labelled {file}: {len(absent)} of {len(names)} not in {windows.file}, the first "
-            f"{absent[0]}{windows.closest(absent[0])}"
-        )
-    return np.unique(np.array([lookup[name] for name in names], np.int64))
-
-
-def _base(paths: list[str]) -> str:
-    return os.path.commonpath({str(Path(path).parent) for path in paths})
-
-
-def _below(path: str, base: str) -> str:
-    return os.path.relpath(path, base)
-
-
 def _write(file: Path, hits: list[Hit], windows: Windows, labels: bool) -> None:
     from dynamonet.storage import whole_file
+    from finetune.queries import below, common_folder
 
     rows = [asdict(hit) for hit in hits]
     if labels and file.suffix == ".csv":
-        base = _base(windows.paths)
-        rows = [{"path": _below(hit.path, base), "label": ""} for hit in hits]
+        base = common_folder(windows.paths)
+        rows = [{"path": below(hit.path, base), "label": ""} for hit in hits]
         print(
             "fill in the column label, then\n"
             f"  python data_prep/shard.py --source {base} --dataset folder --lists {file}"
