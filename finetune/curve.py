@@ -21,10 +21,10 @@ from dynamonet.storage import whole_file
 from finetune.objective import Finetuning
 from finetune.parts import Parts
 from finetune.results import videos_of
-from finetune.runs import Result, run_all, single_runs
 from finetune.scores import Comparison, compare, interval
 from finetune.settings import CurveSettings, FinetuneSettings
 from finetune.transfer import find_pretrained
+from finetune.tune import Result, run_all, single_runs
 
 SCRATCH, PRETRAINED = "from scratch", "pretrained"
 

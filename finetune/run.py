@@ -36,7 +36,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     console = Console()
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from finetune.runs import mean_metrics, run_all
+    from finetune.tune import mean_metrics, run_all
 
     return mean_metrics(run_all(settings, shards, console))
 

@@ -30,8 +30,8 @@ from dynamonet.training.schedule import make_optimizer
 from finetune.evaluate import Views
 from finetune.objective import Finetuning
 from finetune.parts import Parts, kept_apart, labelled_share
-from finetune.runs import single_runs
 from finetune.settings import FinetuneSettings
+from finetune.tune import single_runs
 
 BASE = "--max_steps 3 --epochs 50 --precision fp32 --clips.canvas_px 32 --loader.batch_size 4 "
 BASE += "--loader.processes 0 --test_clips 2 --checkpoint_every_steps 100 --aux_weight 0"
