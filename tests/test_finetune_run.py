@@ -17,8 +17,6 @@ from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from finetune import run
-from finetune.pictures import draw_confusion
-from finetune.scores import Predictions
 from finetune.settings import FinetuneSettings
 from finetune.transfer import find_pretrained, transfer
 from pretrain import run as pretraining
@@ -146,19 +144,3 @@ def test_a_transfer_reports_what_fitted_by_part() -> None:
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in twin.items())
     with pytest.raises(UserError, match="do not fit this model"):
         transfer(tiny(width=16), source.state_dict(), 0.5)
-
-
-def test_scores_are_counted_over_videos() -> None:
-    found = Predictions(
-        sources=["a", "b", "c", "d"],
-        labels=np.array([0, 0, 1, 2]),
-        probabilities=np.array(
-            [[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.6, 0.3], [0.1, 0.5, 0.4]]
-        ),
-        views=np.array([1, 1, 1, 1]),
-    )
-    assert (found.top(1), found.top(2), found.top(3)) == (0.5, 0.75, 1.0)
-    assert found.confusion().tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
-    assert found.class_accuracy().tolist() == [0.5, 1.0, 0.0]
-    figure = draw_confusion(found.confusion(), ["x", "y", "z"])
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["x", "y", "z"]
