@@ -21,8 +21,17 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.report import Figure, peak_bytes, show, table
-from data_prep.matching import candidates, compare
-from data_prep.prints import BITS, RATE, STEP, VIEWS, Hashes, Print, pictures_of, print_of
+from data_prep.dedup.fingerprints import (
+    BITS,
+    RATE,
+    STEP,
+    VIEWS,
+    Fingerprint,
+    Hashes,
+    fingerprint,
+    thumbnails,
+)
+from data_prep.dedup.matching import candidates, match_segments
 from dynamonet.storage import Folder
 from dynamonet.video.decode import open_video, video_stream
 from dynamonet.video.files import find_sources
@@ -104,13 +113,13 @@ def encoded(frames: Frames, fps: float, crf: int, side: int) -> bytes:
     return file.getvalue()
 
 
-def print_from(frames: Frames, fps: float, crf: int = 23, side: int = SIDE) -> Print:
-    return print_of(pictures_of(encoded(frames, fps, crf, side)))
+def print_from(frames: Frames, fps: float, crf: int = 23, side: int = SIDE) -> Fingerprint:
+    return fingerprint(thumbnails(encoded(frames, fps, crf, side)))
 
 
 def quality(title: str, videos: list[tuple[str, Frames, float]]) -> tuple[list, list[Figure]]:
     """Plants copies and counts those that are found, and pairs of videos taken for copies."""
-    made = table(f"{title}: {len(videos)} videos", "copy", "found", "recall")
+    made = table(f"{title}: {len(videos)} videos", "copy", "found", "load_sources")
     originals = [print_from(frames, fps) for _, frames, fps in videos]
     recalls = {}
     for name, (change, crf, side) in COPIES.items():
@@ -118,7 +127,7 @@ def quality(title: str, videos: list[tuple[str, Frames, float]]) -> tuple[list, 
         pairs = set(map(tuple, candidates([*originals, *copies]).tolist()))
         num = len(videos)
         hits = [
-            (n, num + n) in pairs and compare(originals[n], copies[n]) is not None
+            (n, num + n) in pairs and match_segments(originals[n], copies[n]) is not None
             for n in range(num)
         ]
         recalls[name] = sum(hits) / num
@@ -126,7 +135,7 @@ def quality(title: str, videos: list[tuple[str, Frames, float]]) -> tuple[list, 
     alike = [
         (videos[a][0], videos[b][0])
         for a, b in candidates(originals).tolist()
-        if compare(originals[a], originals[b])
+        if match_segments(originals[a], originals[b])
     ]
     among = len(list(combinations(originals, 2)))
     made.add_row(f"pairs of the originals taken for copies, of {among:,}", str(len(alike)), "")
@@ -136,24 +145,24 @@ def quality(title: str, videos: list[tuple[str, Frames, float]]) -> tuple[list, 
     return [made], [Figure(f"recall_{title}", least, 0.95)]
 
 
-def simulated(num: int) -> list[Print]:
+def simulated(num: int) -> list[Fingerprint]:
     """Makes random fingerprints of ten seconds; every hundredth is a copy of the one before."""
     rng = np.random.default_rng(0)
     length = SECONDS * RATE
-    prints: list[Print] = []
+    fingerprints: list[Fingerprint] = []
     none = np.zeros(length, np.float16)
     for number in range(num):
         noise = _one_bit(rng, (length,))
         if number % 100 == 1:
-            still = np.bitwise_xor(prints[-1].still, noise)
+            still = np.bitwise_xor(fingerprints[-1].still, noise)
         else:
             start = rng.integers(1, 2**63, 1, np.uint64)
             still = np.bitwise_xor(start, np.bitwise_xor.accumulate(noise))
         crops = _one_bit(rng, (len(VIEWS), length // STEP))
         crops[0] = 0
         views = still[::STEP] ^ crops
-        prints.append(Print(still, still, none, views, views))
-    return prints
+        fingerprints.append(Fingerprint(still, still, none, views, views))
+    return fingerprints
 
 
 def _one_bit(rng: np.random.Generator, shape: tuple[int, ...]) -> Hashes:
@@ -164,9 +173,9 @@ def _one_bit(rng: np.random.Generator, shape: tuple[int, ...]) -> Hashes:
 def growth(most: int) -> list:
     made = table("Search among simulated segments", "segments", "seconds", "pairs", "planted found")
     for num in sorted({most // 100, most // 10, most}):
-        prints = simulated(num)
+        fingerprints = simulated(num)
         began = time.perf_counter()
-        pairs = candidates(prints)
+        pairs = candidates(fingerprints)
         spent = time.perf_counter() - began
         planted = {(n - 1, n) for n in range(1, num, 100)}
         found = len(planted & set(map(tuple, pairs.tolist())))

@@ -32,9 +32,9 @@ from benchmarks.report import (
 from dynamonet.model.config import FilterConfig, ModelConfig
 from dynamonet.model.filtering import apply_filters
 from dynamonet.model.network import DynamoNet
-from dynamonet.model.prediction import compare, predict, prediction_loss
-from dynamonet.training.precision import Precision, choose_precision
-from dynamonet.training.ranks import Rank
+from dynamonet.model.prediction import pair_frames, predict_levels, prediction_loss
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.numerics.precision import Precision, choose_precision
 
 CLIPS, FRAMES, SIDE = 4, 16, 112
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -99,7 +99,7 @@ def full_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
         with precision.autocast():
             output = model(data[:, :, :FRAMES])
         config = model.config
-        pairs = compare(data, output.predicted, config.filters.levels, config.targets)
+        pairs = pair_frames(data, output.predicted, config.filters.levels, config.targets)
         return prediction_loss(pairs, "mse")
 
     return stepper(model, loss)
@@ -127,7 +127,7 @@ def filters_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
     def step() -> None:
         with precision.autocast():
             filters = model.motion(features.requires_grad_(), FRAMES)
-        predicted = predict(data, filters, levels, config.targets)
+        predicted = predict_levels(data, filters, levels, config.targets)
         torch.autograd.backward(predicted, grads)
         model.motion.zero_grad()
 

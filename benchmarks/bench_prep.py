@@ -29,11 +29,11 @@ import psutil
 from rich.table import Table
 
 from benchmarks.report import Figure, in_own_process, peak_bytes, ratio, show, table
-from data_prep import write
-from data_prep.plan import ShardPlan, plan_shards
+from data_prep.segments.transcode import X264_PARAMS
 from data_prep.settings import EncodeSettings, PrepSettings
-from data_prep.sources import Facts, inspect
-from data_prep.transcode import X264_PARAMS
+from data_prep.shards import writer
+from data_prep.shards.plan import ShardPlan, plan_shards
+from data_prep.sources.probe import VideoInfo, inspect
 from dynamonet.storage import Folder
 from dynamonet.video.files import find_sources
 
@@ -96,7 +96,7 @@ def over_files(work: Callable[[Path, Path], None], files: list[Path], folder: Pa
 def plans_of(videos: Path, settings: PrepSettings) -> list[ShardPlan]:
     folder = Folder.at(str(videos))
     found = [(source, inspect(folder, source, 16)) for source in find_sources(folder)[0]]
-    usable = [(source, facts) for source, facts in found if isinstance(facts, Facts)]
+    usable = [(source, info) for source, info in found if isinstance(info, VideoInfo)]
     return plan_shards(usable, {}, [], settings)
 
 
@@ -106,7 +106,7 @@ def shards(plans: list[ShardPlan], videos: Path, folder: Path) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     arguments = ((plan, str(videos), str(folder), PrepSettings()) for plan in plans)
-    for _ in cluster.in_parallel(write.build_shard, arguments):
+    for _ in cluster.in_parallel(writer.build_shard, arguments):
         pass
 
 
@@ -158,8 +158,8 @@ def children(videos: Path) -> tuple[Table, list[Figure]]:
             deque(cast(Iterator[object], transcode(piece, folder, settings)), maxlen=0)
         return family_seconds() - before
 
-    seconds(write._guarded)  # its child starts
-    shares = [seconds(write._guarded) / seconds(write._samples) for _ in range(2 * ROUNDS)]
+    seconds(writer._guarded)  # its child starts
+    shares = [seconds(writer._guarded) / seconds(writer._samples) for _ in range(2 * ROUNDS)]
     cost = statistics.median(shares)
     made = table("Transcoding in a child process", "", "CPU time by that without one")
     made.add_row(f"median of {len(shares)} rounds", f"{cost:.3f}")
@@ -257,7 +257,7 @@ def peak_of(videos: Path) -> int:
     settings = PrepSettings(shard_mb=1e6)
     for plan in plans_of(videos, settings):
         for piece in plan.pieces:
-            for _ in write._samples(piece, Folder.at(str(videos)), settings):
+            for _ in writer._samples(piece, Folder.at(str(videos)), settings):
                 pass
     return peak_bytes()
 

@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.report import Figure, in_own_process, peak_bytes, show, table
-from data_prep.assemble import tables_of
-from data_prep.plan import ShardPlan
-from data_prep.prepare import plans_of
-from data_prep.records import Inspected, Record, recall, remember
+from data_prep.pipeline import Build
 from data_prep.settings import PrepSettings
-from data_prep.sources import Facts
+from data_prep.shards.manifest import Inspected, Record, load_sources, save_sources
+from data_prep.shards.plan import ShardPlan
+from data_prep.shards.tables import tables_of
+from data_prep.sources.probe import VideoInfo
 from dynamonet.shards import index
 from dynamonet.shards.order import Permutation
 from dynamonet.storage import Folder
@@ -41,7 +41,7 @@ def inspected(rows: int) -> list[Inspected]:
     return [
         Inspected(
             Source(f"folder{number % 1000:04d}/video-{number:09d}.mp4", 3_000_000, number),
-            Facts(digest_of(number), 10.0, Fraction(30000, 1001), 1280, 720),
+            VideoInfo(digest_of(number), 10.0, Fraction(30000, 1001), 1280, 720),
             None,
         )
         for number in range(rows)
@@ -59,9 +59,9 @@ def record_of(plan: ShardPlan) -> Record:
             "shard": plan.name,
             "offset": 512 + place * (CLIP_BYTES + 2048),
             "size": CLIP_BYTES,
-            "digest": digest_of(int(piece.facts.digest[:8], 16)),
+            "digest": digest_of(int(piece.info.digest[:8], 16)),
             "source": piece.source.path,
-            "source_digest": piece.facts.digest,
+            "source_digest": piece.info.digest,
             "start_seconds": 0.0,
             "end_seconds": 10.0,
             "frames": 300,
@@ -86,11 +86,11 @@ def plan_and_write(path: str, rows: int) -> tuple[dict[str, float], int, int]:
     folder.create()
     found = inspected(rows)
     clock = timer(seconds)
-    remember(folder, found)
-    clock("remember what the sources are")
-    recall(folder)
-    clock("recall it, in the next run")
-    plans = plans_of(found, None, PrepSettings())
+    save_sources(folder, found)
+    clock("save what the sources are")
+    load_sources(folder)
+    clock("load it, in the next run")
+    plans = Build.of(PrepSettings(), lambda *_: None).plan(found, None)
     clock("plan the tars")
     records = {plan.name: record_of(plan) for plan in plans}
     clock("(simulate their records)")

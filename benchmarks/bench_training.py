@@ -84,11 +84,11 @@ def with_ray(bench: Bench, name: str) -> float:
 
 def without_ray(bench: Bench, threads: int, processes: int) -> float:
     """Returns the seconds of a step of the same arithmetic in a plain loop, no Ray anywhere."""
-    from dynamonet.settings import load
+    from dynamonet.command_line import load
     from dynamonet.shards.order import sample_seed
     from dynamonet.shards.reader import TrainingOrder, batches
-    from dynamonet.training.precision import choose_precision
-    from dynamonet.training.ranks import Rank
+    from dynamonet.training.distributed.rank import Rank
+    from dynamonet.training.numerics.precision import choose_precision
     from dynamonet.training.schedule import make_optimizer
     from dynamonet.video.transforms import render
     from pretrain.objective import Pretraining
@@ -115,7 +115,7 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
         frames = render(batch, config.frame_px)
         model.train()
         with precision.autocast():
-            loss, _ = task.loss(model, frames, batch, ceiling=False)
+            loss, _ = task.loss(model, frames, batch, upper_bound=False)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)

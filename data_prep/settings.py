@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dynamonet.killable import Limits
+from dynamonet.child_process import Limits
 from dynamonet.settings import Settings
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.stage import StageSettings

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data_prep.progress import progress_bars
+from data_prep.segments.scenes import check_installed
 from data_prep.settings import PrepSettings
-from data_prep.shots import check_installed
+from dynamonet.command_line import load
 from dynamonet.errors import UserError, run_entry
-from dynamonet.origin import DatasetUse
-from dynamonet.settings import load
 from dynamonet.storage import Folder, absolute
+from dynamonet.tracking.origin import DatasetUse
 from dynamonet.video.files import printable
 
 if TYPE_CHECKING:
-    from data_prep.labels import Labelling
-    from data_prep.prepare import Report
-    from data_prep.records import OnProgress
-    from dynamonet.tracking import TrackedRun
+    from data_prep.pipeline import PrepResult
+    from data_prep.sources.labels import Labelling
+    from dynamonet.tracking.runs import TrackedRun
 
 EXAMPLES = """examples:
   python data_prep/shard.py --source /data/videos                     unlabelled videos
@@ -33,13 +29,6 @@ EXAMPLES = """examples:
   python data_prep/shard.py --source own --dataset folder --output own    class-named subfolders
 """
 SHOWN = 3  # examples of a disagreement between lists and files
-UNITS = {
-    "reading headers": "videos/s",
-    "checking sources": "videos/s",
-    "checking tars": "MB/s",
-    "fingerprints": "segments/s",
-    "comparing pairs": "pairs/s",
-}
 
 
 def main(argv: list[str]) -> None:
@@ -62,8 +51,8 @@ def main(argv: list[str]) -> None:
 def shard(settings: PrepSettings) -> None:
     """Runs stage 1 under an MLflow run and prints what it did."""
     # here, because Ray and MLflow take seconds that a mistake need not wait for
-    from data_prep.prepare import prepare
-    from data_prep.report import write_report
+    from data_prep.pipeline import prepare
+    from data_prep.report.page import write_report
     from dynamonet import cluster
     from dynamonet.shards import index
 
@@ -74,18 +63,18 @@ def shard(settings: PrepSettings) -> None:
     console.print(f"videos   {absolute(settings.source or '')}\nshards   {output}", soft_wrap=True)
     try:
         with cluster.connected(), progress_bars(console) as on_progress:
-            report = prepare(settings, on_progress)
+            result = prepare(settings, on_progress)
     except KeyboardInterrupt:
         Folder.at(output).clear_incomplete()
         raise
-    _print_report(console, report)
+    _print_result(console, result)
     folder = Folder.at(output)
-    if "run" not in report.card or folder.size(index.REPORT) is None:
+    if result.card.run is None or folder.size(index.REPORT) is None:
         write_report(folder)
-    if "run" in report.card:
+    if result.card.run is not None:
         console.print("Nothing was missing: the set is as it was.")
     else:
-        run = _track(settings, report, started)
+        run = _track(settings, result, started)
         console.print(f"MLflow   {run.ui_command()}", soft_wrap=True)
         where = f"{output}/gallery/*.png"
         console.print(f"filters  {where}: segments next to each threshold", soft_wrap=True)
@@ -93,17 +82,18 @@ def shard(settings: PrepSettings) -> None:
     console.print(f"report   {output}/{index.REPORT}", soft_wrap=True)
 
 
-def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun:
+def _track(settings: PrepSettings, result: PrepResult, started: float) -> TrackedRun:
     """Logs a set to MLflow and notes the run on its card."""
-    from data_prep.gallery import GALLERY
-    from dynamonet import tracking
+    from data_prep.report.gallery import GALLERY
     from dynamonet.shards import index
+    from dynamonet.shards.card import CARD, write_card
+    from dynamonet.tracking.runs import closing, start_run
 
-    folder, card = Folder.at(settings.output_path()), report.card
+    folder, card = Folder.at(settings.output_path()), result.card
     name = settings.name or folder.path.rsplit("/", 1)[-1]
-    made = DatasetUse(name, folder.path, card["digest"], "output")
-    excluded = [DatasetUse(**each, context="excluded") for each in card["excluded"]]
-    run = tracking.start_run(
+    made = DatasetUse(name, folder.path, card.digest, "output")
+    excluded = [DatasetUse(s.name, s.path, s.digest, "excluded") for s in card.excluded]
+    run = start_run(
         "data_prep",
         name,
         settings,
@@ -114,76 +104,59 @@ def _track(settings: PrepSettings, report: Report, started: float) -> TrackedRun
         datasets=[made, *excluded],
         started=started,
     )
-    with tracking.closing(run):
-        counts = {k: v for k, v in card["counts"].items() if isinstance(v, int | float)}
+    with closing(run):
+        counts = {name: n for name, n in card.counts if isinstance(n, int | float)}
         seconds = time.time() - started
-        run.log_metrics({0: {**counts, "wall_seconds": seconds, "shards_built": report.built}})
-        card["run"] = run.origin("data_prep", folder.path, [made, *excluded], [], started).to_json()
-        index.write_card(folder, card)
-        run.log_text(json.dumps(card, indent=2), index.CARD)
+        run.log_metrics({0: {**counts, "wall_seconds": seconds, "shards_built": result.written}})
+        origin = run.origin("data_prep", folder.path, [made, *excluded], [], started)
+        card = card.model_copy(update={"run": origin.to_json()})
+        write_card(folder, card)
+        run.log_text(card.to_json(), CARD)
         run.log_text(folder.read(index.REPORT).decode(), index.REPORT)
-        for file, picture in report.pictures.items():
+        for file, picture in result.pictures.items():
             run.log_bytes(picture, f"{GALLERY}/{file}")
     return run
 
 
-@contextmanager
-def progress_bars(console: Console) -> Iterator[OnProgress]:
-    """Shows a bar with its rate for each kind of work that is reported."""
-    columns = (TextColumn("{task.description:16}"), BarColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        tasks: dict[str, tuple[TaskID, float]] = {}
-
-        def on_progress(what: str, done: float, total: float) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total, rate=""), time.monotonic()
-            task, began = tasks[what]
-            spent = max(time.monotonic() - began, 1e-3)
-            unit = UNITS.get(what, "x real time")
-            progress.update(task, completed=done, total=total, rate=f"{done / spent:,.0f} {unit}")
-
-        yield on_progress
-
-
-def _print_report(console: Console, report: Report) -> None:
-    from data_prep.assemble import quarantine_counts
-
-    counts = report.card["counts"]
+def _print_result(console: Console, result: PrepResult) -> None:
+    counts = result.card.counts
     table = Table("", "count", title="Stage 1", title_justify="left")
     table.columns[1].justify = "right"
     rows = {
-        "videos found": counts["videos_found"],
-        "videos taken": counts["videos_taken"],
-        "segments": counts["samples"],
-        "seconds": counts["seconds"],
-        "bytes": counts["bytes"],
-        "shards made now": report.built,
-        "shards already there": report.kept,
+        "videos found": counts.videos_found,
+        "videos taken": counts.videos_taken,
+        "segments": counts.samples,
+        "seconds": counts.seconds,
+        "bytes": counts.bytes,
+        "shards made now": result.written,
+        "shards already there": result.kept,
     }
-    if report.labelling:
+    if result.labelling:
         rows |= {
-            "classes": len(report.labelling.classes),
-            "listed, but not found": len(report.labelling.missing),
-            "found, but not listed": len(report.labelling.unlisted),
+            "classes": len(result.labelling.classes),
+            "listed, but not found": len(result.labelling.missing),
+            "found, but not listed": len(result.labelling.unlisted),
         }
-    counted = report.labelling.class_counts() if report.labelling else {}
+    counted = result.labelling.class_counts() if result.labelling else {}
     if counted:
         ordered = sorted(counted, key=lambda name: (counted[name], name))
         for word, name in (("fewest", ordered[0]), ("most", ordered[-1])):
             rows[f"videos of the class with {word}: {escape(name)}"] = counted[name]
-    if counts["near_duplicates"]:
-        rows["near duplicates"] = counts["near_duplicates"]
+    if counts.near_duplicates:
+        rows["near duplicates"] = counts.near_duplicates
     for name, value in rows.items():
         table.add_row(name, f"{value:,}")
-    for what, reason, count in quarantine_counts(report.card):
-        table.add_row(f"quarantined {what}: {reason}", f"{count:,}")
-    for kind, count in counts["videos_normalised"].items():
+    for reason, count in counts.videos_quarantined.items():
+        table.add_row(f"quarantined videos: {escape(reason)}", f"{count:,}")
+    for reason, count in counts.stretches_quarantined.items():
+        table.add_row(f"quarantined stretches: {escape(reason)}", f"{count:,}")
+    for kind, count in counts.videos_normalised.items():
         table.add_row(f"videos normalised: {kind}", f"{count:,}")
-    for ending, count in report.others.most_common(3):
+    for ending, count in result.others.most_common(3):
         table.add_row(f"other files {ending}", f"{count:,}")
     console.print(table)
-    if report.labelling:
-        _print_disagreements(console, report.labelling)
+    if result.labelling:
+        _print_disagreements(console, result.labelling)
 
 
 def _print_disagreements(console: Console, labelling: Labelling) -> None:

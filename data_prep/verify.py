@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import TYPE_CHECKING
 
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.shard import progress_bars
+from data_prep.progress import progress_bars
+from dynamonet.command_line import load, positional
 from dynamonet.errors import UserError, run_entry
-from dynamonet.shards import index
-from dynamonet.stage import StageSettings
+from dynamonet.shards.card import repair_command
+from dynamonet.stage import ShardsRoot
 from dynamonet.storage import Folder
 
 if TYPE_CHECKING:
-    from data_prep.checks import Findings
+    from data_prep.integrity.check_set import CheckResult
 
 EXAMPLES = """examples:
   python data_prep/verify.py unlabelled                   the set in data/shards/unlabelled
@@ -26,16 +27,34 @@ EXAMPLES = """examples:
 """
 
 
+class VerifySettings(ShardsRoot):
+    """What to check, and whether to repair it."""
+
+    shards: str = positional("Set to check: a bare name below shards_root, a path or a URI.")
+    decode: bool = Field(default=True, description="Decode every frame, too; slower.")
+    repair: bool = Field(default=False, description="Rebuild exactly what is damaged.")
+    source: str | None = Field(
+        default=None,
+        description="repair: folder of the videos, if they have moved since stage 1.",
+    )
+    show: int = Field(default=20, ge=0, description="Problems to print.")
+
+
 def main(argv: list[str]) -> None:
     """Checks the set that the command line names; an error says how to repair it."""
-    words = _parser().parse_args(argv)
-    folder = Folder.at(StageSettings(shards_root=words.shards_root).shards_path(words.shards))
+    settings = load(
+        VerifySettings,
+        argv,
+        prog="python data_prep/verify.py",
+        description="Checks a set of stage 1 against its index, byte by byte and frame by frame.",
+        examples=EXAMPLES,
+    )
     verify(
-        folder,
-        decode=words.decode,
-        repair=words.repair,
-        source=words.source,
-        num_shown=words.show,
+        Folder.at(settings.shards_path(settings.shards)),
+        decode=settings.decode,
+        repair=settings.repair,
+        source=settings.source,
+        num_shown=settings.show,
     )
 
 
@@ -59,23 +78,23 @@ def verify(
         UserError: something is wrong with the set; the message has the command that repairs it.
     """
     # here, because Ray takes seconds that a mistake need not wait for
-    from data_prep.repair import repair as rebuild
+    from data_prep.integrity.repair import repair as repair_set
     from dynamonet import cluster
 
     console = Console()
     console.print(f"shards   {escape(folder.path)}", soft_wrap=True)
     with cluster.connected():
-        found = _check(console, folder, decode, num_shown)
-        if not found.problems:
+        result = _check(console, folder, decode, num_shown)
+        if not result.problems:
             console.print("ok")
             return
         if not repair:
             raise UserError(
-                f"{folder.path}: {len(found.problems)} problems. Rebuild only what is damaged "
-                f"with\n  {index.repair_command(folder)}"
+                f"{folder.path}: {len(result.problems)} problems",
+                f"Rebuild only what is damaged with\n  {repair_command(folder)}",
             )
         with progress_bars(console) as on_progress:
-            done = rebuild(folder, found, source, on_progress)
+            done = repair_set(folder, result, source, on_progress)
         tars = ", ".join(done.rebuilt) or "none"
         console.print(f"repaired; tars made again: {tars}", soft_wrap=True)
         if not done.same_content:
@@ -84,65 +103,42 @@ def verify(
                 "this version of FFmpeg decodes or encodes otherwise",
                 soft_wrap=True,
             )
-        found = _check(console, folder, decode, num_shown)
-    if found.problems:
+        result = _check(console, folder, decode, num_shown)
+    if result.problems:
         raise UserError(
-            f"{folder.path}: {len(found.problems)} problems are left after the repair. Make the "
+            f"{folder.path}: {len(result.problems)} problems are left after the repair. Make the "
             "set again with stage 1 in another folder"
         )
     console.print("ok")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python data_prep/verify.py",
-        description="Checks a set of stage 1 against its index, byte by byte and frame by frame.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shards", help="a bare name below shards_root, a path or a URI")
-    parser.add_argument(
-        "--no-decode", dest="decode", action="store_false", help="leave out decoding, for speed"
-    )
-    parser.add_argument("--repair", action="store_true", help="rebuild exactly what is damaged")
-    parser.add_argument(
-        "--source", help="for --repair: folder of the videos, if they have moved since stage 1"
-    )
-    parser.add_argument("--show", type=int, default=20, help="problems to print (default 20)")
-    parser.add_argument(
-        "--shards_root",
-        help="folder of all shard sets (default $DYNAMONET_SHARDS, else ./data/shards)",
-    )
-    return parser
-
-
-def _check(console: Console, folder: Folder, decode: bool, num_shown: int) -> Findings:
-    from data_prep.checks import check_set
+def _check(console: Console, folder: Folder, decode: bool, num_shown: int) -> CheckResult:
+    from data_prep.integrity.check_set import check_set
 
     began = time.monotonic()
     with progress_bars(console) as on_progress:
-        found = check_set(folder, decode=decode, on_progress=on_progress)
+        result = check_set(folder, decode=decode, on_progress=on_progress)
     table = Table("checked", "count", title="Check", title_justify="left")
     table.columns[1].justify = "right"
     rows = {
-        "tars": len(found.shards),
-        "of them whole": len(found.good),
-        "bytes": found.bytes,
-        "samples": found.samples,
-        "frames decoded": found.frames if decode else "off",
+        "tars": len(result.shards),
+        "of them whole": len(result.good),
+        "bytes": result.bytes,
+        "samples": result.samples,
+        "frames decoded": result.frames if decode else "off",
         "seconds": round(time.monotonic() - began),
-        "problems": len(found.problems),
-        "warnings": len(found.warnings),
+        "problems": len(result.problems),
+        "warnings": len(result.warnings),
     }
     for name, value in rows.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
     console.print(table)
-    for lines, kind in ((found.problems, "problem"), (found.warnings, "warning")):
+    for lines, kind in ((result.problems, "problem"), (result.warnings, "warning")):
         for line in lines[:num_shown]:
             console.print(f"{kind}: {escape(str(line))}", soft_wrap=True, highlight=False)
         if len(lines) > num_shown:
-            console.print(f"... and {len(lines) - num_shown:,} more; --show N prints N")
-    return found
+            console.print(f"... and {len(lines) - num_shown:,} more; --show N fingerprints N")
+    return result
 
 
 if __name__ == "__main__":

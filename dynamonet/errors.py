@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how an entry script shows them."""
+"""Errors that a user can fix, and how an entry script shows them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can put right: says what was found, what was expected, what to do.
+    """Something the user can fix: says what was found, what was expected, what to do.
 
     Entry scripts print the message without a traceback and end with `exit_status`.
+
+    Args:
+        problem: What was found, or the whole message.
+        remedy: What to do, where a caller may want it apart.
     """
 
     exit_status = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem.removesuffix('.')}. {self.remedy}" if self.remedy else self.problem
 
 
 class SettingsError(UserError):

@@ -11,7 +11,6 @@ entry `dynamonet` of an ONNX file, as the extra file `dynamonet.json` of a `torc
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import logging
@@ -21,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from dynamonet.command_line import load, positional
 from dynamonet.errors import UserError, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
+from dynamonet.settings import Settings
 from dynamonet.storage import whole_file
 from dynamonet.video.transforms import MEAN, STD, normalise
 
@@ -45,8 +47,8 @@ class Exportable(nn.Module):
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
         """Maps a clip (B, 3, T, H, W) in [0, 1] to the tensors that `names` lists."""
         output = self.model(normalise(clip), predict_frames=False)
-        found = (output.pooled, output.dmr)
-        return found if output.logits is None else (*found, output.logits.softmax(1))
+        outputs = (output.pooled, output.dmr)
+        return outputs if output.logits is None else (*outputs, output.logits.softmax(1))
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def export(place: str | Path, file: Path) -> Exported:
     clips = torch.rand(3, *shape, generator=generator)
     with whole_file(file) as growing, torch.no_grad():
         write(model, clips[:2], description, growing)
-        found = run(growing, clips)  # another batch size than it was traced with
-        difference = max(_difference(a, b) for a, b in zip(model(clips), found, strict=True))
+        results = run(growing, clips)  # another batch size than it was traced with
+        difference = max(_difference(a, b) for a, b in zip(model(clips), results, strict=True))
         if not difference < TOLERANCE:
             raise UserError(
                 f"{file}: not written, its results differ from the model's by {difference:.2g} "
@@ -156,8 +158,8 @@ def _write_onnx(model: Exportable, clip: Tensor, description: dict[str, Any], fi
 
 
 def _run_onnx(file: Path, clip: Tensor) -> tuple[Tensor, ...]:
-    found = _onnx_session(file).run(None, {"clip": clip.numpy()})
-    return tuple(torch.from_numpy(value) for value in found)
+    outputs = _onnx_session(file).run(None, {"clip": clip.numpy()})
+    return tuple(torch.from_numpy(value) for value in outputs)
 
 
 def _onnx_session(file: Path) -> Any:
@@ -173,20 +175,26 @@ def _need(library: str) -> Any:
         ) from None
 
 
-def _difference(wanted: Tensor, found: Tensor) -> float:
-    return float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-6))
+def _difference(wanted: Tensor, given: Tensor) -> float:
+    return float((wanted - given).abs().max() / wanted.abs().max().clamp(min=1e-6))
+
+
+class ExportSettings(Settings):
+    """Which model to export, and where to."""
+
+    model: str = positional("Folder of a model, or its Hugging Face hub id.")
+    output: Path = Field(description="FILE.onnx or FILE.pt2 to write.")
 
 
 def main(argv: list[str]) -> Exported:
     """Exports a model as the command line says."""
-    parser = argparse.ArgumentParser(
+    settings = load(
+        ExportSettings,
+        argv,
         prog="python -m dynamonet.export",
         description="Writes a model for use elsewhere, preprocessing and labels inside.",
     )
-    parser.add_argument("model", help="folder of a model, or its Hugging Face hub id")
-    parser.add_argument("--output", type=Path, required=True, help="FILE.onnx or FILE.pt2")
-    options = parser.parse_args(argv)
-    done = export(options.model, options.output)
+    done = export(settings.model, settings.output)
     print(f"{done.file}: {done.file.stat().st_size / 1e6:.1f} MB")
     print(f"its results differ from the model's by at most {done.difference:.1g} (relative)")
     for key, value in read_exported(done.file)["input"].items():

@@ -14,19 +14,43 @@ from dynamonet.settings import Settings
 from dynamonet.storage import absolute
 
 
-class StageSettings(Settings):
+class ShardsRoot(Settings):
+    """Where shard sets are."""
+
+    shards_root: str | None = Field(
+        default=None,
+        description="Folder of all shard sets; null = $DYNAMONET_SHARDS, else ./data/shards.",
+    )
+
+    def shards_path(self, name_or_path: str) -> str:
+        """Returns the absolute folder of a shard set given by bare name, path or URI."""
+        if "/" in name_or_path or name_or_path.startswith("."):
+            return absolute(name_or_path)
+        return f"{self.shards_root_path()}/{name_or_path}"
+
+    def shards_root_path(self) -> str:
+        """Returns the absolute folder (or URI) of all shard sets."""
+        return absolute(self.shards_root or os.environ.get("DYNAMONET_SHARDS") or "data/shards")
+
+
+class Places(ShardsRoot):
+    """Where shard sets and results are."""
+
+    runs: str | None = Field(
+        default=None, description="Folder of results; null = $DYNAMONET_RUNS, else ./runs."
+    )
+
+    def runs_path(self) -> str:
+        """Returns the absolute folder (or URI) of results."""
+        return absolute(self.runs or os.environ.get("DYNAMONET_RUNS") or "runs")
+
+
+class StageSettings(Places):
     """What each stage's settings begin with."""
 
     name: str | None = Field(
         default=None,
         description="Name of this run; null = made from the stage's subject and the time.",
-    )
-    runs: str | None = Field(
-        default=None, description="Folder of results; null = $DYNAMONET_RUNS, else ./runs."
-    )
-    shards_root: str | None = Field(
-        default=None,
-        description="Folder of all shard sets; null = $DYNAMONET_SHARDS, else ./data/shards.",
     )
     experiment: str = Field(
         default="dynamonet", description="MLflow experiment that the run belongs to."
@@ -38,20 +62,6 @@ class StageSettings(Settings):
         if value is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", value):
             raise ValueError("expected letters, digits, '.', '_' and '-', at most 100")
         return value
-
-    def runs_path(self) -> str:
-        """Returns the absolute folder (or URI) of results."""
-        return absolute(self.runs or os.environ.get("DYNAMONET_RUNS") or "runs")
-
-    def shards_path(self, name_or_path: str) -> str:
-        """Returns the absolute folder of a shard set given by bare name, path or URI."""
-        if "/" in name_or_path or name_or_path.startswith("."):
-            return absolute(name_or_path)
-        return f"{self.shards_root_path()}/{name_or_path}"
-
-    def shards_root_path(self) -> str:
-        """Returns the absolute folder (or URI) of all shard sets."""
-        return absolute(self.shards_root or os.environ.get("DYNAMONET_SHARDS") or "data/shards")
 
 
 def code_version() -> str:

@@ -120,7 +120,7 @@ class Folder:
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written to ({_reason(error)}); "
-                "choose another folder or mend its permissions"
+                "choose another folder or fix its permissions"
             ) from error
 
     def size(self, name: str) -> int | None:
@@ -133,14 +133,14 @@ class Folder:
         selector = pafs.FileSelector(
             self.below(below) if below else self.root, allow_not_found=True
         )
-        found = self.fs.get_file_info(selector)
+        infos = self.fs.get_file_info(selector)
         prefix = f"{below}/" if below else ""
-        return sorted(prefix + i.base_name for i in found if i.type == pafs.FileType.File)
+        return sorted(prefix + i.base_name for i in infos if i.type == pafs.FileType.File)
 
     def sizes(self) -> dict[str, int]:
         """Returns the size in bytes of every file directly in this folder, by one listing."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
-        return {i.base_name: i.size for i in found if i.type == pafs.FileType.File}
+        infos = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return {i.base_name: i.size for i in infos if i.type == pafs.FileType.File}
 
     def read(self, name: str) -> bytes:
         with self.fs.open_input_stream(self.below(name)) as stream:

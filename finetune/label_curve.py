@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dynamonet.command_line import load
 from dynamonet.errors import UserError, run_entry
-from dynamonet.settings import load
-from finetune.labelled import open_labelled
 from finetune.settings import CurveSettings
+from finetune.train.labelled_set import open_labelled
 
 if TYPE_CHECKING:
-    from finetune.curve import Point
+    from finetune.train.label_efficiency import Point
 
 EXAMPLES = """examples:
   python finetune/label_curve.py --dataset folder --shards own --max_steps 500
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> list[Point]:
         raise UserError("--recipe knn: neighbours of untaught features tell nothing; train a part")
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from finetune.curve import label_curve
+    from finetune.train.label_efficiency import label_curve
 
     return label_curve(settings, shards, Console())
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dynamonet.command_line import load
 from dynamonet.errors import UserError, run_entry
 from dynamonet.video.files import find_videos
-from finetune.settings import PredictOptions
+from finetune.settings import PredictSettings
 
 if TYPE_CHECKING:
-    from finetune.predictions import Predicted
-    from finetune.recognise import Recogniser
+    from finetune.prediction.predictor import Predictor
+    from finetune.prediction.videos import Predicted
 
 EXAMPLES = """examples:
   python finetune/predict.py runs/finetune/<name>/model clip.mp4
@@ -23,7 +22,6 @@ EXAMPLES = """examples:
   python finetune/predict.py PRETRAINED videos/ --features features.parquet
 """
 KINDS = (".json", ".csv", ".parquet")
-_MOST_SECONDS = 3600.0
 
 
 def main(argv: list[str]) -> Predicted:
@@ -33,37 +31,43 @@ def main(argv: list[str]) -> Predicted:
         UserError: no model, no classifier where one is needed, a file that cannot be written, or
             a video that could not be read (after all others are done).
     """
-    options = PredictOptions(**vars(_parser().parse_args(argv)))
+    options = load(
+        PredictSettings,
+        argv,
+        prog="python finetune/predict.py",
+        description="Tells what a finished model sees in videos, window by window.",
+        examples=EXAMPLES,
+    )
     _check_outputs(options)
     console = Console()
-    videos, failed = find_videos(options.videos)
+    videos, failed = find_videos(list(options.videos))
     if not videos:
         reasons = "\n  ".join(f"{name}: {why}" for name, why in failed.items())
         raise UserError(f"no video to read:\n  {reasons}")
     # here, because torch takes seconds that a mistake need not wait for
-    from finetune.outputs import write_reports
-    from finetune.predictions import lines, predict, say
-    from finetune.recognise import Recogniser
+    from finetune.prediction.predictor import Predictor
+    from finetune.prediction.videos import lines, predict_files, say
+    from finetune.prediction.writers import write_reports
 
-    recogniser = Recogniser(
+    predictor = Predictor(
         options.model, batch_size=options.batch_size, pictures=options.filmstrip is not None
     )
-    _check_classifier(recogniser, options)
-    say(console, f"model    {recogniser.folder} on {recogniser.device}, {recogniser.clip_text()}")
-    found = predict(recogniser, videos, failed, options, console)
+    _check_classifier(predictor, options)
+    say(console, f"model    {predictor.folder} on {predictor.device}, {predictor.clip_text()}")
+    result = predict_files(predictor, videos, failed, options, console)
     if options.output is not None:
-        model = str(recogniser.folder)
-        write_reports(options.output, model, recogniser.classes, found.videos, found.failed)
+        model = str(predictor.folder)
+        write_reports(options.output, model, predictor.classes, result.videos, result.failed)
         say(console, f"written  {options.output}")
-    if found.failed:
-        total = len(found.failed) + len(found.videos)
+    if result.failed:
+        total = len(result.failed) + len(result.videos)
         raise UserError(
-            f"{len(found.failed)} of {total} could not be read:\n  {lines(found.failed)}"
+            f"{len(result.failed)} of {total} could not be read:\n  {lines(result.failed)}"
         )
-    return found
+    return result
 
 
-def _check_outputs(options: PredictOptions) -> None:
+def _check_outputs(options: PredictSettings) -> None:
     """Refuses outputs that could not be written, before anything is read."""
     if options.output is not None and options.output.suffix not in KINDS:
         raise UserError(f"--output {options.output}: expected a name ending in {', '.join(KINDS)}")
@@ -81,65 +85,14 @@ def _check_outputs(options: PredictOptions) -> None:
             raise UserError(f"--filmstrip {options.filmstrip}: {error.strerror}") from None
 
 
-def _check_classifier(recogniser: Recogniser, options: PredictOptions) -> None:
+def _check_classifier(predictor: Predictor, options: PredictSettings) -> None:
     wants_classes = options.output is not None or options.filmstrip is not None
-    if not recogniser.classes and (wants_classes or options.features is None):
+    if not predictor.classes and (wants_classes or options.features is None):
         raise UserError(
-            f"{recogniser.folder}: this model has no classifier. Give it one with\n"
-            f"  python finetune/run.py --dataset folder --pretrained {recogniser.folder}\n"
+            f"{predictor.folder}: this model has no classifier. Give it one with\n"
+            f"  python finetune/run.py --dataset folder --pretrained {predictor.folder}\n"
             "or ask for its features alone with --features FILE.parquet"
         )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python finetune/predict.py",
-        description="Tells what a finished model sees in videos, window by window.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="folder of a model, or its Hugging Face hub id")
-    parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO", help="a video, or a folder searched to any depth"
-    )
-    parser.add_argument(
-        "--window_seconds",
-        type=seconds,
-        help="length of a window, whose clips are averaged; default and least: what a clip covers",
-    )
-    parser.add_argument(
-        "--step_seconds",
-        type=seconds,
-        help="from one window's start to the next; default: the window's length",
-    )
-    parser.add_argument("--top", type=count, default=5, help="classes to tell (default: 5)")
-    parser.add_argument(
-        "--batch_size", type=count, default=8, help="clips run together (default: 8)"
-    )
-    parser.add_argument("--output", type=Path, help="FILE.json, FILE.csv or FILE.parquet to write")
-    parser.add_argument(
-        "--filmstrip", type=Path, metavar="FOLDER", help="folder for a picture of each video"
-    )
-    parser.add_argument(
-        "--features", type=Path, metavar="FILE", help="FILE.parquet for features of each window"
-    )
-    return parser
-
-
-def seconds(text: str) -> float:
-    """Reads a length of time from the command line."""
-    value = float(text)
-    if not 0 < value <= _MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"expected 0 to {_MOST_SECONDS:g} seconds, found {text}")
-    return value
-
-
-def count(text: str) -> int:
-    """Reads a number of things from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
 
 
 if __name__ == "__main__":

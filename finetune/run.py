@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from dynamonet.command_line import load
 from dynamonet.errors import run_entry
-from dynamonet.settings import load
-from finetune.labelled import open_labelled
 from finetune.settings import FinetuneSettings
+from finetune.train.labelled_set import open_labelled
 
 EXAMPLES = """examples:
   python finetune/run.py --dataset hmdb51 --split 1            on the newest pretrained model
@@ -36,7 +36,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, float]:
     console = Console()
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from finetune.tune import mean_metrics, run_all
+    from finetune.train.experiment import mean_metrics, run_all
 
     return mean_metrics(run_all(settings, shards, console))
 

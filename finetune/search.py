@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dynamonet.errors import UserError, run_entry
+from dynamonet.command_line import load
+from dynamonet.errors import SettingsError, UserError, run_entry
+from finetune.settings import LabelNextSettings, NearestSettings, OutlierSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from finetune.embeddings import Windows
+    from finetune.retrieval.features import FeatureTable
 
 EXAMPLES = """examples:
   python finetune/predict.py MODEL videos/ --features features.parquet
@@ -45,32 +47,47 @@ def main(argv: list[str]) -> list[Hit]:
     Raises:
         UserError: the features, the query or an output cannot be used.
     """
-    options = _parser().parse_args(argv)
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        abouts = "\n".join(f"  {each:12}{own.__doc__}" for each, (own, _) in COMMANDS.items())
+        print(f"usage: python finetune/search.py COMMAND FEATURES [--key value ...]\n\n{abouts}")
+        print(f"\nCOMMAND --help shows its settings.\n\n{EXAMPLES}", end="")
+        return []
+    if name not in COMMANDS:
+        raise SettingsError(f"{name or 'COMMAND'}: expected one of {', '.join(COMMANDS)}")
+    model, search = COMMANDS[name]
+    options = load(
+        model,
+        argv[1:],
+        prog=f"python finetune/search.py {name}",
+        description=str(model.__doc__),
+        examples=EXAMPLES,
+    )
     for file in (options.output, options.gallery):
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.absolute().parent}; make it first")
     if options.output is not None and options.output.suffix not in (".csv", ".json"):
         raise UserError(f"--output {options.output}: expected a name ending in .csv or .json")
-    from finetune.embeddings import read_windows
+    from finetune.retrieval.features import read_features
 
-    windows = read_windows(options.features, options.by)
-    hits = options.command(windows, options)
+    windows = read_features(options.features, options.by)
+    hits = search(windows, options)
     _show(hits)
     if options.output is not None:
-        _write(options.output, hits, windows, options.labels)
+        _write(options.output, hits, windows, labels=search is label_next)
         print(f"written  {options.output}")
     if options.gallery is not None:
-        from finetune.gallery import write_gallery
+        from finetune.retrieval.gallery import write_gallery
 
-        write_gallery(options.gallery, options.title, hits)
+        write_gallery(options.gallery, f"{name}: {model.__doc__}", hits)
         print(f"written  {options.gallery}")
     return hits
 
 
-def nearest(windows: Windows, options: argparse.Namespace) -> list[Hit]:
+def nearest(windows: FeatureTable, options: NearestSettings) -> list[Hit]:
     """Finds the windows nearest to a query; none of the query's own that overlap it in time."""
-    from finetune.neighbours import distances
-    from finetune.queries import holding, split_query, windows_of_new
+    from finetune.retrieval.knn import distances
+    from finetune.retrieval.queries import holding, split_query, windows_of_new
 
     name, seconds = split_query(windows, options.query)
     own = windows.of(name)
@@ -85,15 +102,15 @@ def nearest(windows: Windows, options: argparse.Namespace) -> list[Hit]:
     far = distances(query, rows).min(0)
     far[barred] = float("inf")
     order = far.argsort(kind="stable")[: options.top]
-    found = _hits(windows, [i for i in order if far[i] < float("inf")], far)
-    if not found:
+    hits = _hits(windows, [i for i in order if far[i] < float("inf")], far)
+    if not hits:
         raise UserError(f"{windows.file}: no window but the query's own; add videos")
-    return found
+    return hits
 
 
-def outliers(windows: Windows, options: argparse.Namespace) -> list[Hit]:
+def outliers(windows: FeatureTable, options: OutlierSettings) -> list[Hit]:
     """Finds the windows that lie farthest from those of all other videos."""
-    from finetune.neighbours import isolation
+    from finetune.retrieval.knn import isolation
 
     far = isolation(windows.scaled(windows.parts), windows.group, options.neighbours)
     if far[0] != far[0]:
@@ -101,12 +118,12 @@ def outliers(windows: Windows, options: argparse.Namespace) -> list[Hit]:
     return _hits(windows, (-far).argsort(kind="stable")[: options.top], far)
 
 
-def label_next(windows: Windows, options: argparse.Namespace) -> list[Hit]:
+def label_next(windows: FeatureTable, options: LabelNextSettings) -> list[Hit]:
     """Chooses the videos to label next, each by the mean of its windows."""
     import numpy as np
 
-    from finetune.neighbours import cover, unit
-    from finetune.queries import labelled_videos
+    from finetune.retrieval.knn import cover, unit
+    from finetune.retrieval.queries import labelled_videos
 
     rows, group = windows.scaled(windows.parts), windows.group
     counts = np.bincount(group)
@@ -126,7 +143,7 @@ def label_next(windows: Windows, options: argparse.Namespace) -> list[Hit]:
     return _hits(windows, best, dict(zip(best, far, strict=True)))
 
 
-def _hits(windows: Windows, order: list[int] | np.ndarray, far: object) -> list[Hit]:
+def _hits(windows: FeatureTable, order: list[int] | np.ndarray, far: object) -> list[Hit]:
     hits = []
     for rank, i in enumerate(order, 1):
         distance = float(far[i])  # type: ignore[index]
@@ -136,9 +153,9 @@ def _hits(windows: Windows, order: list[int] | np.ndarray, far: object) -> list[
     return hits
 
 
-def _write(file: Path, hits: list[Hit], windows: Windows, labels: bool) -> None:
+def _write(file: Path, hits: list[Hit], windows: FeatureTable, labels: bool) -> None:
     from dynamonet.storage import whole_file
-    from finetune.queries import below, common_folder
+    from finetune.retrieval.queries import below, common_folder
 
     rows = [asdict(hit) for hit in hits]
     if labels and file.suffix == ".csv":
@@ -174,44 +191,11 @@ def _show(hits: list[Hit]) -> None:
     Console().print(table)
 
 
-def _parser() -> argparse.ArgumentParser:
-    words = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLES}
-    parser = argparse.ArgumentParser(
-        prog="python finetune/search.py",
-        description="Finds segments by the features that predict.py --features wrote.",
-        **words,  # type: ignore[arg-type]
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, about in (
-        ("nearest", nearest, "windows nearest to a query"),
-        ("outliers", outliers, "windows farthest from those of all other videos"),
-        ("label-next", label_next, "videos to label next: diverse, and not like labelled ones"),
-    ):
-        one = commands.add_parser(name, help=about, description=about, **words)  # type: ignore[arg-type]
-        one.set_defaults(command=run, title=f"{name}: {about}", labels=run is label_next)
-        one.add_argument("features", type=Path, metavar="FEATURES")
-        one.add_argument("--by", choices=("features", "dmr", "both"), default="both")
-        one.add_argument("--output", type=Path, help="FILE.csv or FILE.json")
-        one.add_argument("--gallery", type=Path, help="FILE.html with pictures")
-        if run is label_next:
-            one.add_argument("--labelled", type=Path, help="CSV of path[,label] known already")
-            one.add_argument("--budget", type=count, default=20, help="videos (default: 20)")
-            continue
-        one.add_argument("--top", type=count, default=20, help="windows (default: 20)")
-        if run is outliers:
-            one.add_argument("--neighbours", type=count, default=10, help="k (default: 10)")
-        else:
-            one.add_argument("--query", required=True, metavar="VIDEO[@SECONDS]")
-            one.add_argument("--model", help="the model of FEATURES, for a video not in it")
-    return parser
-
-
-def count(text: str) -> int:
-    """Reads a number of things from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
+COMMANDS: dict[str, tuple[Any, Callable[..., list[Hit]]]] = {
+    "nearest": (NearestSettings, nearest),
+    "outliers": (OutlierSettings, outliers),
+    "label-next": (LabelNextSettings, label_next),
+}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from dynamonet.command_line import positional
 from dynamonet.model.config import ModelConfig
 from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
@@ -46,6 +46,7 @@ class AugmentSettings(Settings):
 class FinetuneSettings(TrainSettings):
     """Everything that `finetune/run.py` can be told."""
 
+    epochs: float = Field(default=60.0, gt=0, description="Passes over the data.")
     dataset: Literal["hmdb51", "ucf101", "kinetics400", "folder"] = Field(
         default="folder", description="Labelled set; also chooses configs/finetune/<dataset>.yaml."
     )
@@ -172,16 +173,76 @@ class CurveSettings(FinetuneSettings):
         return value
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """What `finetune/predict.py` can be asked; its --help says more."""
+class CompareSettings(Settings):
+    """Everything that `finetune/compare.py` can be told."""
 
-    model: str
-    videos: list[str]
-    window_seconds: float | None
-    step_seconds: float | None
-    top: int
-    batch_size: int
-    output: Path | None
-    filmstrip: Path | None
-    features: Path | None
+    a: tuple[Path, ...] = Field(
+        min_length=1, description="Folders of finished fine-tuning runs, e.g. seeds: averaged."
+    )
+    b: tuple[Path, ...] = Field(min_length=1, description="The same of the other side.")
+
+
+class PredictSettings(Settings):
+    """Everything that `finetune/predict.py` can be told."""
+
+    model: str = positional("Folder of a model, or its Hugging Face hub id.")
+    videos: tuple[str, ...] = positional("Videos, or folders searched to any depth.", min_length=1)
+    window_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="Length of a window, whose clips are averaged; null and least: what a clip "
+        "covers.",
+    )
+    step_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="From one window's start to the next; null = the window's length.",
+    )
+    top: int = Field(default=5, ge=1, description="Classes to tell.")
+    batch_size: int = Field(default=8, ge=1, description="Clips run together.")
+    output: Path | None = Field(
+        default=None, description="FILE.json, FILE.csv or FILE.parquet to write."
+    )
+    filmstrip: Path | None = Field(default=None, description="Folder for a picture of each video.")
+    features: Path | None = Field(
+        default=None, description="FILE.parquet to write the features of each window to."
+    )
+
+
+class SearchSettings(Settings):
+    """What each command of `finetune/search.py` can be told."""
+
+    features: Path = positional("The file that predict.py --features wrote.")
+    by: Literal["features", "dmr", "both"] = Field(
+        default="both", description="What distances are computed from."
+    )
+    output: Path | None = Field(default=None, description="FILE.csv or FILE.json to write.")
+    gallery: Path | None = Field(default=None, description="FILE.html to write, with pictures.")
+
+
+class NearestSettings(SearchSettings):
+    """The windows nearest to a query."""
+
+    query: str = Field(description="VIDEO or VIDEO@SECONDS, in the file or new.")
+    model: str | None = Field(
+        default=None, description="The model of the features, for a video that is not in the file."
+    )
+    top: int = Field(default=20, ge=1, description="Windows to find.")
+
+
+class OutlierSettings(SearchSettings):
+    """The windows farthest from those of all other videos."""
+
+    neighbours: int = Field(default=10, ge=1, description="Nearest windows that are averaged.")
+    top: int = Field(default=20, ge=1, description="Windows to find.")
+
+
+class LabelNextSettings(SearchSettings):
+    """The videos to label next: diverse, and unlike labelled ones."""
+
+    labelled: Path | None = Field(
+        default=None, description="CSV of path[,label]: the videos that are labelled already."
+    )
+    budget: int = Field(default=20, ge=1, description="Videos to choose.")

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.model.prediction import compare, error_metrics, error_sums, prediction_loss
+from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
-from dynamonet.training.embedding import features_of
-from dynamonet.training.meters import Sums
-from dynamonet.training.precision import Precision
-from dynamonet.training.ranks import Rank
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.features import clip_features
+from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.task import Evaluation, Task
 from dynamonet.video.transforms import ClipBatch
-from pretrain.evaluate import measure
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings
+from pretrain.validation import measure
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Pretraining(Task[PretrainSettings]):
         return reader
 
     def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
     ) -> tuple[Tensor, Sums]:
         config = self.settings.model
         output: Output = model(frames[:, :, : config.num_frames])
-        pairs = compare(frames, output.predicted, config.filters.levels, config.targets)
+        pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
         loss = prediction_loss(pairs, self.settings.loss)
-        errors = error_sums(pairs[0], config.filters.size, ceiling=ceiling)
+        errors = error_sums(pairs[0], config.filters.size, upper_bound=upper_bound)
         return loss, {"loss": loss, "steps": torch.ones((), device=loss.device), **errors}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
@@ -79,12 +79,12 @@ class Pretraining(Task[PretrainSettings]):
 
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        found = measure(model, self._evaluation_reader(), self.settings, rank, precision)
+        evaluation = measure(model, self._evaluation_reader(), self.settings, rank, precision)
         if self.probe_shards is None:
-            return found
+            return evaluation
         seen: list[Tensor] = []
         for reader in self._probe_readers():
-            seen += features_of(
+            seen += clip_features(
                 model,
                 reader,
                 reader.rows.tolist(),
@@ -92,7 +92,7 @@ class Pretraining(Task[PretrainSettings]):
                 precision=precision,
                 batch_size=max(1, self.settings.loader.batch_size // rank.count),
             )
-        return replace(found, metrics=found.metrics | probe_metrics(*seen))
+        return replace(evaluation, metrics=evaluation.metrics | probe_metrics(*seen))
 
     def best_by(self) -> str:
         return "val/skill" if self.probe_shards is None else "probe/knn_top1"
@@ -139,7 +139,7 @@ class Pretraining(Task[PretrainSettings]):
     def _held_out(self, shards: ShardSet) -> NDArray[np.int64]:
         """Returns the usable rows of the videos kept from training; a video is wholly in or out.
 
-        A video's place hangs on its own name, so adding videos moves no other.
+        A video's place depends on its own name, so adding videos moves no other.
         """
         sources = shards.table["source"].to_pylist()
         limit = self.settings.holdout_share * 2**32

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
-from dynamonet.training.embedding import Memory
+from dynamonet.training.features import KnnBank
 
 ASKED_SHARE = 0.25
 LINEAR_STEPS, LINEAR_DECAY = 100, 1e-3  # of L-BFGS; not studied
@@ -79,15 +79,15 @@ def probe_metrics(
         known, asked: (N, D) and (M, D), features of clips.
         known_labels, asked_labels: (N,) and (M,).
     """
-    memory = Memory.of(known, known_labels)
-    found = {
-        "knn_top1": memory.votes(asked, int(known_labels.max()) + 1).argmax(1),
-        "linear_top1": linear(memory.known, known_labels, memory.standardised(asked)),
+    bank = KnnBank.of(known, known_labels)
+    guesses = {
+        "knn_top1": bank.votes(asked, int(known_labels.max()) + 1).argmax(1),
+        "linear_top1": linear(bank.known, known_labels, bank.standardised(asked)),
         "commonest_top1": known_labels.mode().values.expand_as(asked_labels),
     }
     metrics = {
         f"probe/{name}": float((guess == asked_labels).double().mean())
-        for name, guess in found.items()
+        for name, guess in guesses.items()
     }
     return metrics | {
         "probe/clips_asked": float(len(asked)),

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dynamonet.command_line import load
 from dynamonet.errors import run_entry
-from dynamonet.settings import load
 from pretrain.settings import PretrainSettings
 
 if TYPE_CHECKING:
     from dynamonet.training.launch import Finished
 
 EXAMPLES = """examples:
-  python pretrain/run.py                                   configs/pretrain/default.yaml
+  python pretrain/run.py                                   with the defaults
   python pretrain/run.py --config tiny --shards motion --optimizer.lr 0.001
   ray job submit -- python pretrain/run.py --num_workers 8
 """
@@ -41,8 +41,8 @@ def pretrain(settings: PretrainSettings) -> Finished:
     path = settings.shards_path(settings.shards)
     shards = ShardSet.open(path)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from dynamonet.origin import DatasetUse
-    from dynamonet.report import write_report
+    from dynamonet.report.page import write_report
+    from dynamonet.tracking.origin import DatasetUse
     from dynamonet.training.launch import launch
     from pretrain.objective import Pretraining
 

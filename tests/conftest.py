@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +29,13 @@ from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
 
 from dynamonet.stage import StageSettings
-from dynamonet.training.console import Progress
-from dynamonet.training.ranks import Rank
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.logs.console import Progress
 from dynamonet.training.task import Job, Task
 
 if TYPE_CHECKING:
-    from dynamonet.tracking import TrackedRun
-    from dynamonet.training.loop import Training
+    from dynamonet.tracking.runs import TrackedRun
+    from dynamonet.training.trainer import Trainer
 
 settings.register_profile("no clock", deadline=None)  # the machine may be shared
 settings.load_profile("no clock")
@@ -87,9 +89,9 @@ def stop_driver(driver: subprocess.Popen[bytes], how: signal.Signals) -> bytes:
 
 def tracked(stage: str, home: Path, own: StageSettings) -> TrackedRun:
     """Begins a run in the tracking store beside a run's folder."""
-    from dynamonet import tracking
+    from dynamonet.tracking import runs as tracked_runs
 
-    return tracking.start_run(
+    return tracked_runs.start_run(
         stage, home.name, own, experiment="dynamonet", runs_path=str(home.parent),
         results=str(home), parents=[], datasets=[],
     )  # fmt: skip
@@ -97,13 +99,26 @@ def tracked(stage: str, home: Path, own: StageSettings) -> TrackedRun:
 
 def training_alone(
     task: Task[Any], run: TrackedRun, home: Path, messages: queue.Queue[Any], **more: Any
-) -> Training:
+) -> Trainer:
     """Returns a training in this process, without Ray."""
-    from dynamonet.training.loop import Training
+    from dynamonet.training.trainer import Trainer
 
     torch.set_num_threads(1)
     job = Job(task, run, {}, Progress(messages), None, home, 0, 1)  # type: ignore[arg-type]
-    return Training(job, Rank(0, 1, torch.device("cpu")), **more)
+    return Trainer(job, Rank(0, 1, torch.device("cpu")), **more)
+
+
+@contextmanager
+def logged(into: list[str]) -> Iterator[None]:
+    """Collects what the package logs, at every level."""
+    handler, package = logging.Handler(), logging.getLogger("dynamonet")
+    handler.emit = lambda record: into.append(record.getMessage())
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
 
 
 def moving_frames(num: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

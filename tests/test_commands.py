@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY_MODEL
+
+from tests.conftest import ROOT, TINY_MODEL
 
 
 def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 ROOMS = ("data_prep", "pretrain", "finetune")
 LIBRARY = "dynamonet"
@@ -56,16 +57,37 @@ def test_the_model_imports_neither_files_nor_engines() -> None:
         assert all(name.startswith(allowed) for name in inside), path
 
 
+# top-level names of packages that users of this one are likely to have installed as well
+NEIGHBOURS = set(
+    "accelerate data datasets evaluate inference metrics models peft timm utils".split()
+)
+
+
 @pytest.mark.parametrize("room", [*ROOMS, "demo"])
-def test_no_file_beside_an_entry_hides_another_module(room: str) -> None:
+def test_nothing_beside_an_entry_hides_another_module(room: str) -> None:
     # `python room/run.py` puts room/ first on the path: a queue.py there would break Ray
     for path in (ROOT / room).iterdir():
         name = path.stem
-        if path.suffix == ".py" and name not in ("__init__", "run", "settings"):
-            assert name not in sys.stdlib_module_names
+        if (path.suffix == ".py" or path.is_dir()) and name[0] != "_":
+            assert name not in sys.stdlib_module_names | NEIGHBOURS, path
             assert importlib.util.find_spec(name) is None, f"{path} hides an installed module"
-    assert importlib.util.find_spec("run") is None
-    assert importlib.util.find_spec("settings") is None
+
+
+def test_no_folder_is_a_long_flat_list() -> None:
+    for package in (LIBRARY, *ROOMS, "demo"):
+        for folder in {path.parent for path in modules(package)}:
+            files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(files) <= 12, f"{folder}: {len(files)} files"
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    tree = (ROOT / "README.md").read_text("utf-8").split("## What is where")[1].split("## ")[0]
+    for package in (LIBRARY, *ROOMS):
+        for folder in {path.parent for path in modules(package)} - {ROOT / package}:
+            assert f"{folder.name}/" in tree, f"{folder} is not in README's tree"
+    for name in re.findall(r"\b(\w+\.py)\b", tree):
+        found = [path for package in (LIBRARY, *ROOMS) for path in modules(package)]
+        assert name in {path.name for path in found}, f"README's tree names {name}"
 
 
 def test_no_file_and_no_function_outgrows_its_room() -> None:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 CODE = [
     path
@@ -27,7 +28,10 @@ def keyword(call: ast.Call, name: str) -> str:
 
 
 def test_nothing_is_unpickled_but_jobs_of_our_own_processes() -> None:
-    own = ("training/loop.py", "killable.py")  # a job, made by this run's driver or by the caller
+    own = (
+        "training/trainer.py",
+        "child_process.py",
+    )  # a job, made by this run's driver or by the caller
     allowed = {ROOT / "dynamonet" / name for name in own}
     for path in CODE:
         for name, call in calls(path):
@@ -68,7 +72,7 @@ def test_servers_that_are_started_here_listen_on_loopback() -> None:
 
 
 def test_a_checkpoints_list_of_files_cannot_lead_elsewhere(tmp_path: Path) -> None:
-    from dynamonet.training.checkpoint_store import damage
+    from dynamonet.training.checkpoint.store import damage
 
     folder = tmp_path / "step-00000001"
     folder.mkdir()
@@ -79,7 +83,7 @@ def test_a_checkpoints_list_of_files_cannot_lead_elsewhere(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"files": []}', "\x00", '{"files": {}}'])
 def test_a_damaged_list_of_files_is_damage_and_no_crash(tmp_path: Path, content: str) -> None:
-    from dynamonet.training.checkpoint_store import damage
+    from dynamonet.training.checkpoint.store import damage
 
     (tmp_path / "files.json").write_text(content)
     assert damage(tmp_path) == "files.json is damaged"

@@ -69,7 +69,7 @@ class FilterConfig(Settings):
         description="Pooling factors of the resolutions predicted; (1,) = full resolution.",
     )
     cell_px: int = Field(
-        default=4, ge=1, description="grid: pixels between filters; divides the stride."
+        default=8, ge=1, description="grid: pixels between filters; divides the stride."
     )
     dmr_cells: int = Field(
         default=2, ge=1, description="grid: cells a side that the DMR averages into."

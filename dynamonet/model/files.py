@@ -48,8 +48,8 @@ def locate(place: str | Path) -> Path:
         UserError: neither; or it looks like a hub id and `huggingface_hub` is not installed.
     """
     folder = Path(place).expanduser().absolute()
-    found = None if folder.exists() else _HUB_ID.fullmatch(str(place))
-    if found is None:
+    match = None if folder.exists() else _HUB_ID.fullmatch(str(place))
+    if match is None:
         return folder
     try:
         from huggingface_hub import hf_hub_download
@@ -58,13 +58,13 @@ def locate(place: str | Path) -> Path:
             f"{place}: no such folder. To take it for a model on the Hugging Face hub:\n"
             "  pip install 'dynamonet[hub]'"
         ) from None
-    repo, revision = found["repo"], found["revision"]
+    repo, revision = match["repo"], match["revision"]
     try:
         for name in (WEIGHTS, DESCRIPTION):
             file = hf_hub_download(repo, name, revision=revision)
     except Exception as error:  # the library raises its own, requests' and the system's errors
         raise UserError(
-            f"{place}: no folder here and not to be had from the hub: {error}"
+            f"{place}: no folder here and cannot be downloaded from the hub: {error}"
         ) from None
     return Path(file).parent
 

@@ -102,7 +102,7 @@ def _correlate(a: Tensor, b: Tensor, side: int) -> Tensor:
     _, num, height, width = a.shape
     stretches = -(-width // STRETCH)
     fill, long = stretches * STRETCH - width, STRETCH + side - 1
-    # rows lie (y, c, stretch), so that shifting y is a step to later rows
+    # rows lie (y, c, time range), so that shifting y is a step to later rows
     if fill:
         a, b = F.pad(a, (0, fill)), F.pad(b, (0, fill))
     rows = a.permute(1, 2, 0, 3).reshape(num, -1, STRETCH)

@@ -18,7 +18,7 @@ from dynamonet.model.classifier import Classifier
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import DESCRIPTION, locate, read_description, read_weights, write_model
 from dynamonet.model.motion_filters import MotionFilters
-from dynamonet.model.prediction import predict
+from dynamonet.model.prediction import predict_levels
 from dynamonet.model.trunk import Trunk
 from dynamonet.settings import validate
 
@@ -100,7 +100,7 @@ class DynamoNet(nn.Module):
         num_filters = clip.shape[2] if config.targets == "within_clip" else config.horizon
         filters = self.motion(features, num_filters)
         levels = config.filters.levels if predict_frames else ()
-        predicted = predict(clip, filters, levels, config.targets)
+        predicted = predict_levels(clip, filters, levels, config.targets)
         pooled = features.mean((2, 3, 4))
         dmr = self.motion.describe(filters)
         logits = None if self.classifier is None else self.classifier(features, dmr)

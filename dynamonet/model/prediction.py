@@ -34,7 +34,7 @@ def pool_frames(frames: Tensor, level: int) -> Tensor:
     return reduce(torch.add, (rows[..., i::level] for i in range(level))) / level**2
 
 
-def predict(
+def predict_levels(
     clip: Tensor, filters: Tensor, levels: tuple[int, ...], targets: Targets
 ) -> list[Tensor]:
     """Applies filters to a clip's frames at each level.
@@ -61,7 +61,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FramePairs:
     """What was predicted at one level beside what was true and what copying would have given."""
 
     predicted: Tensor  # (B, 3, N, h, w)
@@ -69,9 +69,9 @@ class Comparison:
     copied: Tensor  # (B, 3, N, h, w): the last frame known when each prediction is made
 
 
-def compare(
+def pair_frames(
     frames: Tensor, predicted: list[Tensor], levels: tuple[int, ...], targets: Targets
-) -> list[Comparison]:
+) -> list[FramePairs]:
     """Lines up predictions with the frames that came, one comparison a level.
 
     Args:
@@ -86,11 +86,11 @@ def compare(
             copied = pooled[:, :, -num - 1 : -1]
         else:
             copied = pooled[:, :, -num - 1 : -num].expand_as(true)
-        result.append(Comparison(guess, true, copied))
+        result.append(FramePairs(guess, true, copied))
     return result
 
 
-def prediction_loss(comparisons: list[Comparison], name: LossName) -> Tensor:
+def prediction_loss(comparisons: list[FramePairs], name: LossName) -> Tensor:
     """Returns the mean loss over levels, on normalised RGB, every pixel counted."""
     losses = [_LOSSES[name](c.predicted.float(), c.true.float()) for c in comparisons]
     return torch.stack(losses).mean()
@@ -113,54 +113,56 @@ class SquaredErrors:
         return 1 - self.predicted / self.copied
 
     @property
-    def ceiling(self) -> Tensor | None:
+    def upper_bound(self) -> Tensor | None:
         """Skill of the best K x K filter shared over the image, found in closed form."""
         return None if self.best is None else 1 - self.best / self.copied
 
 
-def squared_errors(comparison: Comparison, side: int, *, ceiling: bool = False) -> SquaredErrors:
+def squared_errors(
+    comparison: FramePairs, side: int, *, upper_bound: bool = False
+) -> SquaredErrors:
     """Sums squared errors over the valid pixels: those whose K x K window lies in the frame.
 
     Args:
         side: K.
-        ceiling: also solve for the best filter of each frame pair; costs K*K patches of memory.
+        upper_bound: also solve for the best filter of each frame pair; costs K*K patches of memory.
     """
-    errors = frame_errors(comparison, side, ceiling=ceiling)
+    errors = frame_errors(comparison, side, upper_bound=upper_bound)
     best = None if errors.best is None else errors.best.sum()
     return SquaredErrors(errors.predicted.sum(), errors.copied.sum(), best)
 
 
 @torch.no_grad()
-def frame_errors(comparison: Comparison, side: int, *, ceiling: bool = False) -> SquaredErrors:
+def frame_errors(comparison: FramePairs, side: int, *, upper_bound: bool = False) -> SquaredErrors:
     """Returns `squared_errors` for each of the predicted frames (N,), over the batch."""
     true = _valid(comparison.true.float(), side)
     predicted = (_valid(comparison.predicted.float(), side) - true).square().sum((0, 1, 3, 4))
     copied = (_valid(comparison.copied.float(), side) - true).square().sum((0, 1, 3, 4))
-    best = _least_squares_error(comparison.copied, comparison.true, side) if ceiling else None
+    best = _least_squares_error(comparison.copied, comparison.true, side) if upper_bound else None
     return SquaredErrors(predicted, copied, best)
 
 
-def error_sums(comparison: Comparison, side: int, *, ceiling: bool) -> dict[str, Tensor]:
-    """Returns the sums of a batch from which `error_metrics` computes skill and its ceiling.
+def error_sums(comparison: FramePairs, side: int, *, upper_bound: bool) -> dict[str, Tensor]:
+    """Returns the sums of a batch from which `error_metrics` computes skill and its upper bound.
 
     Args:
-        ceiling: Also solve for the best filters, on the first clip: a training step can bear that.
+        upper_bound: Also solve for the best filters, on the first clip: cheap enough for a step.
     """
     errors = squared_errors(comparison, side)
     sums = {"predicted": errors.predicted, "copied": errors.copied}
-    if ceiling:
-        first = Comparison(comparison.predicted[:1], comparison.true[:1], comparison.copied[:1])
-        sample = squared_errors(first, side, ceiling=True)
+    if upper_bound:
+        first = FramePairs(comparison.predicted[:1], comparison.true[:1], comparison.copied[:1])
+        sample = squared_errors(first, side, upper_bound=True)
         assert sample.best is not None
         sums |= {"sample_best": sample.best, "sample_copied": sample.copied}
     return sums
 
 
 def error_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Returns skill, and its ceiling where it was measured, from sums over steps and ranks."""
+    """Returns skill, and its upper bound where it was measured, from sums over steps and ranks."""
     metrics = {"skill": 1 - sums["predicted"] / max(sums["copied"], 1e-12)}
     if sums.get("sample_copied"):
-        metrics["ceiling_shared"] = 1 - sums["sample_best"] / sums["sample_copied"]
+        metrics["skill_upper_bound"] = 1 - sums["sample_best"] / sums["sample_copied"]
     return metrics
 
 

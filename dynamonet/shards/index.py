@@ -1,10 +1,10 @@
-"""What stands beside the tars: Parquet index, shard table, quarantine table, data-set card.
+"""The tables beside the tars: Parquet index, shards, quarantine, copies; and an opened set.
 
 <set>/
   card.json             format version, settings, counts, classes, digest of the content
   index.parquet         one row a sample: where it lies and what it is
   shards.parquet        one row a tar: bytes, samples, seconds
-  quarantine.parquet    one row a video, or stretch of one, that was not taken, with its reason
+  quarantine.parquet    one row a video, or time range of one, that was not taken, with its reason
   duplicates.parquet    one row a segment that is a copy of another, here or in an excluded set
   report.html           what is in the set, with pictures, for a reader
   shard-00000.tar ...   plain WebDataset: <key>.mp4 + <key>.json
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,18 +27,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
-from dynamonet.origin import Origin
 from dynamonet.settings import validate
+from dynamonet.shards.card import CARD, Card, read_card, repair_command
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.storage import Folder
+from dynamonet.tracking.origin import Origin
 
-FORMAT = "dynamonet-shards"
-FORMAT_VERSION = 2
-READABLE = (1, 2)  # version 1 has no scores and no kinds of normalisation
-CARD, INDEX, SHARDS = "card.json", "index.parquet", "shards.parquet"
-QUARANTINE, RECORDS = "quarantine.parquet", "records"
+INDEX, SHARDS, QUARANTINE = "index.parquet", "shards.parquet", "quarantine.parquet"
 DUPLICATES, REPORT = "duplicates.parquet", "report.html"
-CARD_COPY = f"{RECORDS}/{CARD}"  # so that a damaged card can be put right
 
 SCORES = (  # of a segment, all from 0 to 1
     "brightness",  # mean; 0 = black, 1 = white
@@ -83,6 +78,7 @@ SHARDS_SCHEMA = pa.schema(
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), False),
+        pa.field("kind", pa.string(), False),  # data_prep.reasons.RejectReason
         pa.field("reason", pa.string(), False),
         pa.field("start_seconds", pa.float64(), True),  # null = the whole video
         pa.field("end_seconds", pa.float64(), True),
@@ -110,7 +106,7 @@ class ShardSet:
     """An opened data set: its card and its index, checked against the tars."""
 
     folder: Folder
-    card: dict[str, Any]
+    card: Card
     table: pa.Table  # INDEX_SCHEMA, in the order of the index file
     tars: pa.Table  # SHARDS_SCHEMA
 
@@ -134,26 +130,26 @@ class ShardSet:
     @property
     def digest(self) -> str:
         """Digest of the content: the same for the same samples, wherever they lie."""
-        return self.card["digest"]
+        return self.card.digest
 
     @property
     def origin(self) -> Origin | None:
         """The run that made the set, if the card names it."""
-        return Origin.read(self.card.get("run"))
+        return Origin.read(self.card.run)
 
     @property
     def classes(self) -> list[str]:
         """Class names in label order; empty for unlabelled sets."""
-        return self.card["classes"]
+        return list(self.card.classes)
 
     @property
     def num_splits(self) -> int:
-        return self.card["num_splits"]
+        return self.card.num_splits
 
     @property
     def frames(self) -> FrameSettings:
         """How the frames of its segments were made."""
-        encode = self.card.get("settings", {}).get("encode", {})
+        encode = self.card.settings.get("encode", {})
         known = {key: encode[key] for key in FrameSettings.model_fields if key in encode}
         return validate(FrameSettings, known, origin=f"{self.folder.path}/{CARD}")
 
@@ -183,65 +179,20 @@ class ShardSet:
         return np.flatnonzero(np.asarray(parts.to_pylist()) == part)
 
 
-def read_card(folder: Folder, name: str = CARD) -> dict[str, Any]:
-    """Reads a set's card, or the copy of it in the records.
-
-    Raises:
-        UserError: there is none, or another version wrote it.
-    """
-    if folder.size(name) is None:
-        raise UserError(
-            f"{folder.path}: no shards here (expected {CARD}, {INDEX} and tars). Make them with\n"
-            f"  python data_prep/shard.py --source VIDEOS --output {folder.path}"
-        )
-    try:
-        card = json.loads(folder.read(name))
-        found = (card["format"], card["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder.path}/{name}: damaged: {error!r}; repair it with\n  {repair_command(folder)}"
-        ) from None
-    if found[0] != FORMAT or found[1] not in READABLE:
-        raise UserError(
-            f"{folder.path}: written as {found[0]} version {found[1]}; this program reads "
-            f"{FORMAT} versions {READABLE[0]} to {READABLE[-1]}. Make the shards again with this "
-            "version."
-        )
-    return card
-
-
-def check_current(folder: Folder, card: dict[str, Any]) -> None:
-    """Raises UserError if this program reads a set, but does not write its version."""
-    if card["version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{folder.path}: written as version {card['version']}, which can be trained on; only "
-            f"sets of version {FORMAT_VERSION} can be checked, repaired or added to. Make the "
-            "shards again in another folder, or use the version of this program that made them "
-            f"({card.get('made_with', 'unknown')})."
-        )
-
-
-def write_card(folder: Folder, card: dict[str, Any]) -> None:
-    """Writes a set's card, and its copy before it."""
-    text = json.dumps(card, indent=2, ensure_ascii=True) + "\n"
-    folder.write(CARD_COPY, text.encode())
-    folder.write(CARD, text.encode())
-
-
 def read_table(folder: Folder, name: str) -> pa.Table:
     """Reads a Parquet table of the set.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    advice = f"repair the set with\n  {repair_command(folder)}"
+    remedy = f"Repair the set with\n  {repair_command(folder)}"
     try:
         with folder.fs.open_input_file(folder.below(name)) as file:
             return pq.read_table(file)
     except FileNotFoundError:
-        raise UserError(f"{folder.path}/{name}: missing; {advice}") from None
+        raise UserError(f"{folder.path}/{name}: missing", remedy) from None
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
-        raise UserError(f"{folder.path}/{name}: damaged: {error}; {advice}") from None
+        raise UserError(f"{folder.path}/{name}: damaged: {error}", remedy) from None
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
@@ -261,23 +212,16 @@ def content_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def repair_command(folder: Folder) -> str:
-    """Returns the command that checks a set and rebuilds what is damaged."""
-    return f"python data_prep/verify.py {shlex.quote(folder.path)} --repair"
-
-
 def _check_sizes(folder: Folder, shards: pa.Table) -> None:
     wrong, there = [], folder.sizes()
     for name, size in zip(shards["shard"].to_pylist(), shards["bytes"].to_pylist(), strict=True):
-        found = there.get(name)
-        if found != size:
-            state = "missing" if found is None else f"{found:,} bytes instead of {size:,}"
+        actual = there.get(name)
+        if actual != size:
+            state = "missing" if actual is None else f"{actual:,} bytes instead of {size:,}"
             wrong.append(f"{folder.path}/{name}: {state}")
     if wrong:
         more = f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
-            "shards changed after they were written:\n  "
-            + "\n  ".join(wrong[:5])
-            + more
-            + f"\nRebuild only what is damaged with\n  {repair_command(folder)}"
+            "shards changed after they were written:\n  " + "\n  ".join(wrong[:5]) + more,
+            f"Rebuild only what is damaged with\n  {repair_command(folder)}",
         )

@@ -99,7 +99,7 @@ class TarWindows:
         """Returns the sample indices at given positions of an epoch, both in [0, n)."""
         num_tars = len(self.bounds) - 1
         order, starts, ends = _layout(self, seed, epoch)
-        found = np.empty(len(positions), np.int64)
+        chosen = np.empty(len(positions), np.int64)
         windows = np.searchsorted(ends, positions, side="right") // self.window
         for number in np.unique(windows):
             first = number * self.window
@@ -108,8 +108,8 @@ class TarWindows:
             shuffled = Permutation(int(end - begin), seed, epoch * num_tars + int(number))
             moved = begin + shuffled(positions[here] - begin)
             place = np.searchsorted(ends, moved, side="right")
-            found[here] = self.by_tar[self.bounds[order[place]] + moved - starts[place]]
-        return found
+            chosen[here] = self.by_tar[self.bounds[order[place]] + moved - starts[place]]
+        return chosen
 
 
 @lru_cache(maxsize=2)  # one epoch, and the next while reading ahead
@@ -132,7 +132,7 @@ class EpochPlan:
     """
 
     num_samples: int
-    global_batch: int  # samples of a step over all ranks: the order hangs on it, not on the ranks
+    global_batch: int  # samples of a step over all ranks: the order depends on it, not on the ranks
     num_ranks: int
     seed: int
     windows: TarWindows | None = None  # None: one permutation of all samples

@@ -25,7 +25,7 @@ from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import EpochPlan, TarWindows, sample_seed
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
-from dynamonet.shards.tars import Tars, choose_cache
+from dynamonet.shards.tar_reader import TarReader, choose_cache
 from dynamonet.video.decode import Box, DecodeError, Planes, decode_planes
 from dynamonet.video.sampling import (
     clip_indices,
@@ -52,13 +52,13 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class FailedBatch:
     """Stands for a batch that could not be made; the reasons say why."""
 
     reasons: tuple[str, ...]
 
 
-class ClipReader(Dataset[ClipBatch | Unreadable]):
+class ClipReader(Dataset[ClipBatch | FailedBatch]):
     """Reads clips of one length from a shard set; picklable, opens its files where it runs."""
 
     def __init__(
@@ -99,22 +99,22 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
     def plan(self, loader: LoaderSettings, num_ranks: int, seed: int) -> EpochPlan:
         """Returns how epochs of these rows are cut into steps."""
         windows = None
-        if loader.order == "tars":
+        if loader.shuffle == "shard_window":
             tar_of = self.shard.indices.to_numpy()[self.rows].astype(np.int64)
-            windows = TarWindows.of(tar_of, loader.window_tars)
+            windows = TarWindows.of(tar_of, loader.window_shards)
         return EpochPlan(len(self.rows), loader.batch_size, num_ranks, seed, windows)
 
-    def __getitem__(self, request: Request) -> ClipBatch | Unreadable:
+    def __getitem__(self, request: Request) -> ClipBatch | FailedBatch:
         return self.__getitems__([request])
 
-    def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | Unreadable:
+    def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | FailedBatch:
         """Reads a batch. A sample that fails is replaced by one drawn from its own seed."""
         clips, failures = [], []
         self.tars.prefetch([self.shard[row].as_py() for r in requests for row in r.ahead])
         for request in requests:
             clip = self._read_or_replace(request, failures)
             if clip is None:
-                return Unreadable(tuple(failures))
+                return FailedBatch(tuple(failures))
             clips.append(clip)
         rows = [row for row, _, _ in clips]
         return ClipBatch(
@@ -190,14 +190,14 @@ class ClipReader(Dataset[ClipBatch | Unreadable]):
         return f"{self.shard[row].as_py()} sample {self.keys[row].as_py()}"
 
 
-def _tars(shards: ShardSet, loader: LoaderSettings) -> Tars:
+def _tars(shards: ShardSet, loader: LoaderSettings) -> TarReader:
     sizes = dict(
         zip(shards.tars["shard"].to_pylist(), shards.tars["bytes"].to_pylist(), strict=True)
     )
-    largest = sum(sorted(sizes.values())[-loader.window_tars :])
-    window = largest if loader.order == "tars" else None
+    largest = sum(sorted(sizes.values())[-loader.window_shards :])
+    window = largest if loader.shuffle == "shard_window" else None
     cache = choose_cache(shards.folder, sum(sizes.values()), window, loader.cache_gb)
-    return Tars(shards.folder.path, shards.digest, sizes, cache)
+    return TarReader(shards.folder.path, shards.digest, sizes, cache)
 
 
 def resize_planes(planes: Planes, side: int) -> Planes:
@@ -274,7 +274,7 @@ def batches(
         worker_init_fn=_one_thread if processes else None,
     )
     for batch in loader:
-        if isinstance(batch, Unreadable):
+        if isinstance(batch, FailedBatch):
             raise UserError(
                 "no batch can be read from the shards:\n  " + "\n  ".join(batch.reasons[:8])
             )

@@ -51,7 +51,7 @@ class ClipSettings(Settings):
 class LoaderSettings(Settings):
     """How clips are brought to the model."""
 
-    batch_size: int = Field(default=8, ge=1, description="Clips of a step, over all workers.")
+    batch_size: int = Field(default=32, ge=1, description="Clips of a step, over all workers.")
     processes: int | None = Field(
         default=None,
         ge=0,
@@ -63,12 +63,12 @@ class LoaderSettings(Settings):
     max_failed_share: float = Field(
         default=0.01, ge=0, le=1, description="Share of unreadable samples at which the run stops."
     )
-    order: Literal["samples", "tars"] = Field(
+    shuffle: Literal["samples", "shard_window"] = Field(
         default="samples",
-        description="samples = one permutation of the set; tars = a window of tars at a time.",
+        description="samples = one permutation of the set; shard_window = some tars at a time.",
     )
-    window_tars: int = Field(
-        default=8, ge=1, description="order tars: tars among which samples are shuffled."
+    window_shards: int = Field(
+        default=8, ge=1, description="shard_window: tars among which samples are shuffled."
     )
     cache_gb: float = Field(
         default=20.0, ge=0, description="Remote sets: local disk for tars; 0 = none is kept."

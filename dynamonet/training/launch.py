@@ -15,21 +15,21 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
-from dynamonet import cluster, tracking
+from dynamonet import cluster
 from dynamonet.errors import Stopped, UserError, find_user_error
-from dynamonet.origin import DatasetUse, Origin
 from dynamonet.settings import to_yaml
-from dynamonet.tracking import TrackedRun
-from dynamonet.training.board import Board
-from dynamonet.training.checkpoint import read_state
-from dynamonet.training.checkpoint_store import best, newest
-from dynamonet.training.console import ConsoleLog, Progress
-from dynamonet.training.loop import train_worker
-from dynamonet.training.resources import default_processes, worker_resources
-from dynamonet.training.run_folder import MODEL, RunState, claim, stage_folder, write_state
+from dynamonet.tracking.origin import DatasetUse, Origin
+from dynamonet.tracking.runs import TrackedRun, closing, start_run
+from dynamonet.training.checkpoint.state import read_state
+from dynamonet.training.checkpoint.store import best, newest
+from dynamonet.training.distributed.coordinator import Coordinator
+from dynamonet.training.distributed.resources import default_processes, worker_resources
+from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
+from dynamonet.training.logs.console import ConsoleLog, Progress
+from dynamonet.training.run_folder import MODEL, RunState, acquire_run, stage_folder, write_state
 from dynamonet.training.settings import TrainSettings
-from dynamonet.training.stop import GRACE_SECONDS, StopSignals
 from dynamonet.training.task import Job, Task
+from dynamonet.training.trainer import train_worker
 
 MOST_TRIES = 30  # of a minute each, to find the workers' resources while the run goes on
 
@@ -60,12 +60,12 @@ def launch(
 
     Raises:
         UserError: the resources are not there, the run's name is taken by another run, or
-            something the user can mend stopped the training.
+            something the user can fix stopped the training.
     """
     settings = task.settings
     task.check()
     home = stage_folder(settings, stage)
-    with claim(home, stage, subject, settings, datasets) as (folder, state):
+    with acquire_run(home, stage, subject, settings, datasets) as (folder, state):
         if state.status == "finished":
             console.print(f"already  run {state.name} is finished; another --name starts anew")
             return Finished(folder / MODEL, TrackedRun(**state.mlflow), folder)
@@ -77,7 +77,7 @@ def launch(
         (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
         console.print(f"run      {folder}", soft_wrap=True)
         try:
-            with tracking.closing(run), StopSignals() as signals:
+            with closing(run), StopSignals() as signals:
                 _fit(task, folder, state, console, signals)
                 _check_end(folder, console, signals)
                 best_by = task.best_by() if task.keeps_best() else None
@@ -104,7 +104,7 @@ def _tracked(
         run = TrackedRun(**state.mlflow)
         run.reopen()
         return run
-    return tracking.start_run(
+    return start_run(
         stage,
         state.name,
         settings,
@@ -125,14 +125,14 @@ def _fit(
     with cluster.connected():
         signals.install()  # Ray sets its own
         scaling, cpus = worker_resources(settings, ray.cluster_resources())
-        log, board = ConsoleLog(console), Board.put_up()
+        log, coordinator = ConsoleLog(console), Coordinator.start()
         processes = settings.loader.processes
         job = Job(
             task=task,
             run=TrackedRun(**state.mlflow),
             origin=state.origin,
             progress=Progress(log.queue),
-            board=board,
+            coordinator=coordinator,
             home=folder,
             processes=default_processes(cpus) if processes is None else processes,
             threads=cpus,
@@ -155,11 +155,11 @@ def _fit(
             ),
         )
         with log.line.shown():
-            _fit_while_printing(trainer, log, board, signals)
+            _fit_while_printing(trainer, log, coordinator, signals)
 
 
 def _fit_while_printing(
-    trainer: TorchTrainer, log: ConsoleLog, board: Board, signals: StopSignals
+    trainer: TorchTrainer, log: ConsoleLog, coordinator: Coordinator, signals: StopSignals
 ) -> None:
     """Runs the trainer in a thread, so that this one can print and take signals.
 
@@ -182,7 +182,7 @@ def _fit_while_printing(
         log.follow(0.5)
         if signals.asked is not None and not told:
             told = True
-            board.call("ask_to_stop")
+            coordinator.request_stop()
             log.console.print(
                 f"stopping after this step, with a checkpoint; within {GRACE_SECONDS} s. "
                 "Once more stops at once."
@@ -190,21 +190,21 @@ def _fit_while_printing(
         signals.check()
     log.drain()
     signals.training = False
-    failure = board.call("failed")
+    failure = coordinator.failure()
     if failure is not None:
         raise failure
     if trouble:
-        raise _explained(trouble[0], board)
+        raise _explained(trouble[0], coordinator)
 
 
-def _explained(error: BaseException, board: Board) -> BaseException:
+def _explained(error: BaseException, coordinator: Coordinator) -> BaseException:
     """Returns what to raise when Ray gave up: a mistake of the user's, or which worker was lost."""
     if find_user_error(error) is not None or not isinstance(error, ray.train.TrainingFailedError):
         return error
     lines = str(error).strip().splitlines()
     return UserError(
         f"workers failed or were lost more often than they are started again (max_restarts). "
-        f"Workers: {board.call('behind')}. Ray says: {lines[-1] if lines else error}\n"
+        f"Workers: {coordinator.describe_lagging()}. Ray says: {lines[-1] if lines else error}\n"
         "The same command goes on from the last checkpoint."
     )
 

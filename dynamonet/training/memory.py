@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -13,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dynamonet.errors import UserError
 from dynamonet.model.trunk import Trunk
-from dynamonet.training.ranks import Rank
+from dynamonet.training.distributed.rank import Rank
+
+logger = logging.getLogger(__name__)
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -26,7 +29,6 @@ def fitting_micro_batch(
     wanted: int,
     attempt: Callable[[int], None],
     rank: Rank,
-    say: Callable[[str], None],
 ) -> int:
     """Returns how many clips go through the model at once; halved until they fit on every rank.
 
@@ -54,10 +56,11 @@ def fitting_micro_batch(
                 "precision: bf16, or a smaller model.frame_px, num_frames or trunk"
             )
         smaller = largest_divisor(share, micro // 2)
-        say(
-            f"memory   {micro} clips at once do not fit, taking {smaller}: {share // smaller} "
-            f"parts a step, whose gradients add up to the same batch"
-        )
+        if rank.is_main:
+            logger.warning(
+                f"memory   {micro} clips at once do not fit, taking {smaller}: "
+                f"{share // smaller} parts a step, whose gradients add up to the same batch"
+            )
         micro = smaller
 
 

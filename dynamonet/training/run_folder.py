@@ -4,7 +4,7 @@
   run.json          settings digest, MLflow run, origin, status: running, finished ...
   settings.yaml     the complete settings
   step-00000200/    checkpoints, see checkpoint_store
-  not-finite/       steps that were refused, see not_finite
+  nonfinite/       steps that were refused, see numerics.nonfinite
   test/             tables of the test, e.g. the predictions for each video
   model/            the finished model
 """
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from dynamonet.errors import UserError
-from dynamonet.origin import DatasetUse
 from dynamonet.settings import flatten
 from dynamonet.storage import is_uri
+from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.settings import TrainSettings
 
 RUN_FILE, MODEL = "run.json", "model"
@@ -32,7 +32,7 @@ RUN_FILE, MODEL = "run.json", "model"
 FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
     "keep_checkpoints profile checkpoint_every_steps checkpoint_every_minutes min_workers "
-    "max_restarts collective_timeout_seconds not_finite max_skipped_share loader.processes "
+    "max_restarts collective_timeout_seconds on_nonfinite max_skipped_share loader.processes "
     "loader.prefetch_batches loader.cache_gb".split()
 )
 
@@ -76,7 +76,7 @@ def settings_digest(settings: TrainSettings) -> str:
 
 
 @contextmanager
-def claim(
+def acquire_run(
     home: Path, stage: str, subject: str, settings: TrainSettings, datasets: list[DatasetUse]
 ) -> Iterator[tuple[Path, RunState]]:
     """Finds the run to resume or makes a new one, and holds its lock."""

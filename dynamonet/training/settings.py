@@ -32,7 +32,7 @@ class OptimizerSettings(Settings):
 class TrainSettings(StageSettings):
     """What each training stage's settings begin with."""
 
-    epochs: float = Field(default=10.0, gt=0, description="Passes over the data.")
+    epochs: float = Field(default=100.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(
         default=None, ge=1, description="Stop after so many steps; null = never."
     )
@@ -85,7 +85,7 @@ class TrainSettings(StageSettings):
         lt=1,
         description="Measure and keep a moving average of the weights; null = the weights.",
     )
-    not_finite: Literal["stop", "skip"] = Field(
+    on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop", description="What a loss or gradient that is not finite does to its step."
     )
     max_skipped_share: float = Field(
@@ -135,7 +135,7 @@ class TrainSettings(StageSettings):
         """Tells whether the trunk is compiled.
 
         On CPUs compiling was measured to change a step by -11 to 3 % (benchmarks/bench_model.py),
-        which does not repay the half minute that it takes. It hangs on the whole length of the
+        which does not repay the half minute that it takes. It depends on the whole length of the
         training, so that a resumed run computes as it began.
         """
         if self.activation_checkpointing:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
-from dynamonet.tracking import TrackedRun
-from dynamonet.training.board import Board
-from dynamonet.training.console import Progress
-from dynamonet.training.meters import Sums
-from dynamonet.training.precision import Precision
-from dynamonet.training.ranks import Rank
+from dynamonet.tracking.runs import TrackedRun
+from dynamonet.training.distributed.coordinator import Coordinator
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.logs.console import Progress
+from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.settings import TrainSettings
 from dynamonet.video.transforms import ClipBatch
 
@@ -58,13 +58,13 @@ class Task(ABC, Generic[S]):
 
     @abstractmethod
     def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, ceiling: bool
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
     ) -> tuple[Tensor, Sums]:
         """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
 
         Args:
             frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
-            ceiling: Also measure what the best shared filters would reach, on one clip.
+            upper_bound: Also measure what the best shared filters would reach, on one clip.
         """
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Job:
     run: TrackedRun
     origin: dict[str, Any]  # goes with the model
     progress: Progress
-    board: Board | None
+    coordinator: Coordinator | None
     home: Path  # the run's folder
     processes: int  # loader processes of each worker
     threads: int  # threads of each worker's arithmetic

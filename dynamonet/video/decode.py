@@ -68,7 +68,7 @@ class Planes:
 
 
 def open_video(source: str | bytes | IO[bytes]) -> InputContainer:
-    """Opens a path, the bytes of a file, or an open file; a tag that is not UTF-8 does no harm.
+    """Opens a path, the bytes of a file, or an open file; tags that are not UTF-8 are ignored.
 
     Raises:
         DecodeError: FFmpeg cannot open it.

@@ -13,8 +13,8 @@ from typing import IO
 from av.container import InputContainer
 from pyarrow import fs as pafs
 
+from dynamonet.child_process import USUAL, Failed, call
 from dynamonet.errors import UserError
-from dynamonet.killable import USUAL, Failed, call
 from dynamonet.storage import Folder, absolute, is_uri
 from dynamonet.video.decode import DecodeError, open_video, video_stream
 
@@ -53,15 +53,15 @@ def find_videos(places: list[str]) -> tuple[list[VideoFile], dict[str, str]]:
 
     A file is taken whatever its ending; a folder, local or remote, is searched to any depth.
     """
-    found: dict[str, VideoFile] = {}
+    videos: dict[str, VideoFile] = {}
     failed: dict[str, str] = {}
     for place in places:
         for item in _at(place):
             if isinstance(item, VideoFile):
-                found.setdefault(item.folder.below(item.source.path), item)
+                videos.setdefault(item.folder.below(item.source.path), item)
             else:
                 failed[printable(place)] = item
-    return list(found.values()), failed
+    return list(videos.values()), failed
 
 
 def _at(place: str) -> Iterator[VideoFile | str]:
@@ -163,17 +163,17 @@ def _walk_local(folder: Folder) -> Iterator[Source]:
         for name in files:
             path = Path(here) / name
             if not name.startswith(".") and path.is_file():
-                found = path.stat()
+                info = path.stat()
                 relative = path.relative_to(root).as_posix()
-                yield Source(relative, found.st_size, found.st_mtime_ns)
+                yield Source(relative, info.st_size, info.st_mtime_ns)
 
 
 def _walk_remote(folder: Folder) -> Iterator[Source]:
     try:
-        found = folder.fs.get_file_info(pafs.FileSelector(folder.root, recursive=True))
+        infos = folder.fs.get_file_info(pafs.FileSelector(folder.root, recursive=True))
     except OSError as error:
         raise UserError(f"{folder.path}: cannot be listed: {error}") from error
-    for info in found:
+    for info in infos:
         if info.type == pafs.FileType.File and not info.base_name.startswith("."):
             path = info.path.removeprefix(folder.root + "/")
             yield Source(path, info.size, info.mtime_ns or 0)

@@ -32,8 +32,8 @@ SHORT_SECONDS = 20.0  # shorter videos are decoded through: they may have one ke
 
 def bar_px(lit: NDArray[np.bool_]) -> int:
     """Returns the width of the narrower of the two bars at the ends of a line of pixels."""
-    found = np.flatnonzero(lit)
-    return int(min(found[0], len(lit) - 1 - found[-1])) if len(found) else len(lit) // 2
+    places = np.flatnonzero(lit)
+    return int(min(places[0], len(lit) - 1 - places[-1])) if len(places) else len(lit) // 2
 
 
 def find_content(container: InputContainer, seconds: float) -> Box | None:

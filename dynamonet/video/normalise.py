@@ -43,7 +43,7 @@ def kinds_of(stream: VideoStream, frame: VideoFrame) -> frozenset[str]:
     """Returns what a frame needs; interlacing, bars and time are not its own matter."""
     parts = frame.format.components
     is_full = frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
-    found = {
+    kinds = {
         "rotated": angle(frame) != 0,
         "pixel_aspect": (stream.sample_aspect_ratio or 1) != 1,
         "odd_size": bool(frame.width % 2 or frame.height % 2),
@@ -52,7 +52,7 @@ def kinds_of(stream: VideoStream, frame: VideoFrame) -> frozenset[str]:
         "hdr": stream.codec_context.color_trc in _HDR,
         "alpha": any(part.is_alpha for part in parts),
     }
-    return frozenset(name for name, holds in found.items() if holds)
+    return frozenset(name for name, holds in kinds.items() if holds)
 
 
 def upright_size(

@@ -123,10 +123,10 @@ def _extradata(data: bytes, start: int, end: int) -> bytes:
 
 def _children(data: bytes, start: int, end: int) -> dict[str, tuple[int, int]]:
     """Returns where the content of each box lies, the first of each name."""
-    found: dict[str, tuple[int, int]] = {}
+    boxes: dict[str, tuple[int, int]] = {}
     for name, first, last in _boxes(data, start, end):
-        found.setdefault(name, (first, last))
-    return found
+        boxes.setdefault(name, (first, last))
+    return boxes
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[str, int, int]]:

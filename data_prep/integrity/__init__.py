@@ -1,0 +1,1 @@
+"""Checking a finished set byte by byte, and repairing it."""

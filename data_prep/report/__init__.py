@@ -1,0 +1,1 @@
+"""What a set looks like: its page, and a gallery for each filter."""

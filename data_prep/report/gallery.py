@@ -1,0 +1,195 @@
+"""One picture a filter: the segments next to its threshold, each with its score.
+
+    left out    [ . . . . ] 0.998   [ . . . . ] 0.996     nearest to the threshold first
+    kept        [ . . . . ] 0.981   [ . . . . ] 0.974
+
+Where the threshold is null, segments from the least score to the greatest, so that one can be
+chosen. What was kept is read from the tars, what was left out is decoded again from its video.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from data_prep.segments.filters import FILTERS, Filter
+from data_prep.settings import FilterSettings, PrepSettings
+from dynamonet import cluster
+from dynamonet.shards import index
+from dynamonet.storage import Folder
+from dynamonet.video.constant_rate import TimeRange, constant_rate_frames, output_rate
+from dynamonet.video.decode import DecodeError, open_video, video_stream
+from dynamonet.video.files import Source, open_source, printable
+
+GALLERY = "gallery"  # folder of the set
+SHOWN = 8  # segments on a side of a threshold
+FRAMES = 4  # of a segment
+THUMB_PX = 72  # longest side of a frame
+LINE_PX = 34  # height of a strip's two lines of text
+COLUMNS = 2
+
+Strip = list[NDArray[np.uint8]]  # frames (H, W, 3) RGB
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A segment in a gallery."""
+
+    name: str  # of the video
+    start_seconds: float
+    end_seconds: float
+    score: float
+    place: tuple[str, int, int] | None  # tar, offset, size of a kept segment; None = left out
+
+    @property
+    def caption(self) -> str:
+        name = self.name if len(self.name) <= 40 else f"...{self.name[-37:]}"
+        return f"{self.score:.4g}   {self.start_seconds:.1f}-{self.end_seconds:.1f} s\n{name}"
+
+
+def draw_galleries(
+    output: Folder, videos: Folder, sources: list[Source], settings: PrepSettings
+) -> dict[str, bytes]:
+    """Draws the picture of every filter into the set; Ray must be connected.
+
+    Returns:
+        PNG files by name.
+    """
+    rows = index.read_table(output, index.INDEX)
+    quarantine = index.read_table(output, index.QUARANTINE)
+    chosen = {item: choose(item, settings.filters, rows, quarantine) for item in FILTERS}
+    wanted = {shown for lines in chosen.values() for line in lines.values() for shown in line}
+    by_name = {printable(source.path): source for source in sources}
+    work = [(shown, by_name.get(shown.name)) for shown in wanted]
+    parts = (work[i : i + SHOWN] for i in range(0, len(work), SHOWN))
+    arguments = ((part, output.path, videos.path) for part in parts)
+    strips: dict[Shown, Strip] = {}
+    for decoded in cluster.in_parallel(_strips, arguments):
+        strips |= decoded
+    pictures = {
+        f"{item.setting}.png": _picture(_title(item, settings.filters), lines, strips)
+        for item, lines in chosen.items()
+    }
+    for name, data in pictures.items():
+        output.write(f"{GALLERY}/{name}", data)
+    return pictures
+
+
+def choose(
+    item: Filter, settings: FilterSettings, rows: pa.Table, quarantine: pa.Table
+) -> dict[str, list[Shown]]:
+    """Returns the segments of a filter's picture, by the heading of their line."""
+    threshold, scores = item.threshold(settings), rows[item.score].to_numpy()
+    if threshold is None:
+        order = np.argsort(scores, kind="stable")
+        spread = np.linspace(0, len(order) - 1, min(2 * SHOWN, len(order))).round().astype(int)
+        return {"from the least score to the greatest": _kept(item, rows, order[spread])}
+    mine = [kind == item.kind for kind in quarantine["kind"].to_pylist()]
+    dropped = quarantine.take(np.flatnonzero(mine))
+    left_out = dropped.take(_nearest(dropped["score"].to_numpy(), threshold)).to_pylist()
+    return {
+        f"left out ({len(dropped):,})": [
+            Shown(row["source"], row["start_seconds"], row["end_seconds"], row["score"], None)
+            for row in left_out
+        ],
+        f"kept ({len(rows):,})": _kept(item, rows, _nearest(scores, threshold)),
+    }
+
+
+def _nearest(scores: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
+    return np.argsort(np.abs(scores - threshold), kind="stable")[:SHOWN]
+
+
+def _kept(item: Filter, rows: pa.Table, places: NDArray[np.int64]) -> list[Shown]:
+    return [
+        Shown(
+            row["source"],
+            row["start_seconds"],
+            row["end_seconds"],
+            row[item.score],
+            (row["shard"], row["offset"], row["size"]),
+        )
+        for row in rows.take(places).to_pylist()
+    ]
+
+
+def _title(item: Filter, settings: FilterSettings) -> str:
+    threshold = item.threshold(settings)
+    if threshold is None:
+        return f"{item.score}: filters.{item.setting} is off"
+    return f"{item.score}: filters.{item.setting} = {threshold:g}, nearest to it first"
+
+
+def _strips(
+    work: list[tuple[Shown, Source | None]], output: str, videos: str
+) -> dict[Shown, Strip]:
+    """Decodes the frames of segments; empty where that fails. Runs in a Ray task."""
+    strips = {}
+    for shown, source in work:
+        try:
+            if shown.place is not None:
+                strips[shown] = _of_tar(shown, Folder.at(output))
+            elif source is not None:
+                strips[shown] = _of_video(shown, Folder.at(videos), source)
+        except (DecodeError, FFmpegError, OSError, ValueError):
+            strips[shown] = []  # its caption is shown without frames
+    return strips
+
+
+def _of_tar(shown: Shown, folder: Folder) -> Strip:
+    assert shown.place is not None
+    shard, offset, size = shown.place
+    with folder.fs.open_input_file(folder.below(shard)) as tar:
+        data = tar.read_at(size, offset)
+    with open_video(data) as container:
+        stream = video_stream(container)
+        count = max(1, stream.frames)
+        frames = container.decode(stream)
+        return [_small(frame) for frame in islice(frames, 0, None, -(-count // FRAMES))]
+
+
+def _of_video(shown: Shown, folder: Folder, source: Source) -> Strip:
+    rate = output_rate(Fraction(FRAMES) / Fraction(shown.end_seconds - shown.start_seconds), 30.0)
+    time_range = TimeRange(Fraction(shown.start_seconds), Fraction(shown.end_seconds))
+    with open_source(folder, source) as container:
+        items = constant_rate_frames(container, time_range, rate, THUMB_PX)
+        frames = (frame for frame in items if isinstance(frame, VideoFrame))
+        return [_small(frame) for frame in islice(frames, FRAMES)]
+
+
+def _small(frame: VideoFrame) -> NDArray[np.uint8]:
+    factor = THUMB_PX / max(frame.width, frame.height)
+    width, height = (max(2, round(side * factor)) for side in (frame.width, frame.height))
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.asarray(picture, np.uint8)
+
+
+def _picture(title: str, lines: dict[str, list[Shown]], strips: dict[Shown, Strip]) -> bytes:
+    """Returns the PNG of one filter."""
+    cell_width, cell_height = FRAMES * (THUMB_PX + 2) + 16, THUMB_PX + LINE_PX + 8
+    heights = [28 + cell_height * -(-len(line) // COLUMNS) for line in lines.values()]
+    sheet = Image.new("RGB", (COLUMNS * cell_width + 16, 32 + sum(heights)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    draw.text((12, 8), title, "black", ImageFont.load_default(size=15))
+    top = 32
+    for (heading, line), height in zip(lines.items(), heights, strict=True):
+        draw.text((12, top + 4), heading if line else f"{heading}: none", "dimgray", font)
+        for number, shown in enumerate(line):
+            left = 12 + number % COLUMNS * cell_width
+            y = top + 24 + number // COLUMNS * cell_height
+            for place, frame in enumerate(strips.get(shown, [])[:FRAMES]):
+                sheet.paste(Image.fromarray(frame), (left + place * (THUMB_PX + 2), y))
+            draw.text((left, y + THUMB_PX + 2), shown.caption, "black", font)
+        top += height
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    return out.getvalue()

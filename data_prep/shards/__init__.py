@@ -1,0 +1,1 @@
+"""Which tar holds what, writing it, and the tables beside the tars."""

@@ -1,0 +1,1 @@
+"""Raw videos: what their headers say, and their labels."""

@@ -1,0 +1,90 @@
+"""What the headers of raw videos say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+from av.video.stream import VideoStream
+
+from data_prep.reasons import Rejected, RejectReason
+from dynamonet.child_process import USUAL, Failed, Limits, call
+from dynamonet.digest import digest_of_stream
+from dynamonet.storage import Folder
+from dynamonet.video.decode import DecodeError, video_stream
+from dynamonet.video.files import Source, open_bytes, open_source, printable
+
+TOO_SMALL = RejectReason.TOO_SMALL
+LEAST_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
+
+
+@dataclass(frozen=True, slots=True)  # there may be millions
+class VideoInfo:
+    """What a source's header says."""
+
+    digest: str  # BLAKE2b-128 of the file
+    seconds: float  # 0 where the header does not say; no more than its size makes likely
+    fps: Fraction
+    width: int  # of square pixels, before any rotation
+    height: int
+
+
+def inspect(
+    folder: Folder, source: Source, min_side_px: int, limits: Limits = USUAL
+) -> VideoInfo | Rejected:
+    """Hashes a source and reads its header, this in a child; never raises for what it holds."""
+    try:
+        if source.size == 0:
+            return _unreadable(source, "empty file (0 bytes)")
+        digest = digest_of(folder, source)
+        return call(read_header, folder, source, digest, min_side_px, limits=limits)
+    except Failed as error:
+        return _unreadable(source, str(error))
+    except OSError as error:
+        return _unreadable(source, f"cannot be read: {error.strerror or error}")
+
+
+def read_header(
+    folder: Folder, source: Source, digest: str, min_side_px: int
+) -> VideoInfo | Rejected:
+    """Reads a source's header, as far as it can be believed."""
+    try:
+        with open_source(folder, source) as container:
+            stream = video_stream(container)
+            rate = stream.average_rate or stream.guessed_rate
+            context = stream.codec_context
+            if context is None:  # whatever PyAV's types say
+                return _unreadable(source, "no decoder for its video stream")
+            if not rate or not context.width or not context.height:
+                return _unreadable(source, "no picture size or frame rate in the header")
+            if min(context.width, context.height) < min_side_px:
+                size = f"{context.width} x {context.height} pixels"
+                text = f"{TOO_SMALL.value}: {size}, min_side_px is {min_side_px}"
+                return Rejected(printable(source.path), TOO_SMALL, text)
+            if stream.duration and stream.time_base:
+                seconds = float(stream.duration * stream.time_base)
+            else:
+                seconds = (container.duration or 0) / av.time_base
+            seconds = min(max(seconds, 0.0), source.size / LEAST_BYTES_PER_SECOND)
+            width, height = _square_pixels(context.width, context.height, stream)
+            return VideoInfo(digest, seconds, Fraction(rate), width, height)
+    except DecodeError as error:
+        return _unreadable(source, str(error))
+    except OSError as error:
+        return _unreadable(source, f"cannot be read: {error.strerror or error}")
+
+
+def _unreadable(source: Source, reason: str) -> Rejected:
+    return Rejected(printable(source.path), RejectReason.UNREADABLE, reason)
+
+
+def digest_of(folder: Folder, source: Source) -> str:
+    """Returns the BLAKE2b-128 of a source file."""
+    with open_bytes(folder, source) as stream:
+        return digest_of_stream(stream)
+
+
+def _square_pixels(width: int, height: int, stream: VideoStream) -> tuple[int, int]:
+    aspect = stream.sample_aspect_ratio
+    return (round(width * aspect), height) if aspect else (width, height)

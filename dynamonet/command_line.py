@@ -1,0 +1,278 @@
+"""The command line of every entry, made from its settings: typed defaults < YAML file < flags.
+
+Each field is a flag (`--optimizer.lr 0.05`), or a word of its own where it is marked as positional.
+argparse reads the words and pydantic the values, so that all mistakes are named at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from dynamonet.errors import SettingsError
+from dynamonet.settings import S, closest, keys, problems, section, to_yaml
+
+CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+
+
+def positional(description: str, **options: Any) -> Any:
+    """Declares a field that is given as a plain word, not as a flag."""
+    return Field(description=description, json_schema_extra={"positional": True}, **options)
+
+
+def load(
+    model: type[S],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    examples: str = "",
+    stage: str | None = None,
+) -> S:
+    """Builds an entry's settings from the command line; prints and exits for --help.
+
+    Args:
+        examples: Shown at the end of `--help`.
+        stage: Folder below `configs/` in which `--config NAME` is looked up; None = no --config.
+
+    Raises:
+        SettingsError: a key is unknown, a value is out of range, or the file is no mapping. The
+            message has one line for each key, with where it was given.
+    """
+    fields = {key: field for key, field in keys(model).items() if section(field) is None}
+    parser = _parser(fields, prog, description, examples, stage)
+    options, extra = parser.parse_known_args(_fold_switches(argv, fields))
+    _refuse_unknown(extra, fields)
+    words = vars(options)
+    wants_help, prints = words.pop("help", False), words.pop("print_config", False)
+    name = words.pop("config", None)
+    given = {key: _plain(value, fields[key]) for key, value in words.items()}
+    if name is None and stage is not None:
+        name = default_config(given.get("dataset"), stage)
+    in_file = _flat(read_yaml(name, stage)) if name and stage else {}
+    if wants_help:
+        defaults = {key: field.get_default() for key, field in fields.items()}
+        effective = defaults | in_file | given
+        _parser(fields, prog, description, examples, stage, effective).print_help()
+        sys.exit(0)
+    settings = _build(model, in_file, given, name)
+    if prints:
+        sys.stdout.write(to_yaml(settings))
+        sys.exit(0)
+    return settings
+
+
+def read_yaml(name_or_file: str, stage: str) -> dict[str, Any]:
+    """Reads a settings file given by path or by its name in `configs/<stage>/`."""
+    path = Path(name_or_file)
+    if not path.suffix and not path.is_file():
+        path = CONFIG_ROOT / stage / f"{name_or_file}.yaml"
+    if not path.is_file():
+        raise SettingsError(
+            f"--config {name_or_file}: no such file, and configs/{stage}/ has only: "
+            f"{', '.join(config_names(stage)) or 'nothing'}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not a YAML file: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def default_config(dataset: str | None, stage: str) -> str | None:
+    """Returns the file taken when --config is absent: the data set's own, if it has one."""
+    return dataset if dataset in config_names(stage) else None
+
+
+def config_names(stage: str) -> list[str]:
+    """Returns the names of the committed configurations of a stage."""
+    return sorted(path.stem for path in (CONFIG_ROOT / stage).glob("*.yaml"))
+
+
+def _build(model: type[S], in_file: dict[str, Any], given: dict[str, Any], name: str | None) -> S:
+    """Validates what file and command line say together; a mistake is named with its place."""
+    try:
+        return model.model_validate(_nested(in_file | given))
+    except ValidationError as error:
+        lines = []
+        fields = keys(model)
+        for key, text in problems(error, model):
+            if not key:
+                lines.append(text)
+            elif key in in_file and key not in given:
+                lines.append(f"{name}: {key}: {text}")
+            else:
+                word = key in fields and _is_positional(fields[key])
+                lines.append(f"{key.upper() if word else f'--{key}'}: {text}")
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, leaf = key.split(".")
+        inner = nested
+        for part in path:
+            if not isinstance(inner.get(part), dict):  # a section that was null
+                inner[part] = {}
+            inner = inner[part]
+        inner[leaf] = value
+    return nested
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists all keys")
+
+
+def _parser(
+    fields: Mapping[str, FieldInfo],
+    prog: str,
+    description: str,
+    examples: str,
+    stage: str | None,
+    shown: Mapping[str, Any] | None = None,
+) -> _Parser:
+    """Makes the parser; `shown` are the values that --help tells."""
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    words = [key.upper() for key, field in fields.items() if _is_positional(field)]
+    parser.usage = " ".join(["%(prog)s", *words, "[--key value ...]"])
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
+    if stage is not None:
+        about = f"YAML file, or the name of one in configs/{stage}/: "
+        about += ", ".join(config_names(stage))
+        parser.add_argument("--config", metavar="NAME|FILE", help=about)
+    about = "print the complete settings as YAML and exit"
+    parser.add_argument("--print-config", action="store_true", help=about)
+    groups: dict[str, Any] = {"": parser}
+    for key, field in fields.items():
+        head = key.rpartition(".")[0]
+        if head not in groups:
+            groups[head] = parser.add_argument_group(head)
+        value = (shown or {}).get(key)
+        default = "" if value is PydanticUndefined else f" (default: {_text(value)})"
+        options: dict[str, Any] = {"help": f"{field.description}{default}".replace("%", "%%")}
+        several = typing.get_origin(_bare(field)) is tuple
+        if _is_positional(field):
+            options |= {"nargs": "*" if several else "?", "metavar": key.upper()}
+            groups[head].add_argument(key, **options)
+        elif field.annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+            groups[head].add_argument(f"--{key}", **options)
+        else:
+            options |= {"nargs": "+" if several else None, "metavar": _metavar(field)}
+            groups[head].add_argument(f"--{key}", **options)
+    return parser
+
+
+def _is_positional(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("positional"))
+
+
+def _options(hint: Any) -> list[Any]:
+    """Returns the members of a union, else the hint alone; annotations are looked through."""
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return [option for member in typing.get_args(hint) for option in _options(member)]
+    return [hint]
+
+
+def _bare(field: FieldInfo) -> Any:
+    """Returns a field's type less None."""
+    return next(option for option in _options(field.annotation) if option is not type(None))
+
+
+def _metavar(field: FieldInfo) -> str:
+    names = []
+    for option in _options(field.annotation):
+        if typing.get_origin(option) is Literal:
+            names += [str(value) for value in typing.get_args(option)]
+        elif typing.get_origin(option) is tuple:
+            names.append("A,B,...")
+        elif option is not type(None):
+            names.append({int: "N", float: "X"}.get(option, "TEXT"))
+    return "|".join(names)
+
+
+def _text(value: Any) -> str:
+    """Returns a value as it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _plain(value: Any, field: FieldInfo) -> Any:
+    """Turns words of the command line into what the field's type reads."""
+    nullable = type(None) in _options(field.annotation)
+    if nullable and value in ("null", ["null"]):
+        return None
+    if not isinstance(value, list):
+        return value
+    if typing.get_args(_bare(field))[0] is Path or _is_positional(field):
+        return value
+    return [part.strip() for part in ",".join(value).strip("[]()").split(",") if part.strip()]
+
+
+def _fold_switches(argv: Sequence[str], fields: Mapping[str, FieldInfo]) -> list[str]:
+    """Turns `--key true` and `--key=false` into `--key` and `--no-key`, as switches are parsed."""
+    switches = {f"--{key}" for key, field in fields.items() if field.annotation is bool}
+    words: list[str] = []
+    for word in argv:
+        flag, _, value = word.partition("=")
+        if flag in switches and value:
+            words.append(flag)
+            word = value
+        before = words[-1] if words else ""
+        if before in switches and word.lower() in ("true", "false"):
+            if word.lower() == "false":
+                words[-1] = f"--no-{before.removeprefix('--')}"
+        else:
+            words.append(word)
+    return words
+
+
+def _refuse_unknown(extra: Iterable[str], fields: Mapping[str, FieldInfo]) -> None:
+    """Raises SettingsError for words that no field takes."""
+    flags = [word.split("=", 1)[0] for word in extra if word.startswith("-")]
+    lines = [f"{flag}: unknown option{closest(flag.strip('-'), fields)}" for flag in flags]
+    if not lines and extra:
+        lines = [f"{' '.join(extra)}: unexpected; --help lists all keys"]
+    if lines:
+        raise SettingsError("\n".join(lines))

@@ -1,0 +1,1 @@
+"""`python -m dynamonet.doctor`: is everything there that a pretraining needs?"""

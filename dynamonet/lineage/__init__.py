@@ -1,0 +1,1 @@
+"""`python -m dynamonet.lineage`: where something comes from."""

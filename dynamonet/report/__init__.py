@@ -1,0 +1,1 @@
+"""`python -m dynamonet.report`: one HTML file about a run."""

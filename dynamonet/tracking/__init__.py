@@ -1,0 +1,1 @@
+"""MLflow runs, the store they go to, and the origin that travels with files."""

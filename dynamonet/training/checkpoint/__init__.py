@@ -1,0 +1,1 @@
+"""What a checkpoint holds, and the checkpoints of a run on disk."""

@@ -1,0 +1,154 @@
+"""What a checkpoint holds: weights (safetensors), a JSON that rebuilds the model, training state.
+
+<checkpoint>/
+  model.safetensors  model.json      the model as it is used: its moving average where that is on
+  training.pt                        optimiser, loss scaler and, beside an average, the weights that
+                                     are trained; loaded with weights_only
+  state.json                         step, samples seen, sums of the epoch so far
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dynamonet.errors import UserError
+from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights, write_model
+from dynamonet.model.network import DynamoNet
+from dynamonet.tracking.origin import Origin
+
+TRAINING, STATE = "training.pt", "state.json"
+
+
+@dataclass
+class LoopState:
+    """Where a training stands; with the seed it fixes everything that comes after."""
+
+    step: int = 0  # steps done
+    total_steps: int = 0
+    samples: int = 0  # clips seen, over all ranks and epochs
+    global_batch: int = 0
+    micro_batch: int = 0  # clips that went through the model at once: batch norm depends on it
+    skipped: int = 0  # steps whose loss or gradients were not finite
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that a training changes and a checkpoint must bring back."""
+
+    model: DynamoNet
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None = None  # moving average of the weights
+
+    @property
+    def result(self) -> DynamoNet:
+        """The model that is measured and kept."""
+        return self.model if self.average is None else cast("DynamoNet", self.average.module)
+
+
+def snapshot(
+    train_state: TrainState, state: LoopState, extra: dict[str, Any]
+) -> Callable[[Path], None]:
+    """Copies everything to main memory and returns a function that writes it to a folder."""
+    result = train_state.result
+    weights = _copied(result.state_dict())
+    description = {"model": result.config.model_dump(mode="json"), **extra}
+    training: dict[str, Any] = {
+        "optimizer": train_state.optimizer.state_dict(),
+        "scaler": train_state.scaler.state_dict(),
+    }
+    if train_state.average is not None:
+        training["model"] = train_state.model.state_dict()
+        training["averaged"] = train_state.average.n_averaged
+    training, numbers = _copied(training), asdict(state)
+
+    def write(folder: Path) -> None:
+        write_model(folder, weights, description)
+        torch.save(training, folder / TRAINING)
+        (folder / STATE).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+
+    return write
+
+
+def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
+    """Fills what is trained from a checkpoint and returns where the training stood.
+
+    Raises:
+        UserError: the checkpoint is damaged, or belongs to another architecture.
+    """
+    saved = read_description(folder)["model"]
+    own = train_state.model.config.model_dump(mode="json")
+    if saved != own:
+        raise UserError(
+            f"{folder}: a checkpoint of another architecture: {differences(saved, own)}. "
+            "Start anew with --resume false, or set the model as it was."
+        )
+    train_state.result.load_state_dict(read_weights(folder))
+    try:
+        training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
+        train_state.optimizer.load_state_dict(training["optimizer"])
+        if train_state.scaler.is_enabled():
+            train_state.scaler.load_state_dict(training["scaler"])
+        if train_state.average is not None:
+            train_state.model.load_state_dict(training["model"])
+            train_state.average.n_averaged.copy_(training["averaged"])
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        raise UserError(f"{folder}: damaged: {error}") from None
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> LoopState:
+    """Reads where a training stood.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return LoopState(**json.loads((folder / STATE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / STATE}: damaged: {error}") from None
+
+
+def _copied(tree: Any) -> Any:
+    """Copies a tree of dicts and lists with its tensors, those to main memory."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_copied(value) for value in tree]
+    return tree
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Returns an exponential moving average of a model's weights; its buffers are the model's."""
+    return AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Reads which run made a model, and notes the model and its weights' digest in the record."""
+    description = read_description(folder)
+    origin = Origin.read(description.get("run"))
+    digest = str(description.get(WEIGHTS_DIGEST, ""))
+    return origin and replace(origin, model=str(folder), weights=digest)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:
+    """Names the settings in which two model descriptions differ, as `key: a -> b`."""
+    parts = []
+    for key in sorted({*a, *b}):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            parts.append(differences(left, right, f"{prefix}{key}."))
+        elif left != right:
+            parts.append(f"{prefix}{key}: {left} -> {right}")
+    return ", ".join(part for part in parts if part)

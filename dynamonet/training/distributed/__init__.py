@@ -1,0 +1,1 @@
+"""Ranks, the coordinator, resources on the cluster, and signals."""

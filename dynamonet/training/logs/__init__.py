@@ -1,0 +1,1 @@
+"""The console, metrics of each step, and the tracking store."""

@@ -1,0 +1,1 @@
+"""Number formats, and steps whose loss is not finite."""

@@ -1,0 +1,139 @@
+"""How a training begins: at which checkpoint, with how many clips at once, in which precision."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynamonet.model.network import DynamoNet
+from dynamonet.shards.order import EpochPlan
+from dynamonet.shards.reader import ClipReader
+from dynamonet.training.checkpoint.state import (
+    LoopState,
+    TrainState,
+    load_checkpoint,
+    moving_average,
+    read_state,
+)
+from dynamonet.training.checkpoint.store import newest_sound
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.memory import checkpoint_activations, fitting_micro_batch, largest_divisor
+from dynamonet.training.numerics.precision import Precision, choose_precision, wanted_dtype
+from dynamonet.training.perf.monitor import PerfMonitor
+from dynamonet.training.schedule import make_optimizer
+from dynamonet.training.task import Task
+from dynamonet.training.train_step import TrainStep, copy_all
+from dynamonet.video.transforms import ClipBatch, View, stack_views
+
+logger = logging.getLogger(__name__)
+RESERVED = 4  # times the weights: gradients in buckets, two moments, a moving average
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a worker needs to train, as it stands before the first step."""
+
+    reader: ClipReader
+    plan: EpochPlan
+    total_steps: int
+    train_state: TrainState
+    precision: Precision
+    train_step: TrainStep
+    state: LoopState  # where the training stands
+    compiled: bool
+
+
+def set_up(task: Task[Any], rank: Rank, home: Path) -> Setup:
+    """Finds the checkpoint to go on from, builds everything, and restores it.
+
+    Raises:
+        UserError: all checkpoints are damaged, or one is of another architecture; not even one
+            clip fits; or the precision gives wrong gradients and may not.
+    """
+    settings = task.settings
+    reader = task.training_data()
+    plan = reader.plan(settings.loader, rank.count, settings.seed)
+    total_steps = settings.total_steps(plan.steps)
+    start = rank.broadcast(newest_sound(home) if rank.is_main else None)
+    train_state, precision, train_step = _build(task, rank, start, plan.batch_size)
+    state = load_checkpoint(start, train_state) if start else LoopState()
+    state.micro_batch = train_step.micro_batch
+    compiled = settings.compiles(rank.device.type, total_steps)
+    if compiled:
+        train_state.model.trunk.compile()
+    return Setup(reader, plan, total_steps, train_state, precision, train_step, state, compiled)
+
+
+def _build(
+    task: Task[Any], rank: Rank, start: Path | None, share: int
+) -> tuple[TrainState, Precision, TrainStep]:
+    """Builds model, optimiser and step.
+
+    Args:
+        start: The checkpoint to load; its micro-batch is kept, as batch norm depends on it.
+        share: Clips of a rank each step.
+    """
+    settings = task.settings
+    torch.manual_seed(settings.seed)
+    model = task.build_model().to(rank.device)
+    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if settings.activation_checkpointing:
+        checkpoint_activations(model.trunk)
+    wanted = (read_state(start).micro_batch if start else settings.micro_batch) or share
+    micro = largest_divisor(share, wanted)
+    if rank.device.type == "cuda":  # elsewhere PyTorch does not tell
+
+        def attempt(clips: int) -> None:
+            _try(task, model, clips)
+
+        micro = fitting_micro_batch(share, wanted, attempt, rank)
+    if start and micro < wanted <= share:
+        logger.warning(
+            f"batch    {micro} clips at once instead of {wanted} before: batch norm sees fewer"
+        )
+    size = model.config.frame_px
+    example = torch.zeros((micro, 3, model.config.num_frames, size, size), device=rank.device)
+    precision = choose_precision(model, example, settings.precision, rank, settings.wrong_gradients)
+    average = None if settings.ema_decay is None else moving_average(model, settings.ema_decay)
+    optimizer = make_optimizer(task.rate_groups(model), settings.optimizer)
+    train_state = TrainState(model, optimizer, precision.scaler(), average)
+    perf = PerfMonitor.of(model, example, precision, rank)
+    return train_state, precision, TrainStep(task, train_state, precision, rank, micro, perf)
+
+
+def _try(task: Task[Any], model: DynamoNet, clips: int) -> None:
+    """Runs forward and backward on empty clips, with the memory of the optimiser taken.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit.
+    """
+    device = next(model.parameters()).device
+    reserved: list[torch.Tensor] = []
+    kept = [buffer.clone() for buffer in model.buffers()]
+    try:
+        size = RESERVED * sum(p.numel() for p in model.parameters())
+        reserved.append(torch.empty(size, device=device))
+        frames, side = task.training_data().num_frames, model.config.frame_px
+        shape = (clips, 3, frames, side, side)
+        empty = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last_3d)
+        dtype = wanted_dtype(task.settings.precision, device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss, _ = task.loss(model.train(), empty, _blank(clips, frames), upper_bound=False)
+        loss.backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        copy_all(kept, model.buffers())
+
+
+def _blank(clips: int, frames: int) -> ClipBatch:
+    return ClipBatch(
+        luma=torch.zeros((clips, frames, 2, 2), dtype=torch.uint8),
+        chroma=torch.zeros((clips, frames, 2, 1, 1), dtype=torch.uint8),
+        views=stack_views([View.centred(1.0)] * clips),
+        label=torch.zeros(clips, dtype=torch.int64),
+        row=torch.zeros(clips, dtype=torch.int64),
+    )

@@ -1,0 +1,138 @@
+"""One update of the weights: forward and backward in parts, clipping, the check, the optimiser.
+
+share of a rank    0 1 2 3 4 5 6 7        clips of this step
+parts              0 1 2 3 | 4 5 6 7      micro-batches; their gradients are averaged
+all-reduce                         ^      once, after the last part
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dynamonet.shards.order import sample_seed
+from dynamonet.training.checkpoint.state import TrainState
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.perf.monitor import PerfMonitor
+from dynamonet.training.task import Task
+from dynamonet.video.transforms import ClipBatch, render
+
+MOST_OVERFLOWS = 20  # fp16: in a row; the loss scale has then been halved from 65,536 to below 1
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a step's forward and backward found."""
+
+    loss: float
+    norm: float  # of the gradients, before clipping
+    finite: bool  # False: the weights must stay as they are
+    sums: Sums
+
+
+def copy_all(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    """Copies tensors into others of the same shapes, in place."""
+    for given, taken in zip(source, target, strict=True):
+        taken.copy_(given)
+
+
+class TrainStep:
+    """Computes gradients of a batch and applies them, apart, so that a step can be refused."""
+
+    def __init__(
+        self,
+        task: Task[Any],
+        train_state: TrainState,
+        precision: Precision,
+        rank: Rank,
+        micro_batch: int,
+        perf: PerfMonitor,
+    ) -> None:
+        self.task, self.train_state, self.precision, self.rank = task, train_state, precision, rank
+        self.micro_batch, self.perf = micro_batch, perf
+        self.parallel: nn.Module = train_state.model
+        if rank.count > 1:
+            devices = [rank.device] if rank.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(train_state.model, device_ids=devices)
+        self.overflows = 0
+        # a step that is refused must leave no trace in batch norm's running statistics
+        self.kept = [buffer.clone() for buffer in train_state.model.buffers()]
+
+    def gradients(self, step: int, batch: ClipBatch, *, upper_bound: bool) -> Gradients:
+        """Leaves the gradients of a batch, averaged over parts and ranks and clipped."""
+        train_state, settings = self.train_state, self.task.settings
+        copy_all(train_state.model.buffers(), self.kept)
+        self.parallel.train()
+        train_state.optimizer.zero_grad(set_to_none=True)
+        parts = batch.parts(self.micro_batch)
+        total = torch.zeros((), device=self.rank.device)
+        sums: Sums = {}
+        for index, part in enumerate(parts):
+            torch.manual_seed(self.seed(step, index))
+            last = index == len(parts) - 1
+            with self._reducing(last):
+                loss, more = self._loss(part, upper_bound=upper_bound and index == 0)
+                train_state.scaler.scale(loss / len(parts)).backward()
+            self.perf.lap("backward")
+            total += loss.detach() / len(parts)
+            for name, value in more.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        train_state.scaler.unscale_(train_state.optimizer)
+        norm = nn.utils.clip_grad_norm_(
+            train_state.model.parameters(), settings.optimizer.clip_norm
+        )
+        mean_loss, size = torch.stack([total.float(), norm.float()]).tolist()
+        if math.isfinite(mean_loss):
+            self.overflows = 0 if math.isfinite(size) else self.overflows + 1
+        return Gradients(mean_loss, size, self._is_finite(mean_loss, size), sums)
+
+    def apply(self) -> None:
+        """Moves the weights; in fp16 the scaler leaves them where gradients overflowed."""
+        train_state = self.train_state
+        train_state.scaler.step(train_state.optimizer)
+        train_state.scaler.update()
+        if train_state.average is not None:
+            train_state.average.update_parameters(train_state.model)
+        self.perf.lap("optimiser")
+
+    def forget(self) -> None:
+        """Takes the batch's trace out of gradients, running statistics and scaler."""
+        self.train_state.optimizer.zero_grad(set_to_none=True)
+        copy_all(self.kept, self.train_state.model.buffers())
+        if self.train_state.scaler.is_enabled():
+            self.train_state.scaler.update()
+
+    def seed(self, step: int, part: int) -> int:
+        """Returns the seed of a part's randomness; it depends on its place in the global batch."""
+        share = self.task.settings.loader.batch_size // self.rank.count
+        place = self.rank.index * (share // self.micro_batch) + part
+        return sample_seed(self.task.settings.seed, step, place)
+
+    def _loss(self, part: ClipBatch, *, upper_bound: bool) -> tuple[Tensor, Sums]:
+        frames = render(part.to(self.rank.device), self.train_state.model.config.frame_px)
+        self.perf.lap("copy")
+        with self.precision.autocast():
+            loss_and_sums = self.task.loss(self.parallel, frames, part, upper_bound=upper_bound)
+        self.perf.lap("forward")
+        return loss_and_sums
+
+    def _reducing(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which gradients are averaged over ranks after the last part only."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.parallel.no_sync()
+
+    def _is_finite(self, loss: float, norm: float) -> bool:
+        """Tells whether to go on; in fp16 gradients overflow now and then, and the scale adapts."""
+        if self.train_state.scaler.is_enabled():
+            return math.isfinite(loss) and self.overflows < MOST_OVERFLOWS
+        return math.isfinite(loss) and math.isfinite(norm)

@@ -1,0 +1,325 @@
+"""The training loop, the same for both stages; a stage brings a `Task`.
+
+Everything random depends on (seed, step, place in the batch), everything read on (seed, epoch,
+row): a run that is killed and resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ray.train
+import torch
+from ray.train.torch import get_device
+
+from dynamonet.errors import UserError
+from dynamonet.model.files import read_weights
+from dynamonet.shards.card import repair_command
+from dynamonet.shards.reader import TrainingOrder, batches
+from dynamonet.training.checkpoint.state import snapshot
+from dynamonet.training.checkpoint.store import CheckpointStore
+from dynamonet.training.distributed.coordinator import Heartbeat
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.logs.buffered import BufferedLogger
+from dynamonet.training.logs.metrics import MetricWindow
+from dynamonet.training.logs.startup import startup_lines
+from dynamonet.training.numerics import nonfinite
+from dynamonet.training.perf.advice import PerfContext
+from dynamonet.training.perf.profiler import traced
+from dynamonet.training.schedule import rate_factor, set_rate
+from dynamonet.training.setup import set_up
+from dynamonet.training.task import Job
+from dynamonet.training.train_step import Gradients
+from dynamonet.video.transforms import ClipBatch
+
+logger = logging.getLogger(__name__)
+
+
+class StepRequest(NamedTuple):
+    """What any rank wants done about the step at hand; the same on all ranks."""
+
+    refuse: bool  # its gradients are not finite
+    stop: bool
+    save: bool
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Runs on every Ray Train worker."""
+    job: Job = pickle.loads(config["job"])  # made by the driver, brought by Ray
+    coordinator, context = job.coordinator, ray.train.get_context()
+    assert coordinator is not None
+    if coordinator.failure() is not None:
+        return  # restarting would not help; the driver raises it
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    rank = Rank(context.get_world_rank(), context.get_world_size(), device)
+    torch.set_num_threads(job.threads)
+    with job.progress.receiving_logs():
+        try:
+            Trainer(job, rank, draining=lambda: ray.train.get_preemption_info() is not None).run()
+        except RuntimeError as error:  # PyTorch's when another worker is gone: worth a restart
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            lagging = coordinator.describe_lagging()
+            logger.error(f"failed   rank {rank.index}: {text}. Workers: {lagging}")
+            raise
+        except Exception as error:
+            known = isinstance(error, UserError)
+            coordinator.record_failure(error if known else sendable(error))
+            if rank.count > 1:  # the other ranks wait for this one: Ray must end them
+                raise
+
+
+class Trainer:
+    """One worker's training: steps, evaluations and checkpoints until done."""
+
+    def __init__(self, job: Job, rank: Rank, draining: Callable[[], bool] = lambda: False) -> None:
+        """Args:
+        draining: Tells whether a worker's node is about to go; asked on all ranks at once.
+        """
+        self.job, self.rank, self.task = job, rank, job.task
+        self.settings = settings = job.task.settings
+        self.draining, self.drained = draining, False
+        self.store = CheckpointStore(job.home, settings.keep_checkpoints, self.task.best_by())
+        self.tracking = BufferedLogger(job.run, job.home)
+        setup = set_up(self.task, rank, job.home)
+        self.reader, self.plan, self.total_steps = setup.reader, setup.plan, setup.total_steps
+        self.train_state, self.precision = setup.train_state, setup.precision
+        self.train_step, self.state, self.compiled = setup.train_step, setup.state, setup.compiled
+        self.window, self.perf = MetricWindow(rank), self.train_step.perf
+        self.heartbeat = Heartbeat(job.coordinator, rank.index)
+        self.measured: dict[str, float] = {}  # by an evaluation at the present step
+        self.saved_at = time.monotonic()
+        self.failed_samples = 0
+        self.advised = False
+
+    def run(self) -> None:
+        """The loop itself."""
+        if self.rank.is_main:
+            self._start()
+        traces = self.settings.profile and self.rank.is_main
+        tracer = traced(self.job.run, self.rank.device, traces)
+        with self.heartbeat, self.store, tracer as step_traced:
+            for step, batch in self._batches():
+                self._count_failures(batch)
+                gradients = self._gradients(step, batch)
+                request = self._request(step, gradients)
+                if request.refuse:
+                    self._refuse(step, batch, gradients)
+                else:
+                    self._update(step, batch, gradients)
+                self.heartbeat.step = step + 1
+                self.store.check()
+                step_traced()
+                self._end_step(step + 1, request)
+                if request.stop:
+                    break
+            self._close()
+
+    def _batches(self) -> Iterator[tuple[int, ClipBatch]]:
+        first, last, rank = self.state.step, self.total_steps, self.rank
+        order = TrainingOrder(self.reader.rows, self.plan, rank.index, first, last)
+        source = batches(
+            self.reader,
+            order,
+            processes=self.job.processes,
+            prefetch=self.settings.loader.prefetch_batches,
+            pin_memory=rank.device.type == "cuda",
+        )
+        for step in range(first, last):
+            batch = next(source)
+            self.perf.lap("wait")
+            yield step, batch
+
+    def _gradients(self, step: int, batch: ClipBatch) -> Gradients:
+        """Computes the step's gradients, which are applied only if they are finite everywhere."""
+        return self.train_step.gradients(step, batch, upper_bound=self._is_due(step + 1))
+
+    def _request(self, step: int, gradients: Gradients) -> StepRequest:
+        """Asks all ranks what is to be done about this step."""
+        drains = not self.drained and self._is_due(step + 1) and self.draining()
+        saves = drains or self._save_is_due()
+        flags = self.rank.any(not gradients.finite, self.heartbeat.stop, saves)
+        self.drained = self.drained or drains
+        return StepRequest(*flags)
+
+    def _save_is_due(self) -> bool:
+        """Tells whether a checkpoint is due by the clock."""
+        minutes = self.settings.checkpoint_every_minutes
+        spent = time.monotonic() - self.saved_at
+        return self.rank.is_main and minutes is not None and spent >= 60 * minutes
+
+    def _update(self, step: int, batch: ClipBatch, gradients: Gradients) -> None:
+        factor = rate_factor(step, self.total_steps, self.settings.optimizer.warmup_share)
+        set_rate(self.train_state.optimizer, factor)
+        self.train_step.apply()
+        lr = self.settings.optimizer.lr * factor
+        self.window.add(step + 1, lr, len(batch), gradients.sums)
+
+    def _refuse(self, step: int, batch: ClipBatch, gradients: Gradients) -> None:
+        """Leaves the weights as they are, and stops the run unless such steps are skipped."""
+        self.state.skipped += 1
+        skips, most = self.settings.on_nonfinite == "skip", self.settings.max_skipped_share
+        stops = not skips or self.state.skipped > max(1, most * self.total_steps)
+        text = ""
+        if stops or self.state.skipped <= nonfinite.MOST_KEPT:
+            text = self._replay(step, batch, gradients)
+        self.train_step.forget()
+        if stops:
+            how = f"{self.state.skipped} such steps, more than max_skipped_share = {most:g}. "
+            raise UserError(text + (how if skips else "") + nonfinite.REMEDY)
+        logger.warning(text or f"step {step + 1}: not finite, skipped")
+
+    def _replay(self, step: int, batch: ClipBatch, gradients: Gradients) -> str:
+        """Writes the step to the run's folder and returns what is wrong with it."""
+        rows = batch.row.tolist()
+        samples = [(self.reader.shard[row].as_py(), self.reader.keys[row].as_py()) for row in rows]
+        facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
+        facts |= {"loss": repr(gradients.loss), "gradient_norm": repr(gradients.norm)}
+        return nonfinite.diagnose(self.job.home, self.rank, self.train_step, batch, facts)
+
+    def _end_step(self, done: int, request: StepRequest) -> None:
+        """Logs, evaluates and saves after a step, as far as each is due."""
+        over = request.stop or done == self.total_steps
+        evaluates = self.task.evaluates_after(done, self.total_steps)
+        saves = over or request.save or done % self.settings.checkpoint_every_steps == 0
+        saves = saves or (evaluates and self.task.best_by() is not None)
+        if self._is_due(done) or self._ends_epoch(done) or saves:
+            self._log(done)
+        self.perf.lap("logging")
+        if evaluates:
+            self._evaluate(done)
+            self.perf.lap("evaluation")
+        if saves:
+            self._save(done)
+            self.perf.lap("checkpoint")
+
+    def _log(self, done: int) -> None:
+        """Writes the window's steps to the tracking store, and the epoch's when one ends."""
+        steps, clips = self.window.close()
+        for _, sums in steps.values():
+            for name, value in sums.items():
+                self.state.epoch_sums[name] = self.state.epoch_sums.get(name, 0.0) + value
+        rows = {
+            step: {f"train/{k}": v for k, v in self.task.summarise(sums).items()} | {"train/lr": lr}
+            for step, (lr, sums) in steps.items()
+        }
+        row = rows.setdefault(done, {})
+        row |= self.perf.close(len(steps), clips)
+        if self.state.skipped:
+            row |= {"train/skipped_steps": float(self.state.skipped)}
+        if self._ends_epoch(done) and self.state.epoch_sums:
+            epoch = self.task.summarise(self.state.epoch_sums)
+            row |= {f"epoch/{name}": value for name, value in epoch.items()}
+            row |= {"epoch/number": done / self.plan.steps}
+            self.state.epoch_sums = {}
+        if self.rank.is_main:
+            self.tracking.metrics(rows)
+            if self._is_due(done):
+                self.job.progress.step(done, self.total_steps, row)
+            if not self.advised and self.perf.can_advise(last=done == self.total_steps):
+                self._advise()
+
+    def _advise(self) -> None:
+        """Names what holds the training up, once."""
+        context = PerfContext.of(
+            self.settings,
+            self.precision,
+            compiled=self.compiled,
+            processes=self.job.processes,
+            threads=self.job.threads,
+        )
+        advice = self.perf.advice(context)
+        self.advised = True
+        logger.info(f"speed    {advice}")
+        self.job.run.tag(advice=advice)
+
+    def _evaluate(self, done: int) -> None:
+        model = self.train_state.result.eval()
+        self.rank.share_buffers(model)  # each rank has statistics of its own batches
+        with torch.compiler.set_stance("force_eager"):  # few batches, of other sizes
+            evaluation = self.task.evaluate(model, self.rank, self.precision)
+        self.measured = evaluation.metrics
+        if self.rank.is_main:
+            self.tracking.evaluation(done, evaluation)
+            self.job.progress.note(done, evaluation.metrics)
+
+    def _test(self) -> None:
+        """Measures what the run keeps: its last weights, or those of its best checkpoint."""
+        model = self.train_state.result.eval()
+        if self.task.keeps_best():
+            best = self.rank.broadcast(self.store.best() if self.rank.is_main else self.job.home)
+            model.load_state_dict(read_weights(best))
+        else:
+            self.rank.share_buffers(model)
+        evaluation = self.task.test(model, self.rank, self.precision)
+        if evaluation is not None and self.rank.is_main:
+            self.tracking.evaluation(self.total_steps, evaluation)
+            self.job.progress.note(self.total_steps, evaluation.metrics)
+
+    def _save(self, done: int) -> None:
+        """Copies the state and lets a thread write it; only rank 0 does."""
+        state, batch = self.state, self.plan.global_batch
+        state.step, state.total_steps = done, self.total_steps
+        state.samples, state.global_batch = done * batch, batch
+        if self.rank.is_main:
+            extra = {**self.task.describe(), "run": self.job.origin}
+            self.store.begin(done, snapshot(self.train_state, state, extra), self.measured)
+        self.measured, self.saved_at = {}, time.monotonic()
+
+    def _close(self) -> None:
+        if not self.total_steps:
+            self._save(0)  # a model that nothing is taught is a result too
+        if self.rank.is_main:
+            self.store.wait()
+        if self.state.step == self.total_steps:
+            self._test()
+        if self.rank.is_main:
+            self.tracking.close()
+        self.rank.any(False)  # nobody leaves before the last checkpoint is on disk
+
+    def _start(self) -> None:
+        """Cleans up after an earlier start and tells what is about to run; rank 0 does."""
+        self.store.clear_incomplete()
+        self.tracking.resume()  # one that was killed may have logged more than its checkpoint holds
+        for line in startup_lines(
+            self.job,
+            self.rank,
+            self.plan,
+            self.reader,
+            self.precision,
+            micro_batch=self.train_step.micro_batch,
+            compiled=self.compiled,
+        ):
+            logger.info(line)
+        logger.info(f"work     {self.perf.capacity}")
+        if self.state.step:
+            logger.info(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
+
+    def _count_failures(self, batch: ClipBatch) -> None:
+        for failure in batch.failures:
+            logger.warning(f"unreadable, replaced: {failure}")
+        self.failed_samples += len(batch.failures)
+        seen = max(1, (self.plan.steps * self.plan.batch_size))
+        if self.failed_samples > max(1, seen * self.settings.loader.max_failed_share):
+            raise UserError(
+                f"{self.failed_samples} samples could not be read, more than "
+                f"loader.max_failed_share = {self.settings.loader.max_failed_share:g} of an epoch. "
+                f"Check the shards: {repair_command(self.reader.tars.folder)}"
+            )
+
+    def _is_due(self, done: int) -> bool:
+        return done % self.settings.log_every_steps == 0 or done == self.total_steps
+
+    def _ends_epoch(self, done: int) -> bool:
+        return done % self.plan.steps == 0 or done == self.total_steps
+
+
+def sendable(error: Exception) -> Exception:
+    """Returns an error of the program as one that can always be pickled, with its traceback."""
+    return RuntimeError("".join(traceback.format_exception(error)))

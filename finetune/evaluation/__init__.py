@@ -1,0 +1,1 @@
+"""Measuring a classifier: predictions, metrics, plots, finished runs."""

@@ -1,0 +1,179 @@
+"""A model on a part of a labelled set: the views of each video averaged, then all that follows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from dynamonet.model.network import DynamoNet, Output
+from dynamonet.shards.index import ShardSet
+from dynamonet.shards.order import even_share
+from dynamonet.shards.reader import ClipReader, Request, batches
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.task import Evaluation
+from dynamonet.video.transforms import render
+from finetune.evaluation.metrics import Predictions, interval
+from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
+
+TOP = 5
+PREDICTIONS, PER_CLASS = "test/predictions.parquet", "test/per_class.csv"
+_PAIRS_LISTED, _PAIRS_DRAWN = 20, 4
+
+
+@dataclass(frozen=True)
+class TestViews:
+    """How each segment is looked at: clips spread evenly x squares along the longer side."""
+
+    clips: int
+    crops: int
+
+    def requests(self, row: int) -> list[Request]:
+        offsets = [0.5] if self.crops == 1 else np.linspace(0, 1, self.crops).tolist()
+        return [
+            Request(row, clip=clip, num_clips=self.clips, offset=offset)
+            for clip in range(self.clips)
+            for offset in offsets
+        ]
+
+
+def softmax(output: Output) -> Tensor:
+    """Returns the classifier's probabilities (B, N) in double precision, on the CPU."""
+    assert output.logits is not None
+    return output.logits.double().softmax(1).cpu()
+
+
+@torch.no_grad()
+def predict_videos(
+    model: DynamoNet,
+    reader: ClipReader,
+    shards: ShardSet,
+    views: TestViews,
+    *,
+    rank: Rank,
+    precision: Precision,
+    batch_size: int,
+    classify: Callable[[Output], Tensor] = softmax,
+) -> Predictions:
+    """Averages probabilities over the views of each video (all its segments).
+
+    Every rank reads its share and gets the whole.
+
+    Args:
+        classify: Makes probabilities (B, N), on the CPU, of what the model gives.
+    """
+    requests = [request for row in reader.rows for request in views.requests(int(row))]
+    mine = [requests[i] for i in even_share(len(requests), rank.index, rank.count)]
+    groups = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    rows, probabilities = [], []
+    config = model.config
+    for batch in batches(reader, groups, processes=0, prefetch=1):
+        frames = render(batch.to(rank.device), config.frame_px)[:, :, : config.num_frames]
+        with precision.autocast():
+            output = model(frames, predict_frames=False)
+        rows += batch.row.tolist()
+        probabilities += classify(output).tolist()
+    merged: list[tuple[int, list[float]]] = []
+    for part in rank.gather(list(zip(rows, probabilities, strict=True))):
+        merged += part  # type: ignore[operator]
+    return _by_video(merged, shards)
+
+
+def _by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predictions:
+    names, labels = shards.table["source"].to_pylist(), shards.columns["label"]
+    gathered: dict[str, list[list[float]]] = {}
+    label_of: dict[str, int] = {}
+    for row, probabilities in sorted(views, key=lambda item: item[0]):
+        gathered.setdefault(names[row], []).append(probabilities)
+        label_of[names[row]] = int(labels[row])
+    sources = sorted(gathered)
+    return Predictions(
+        sources=sources,
+        labels=np.array([label_of[s] for s in sources]),
+        probabilities=np.array([np.mean(gathered[s], 0) for s in sources]),
+        views=np.array([len(gathered[s]) for s in sources]),
+    )
+
+
+def metrics_of(predictions: Predictions, part: str) -> dict[str, float]:
+    """Returns all numbers of a part (test, val), each named `part/...`."""
+    low, high = interval(predictions.correct.astype(float))
+    metrics = {
+        "top1": predictions.top(1),
+        "top1_low": low,
+        "top1_high": high,
+        "class_mean": float(np.nanmean(predictions.class_accuracy())),
+        "calibration_error": predictions.calibration_error(),
+        "log_likelihood": predictions.log_likelihood(),
+        "videos": float(len(predictions.sources)),
+    }
+    if predictions.probabilities.shape[1] > TOP:
+        metrics[f"top{TOP}"] = predictions.top(TOP)
+    return {f"{part}/{name}": value for name, value in metrics.items()}
+
+
+def full_report(predictions: Predictions, reader: ClipReader, shards: ShardSet) -> Evaluation:
+    """Makes numbers, tables and pictures of the test part; reads a few clips again to draw them."""
+    classes, matrix = shards.classes, predictions.confusion()
+    pairs = predictions.confused(_PAIRS_LISTED)
+    figures = {
+        "test/confusion.png": draw_confusion(matrix, classes),
+        "test/calibration.png": draw_calibration(predictions),
+    }
+    if pairs:
+        figures["test/confused.png"] = draw_confused(
+            predictions, pairs[:_PAIRS_DRAWN], reader, shards
+        )
+    files = {
+        PER_CLASS: _csv(
+            ("class", "videos", "accuracy"),
+            zip(classes, matrix.sum(1), map(_share, predictions.class_accuracy()), strict=True),
+        ),
+        "test/confused.csv": _csv(
+            ("true", "predicted", "videos"),
+            [(classes[true], classes[said], count) for true, said, count in pairs],
+        ),
+        PREDICTIONS: _table(predictions, classes),
+    }
+    return Evaluation(metrics_of(predictions, "test"), figures, files)
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def _csv(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([head, *rows])
+    return text.getvalue().encode()
+
+
+def _table(predictions: Predictions, classes: list[str]) -> bytes:
+    """Returns predictions per video as Parquet bytes."""
+    order = np.argsort(-predictions.probabilities, 1, kind="stable")[:, :TOP]
+    best = np.take_along_axis(predictions.probabilities, order, 1)
+    true = predictions.probabilities[np.arange(len(order)), predictions.labels]
+    table = pa.table(
+        {
+            "source": predictions.sources,
+            "label": [classes[i] for i in predictions.labels],
+            "predicted": [classes[i] for i in order[:, 0]],
+            "correct": predictions.correct,
+            "label_probability": true,
+            "views": predictions.views,
+            "top_classes": [[classes[i] for i in row] for row in order],
+            "top_probabilities": best.tolist(),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,210 @@
+"""Many videos: each is read once, told on the console, and put into the files asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from dynamonet.errors import UserError
+from dynamonet.video.decode import DecodeError
+from dynamonet.video.files import VideoFile
+from finetune.prediction.filmstrip import Filmstrip, clock, guesses
+from finetune.prediction.predictor import Predictor, VideoPredictions, WindowPrediction
+from finetune.prediction.writers import (
+    ClassScore,
+    FeatureRows,
+    VideoScores,
+    WindowScores,
+    features_file,
+)
+from finetune.settings import PredictSettings
+
+_ROWS_SHOWN = 30  # windows of a video that are printed
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a run found."""
+
+    videos: list[VideoScores]
+    failed: dict[str, str]  # name -> reason
+
+
+def predict_files(
+    predictor: Predictor,
+    videos: list[VideoFile],
+    failed: dict[str, str],
+    options: PredictSettings,
+    console: Console,
+) -> Predicted:
+    """Reads each video once, prints what the model says, and writes features and filmstrips.
+
+    Args:
+        failed: What could not be read before, with reasons.
+
+    Raises:
+        UserError: no video could be read; no features file is left then.
+    """
+    reports: list[VideoScores] = []
+    failed = dict(failed)
+    names = _strip_names(videos)
+    with ExitStack() as stack:
+        features = None
+        if options.features is not None:
+            features = stack.enter_context(
+                features_file(options.features, str(predictor.folder), predictor.digest)
+            )
+        for video, name in zip(videos, names, strict=True):
+            strip = None if options.filmstrip is None else options.filmstrip / name
+            try:
+                report = _predict_one(predictor, video, options, console, features, strip)
+            except (DecodeError, OSError) as error:
+                failed[video.name] = str(error)
+                say(console, f"\n{video.name}: cannot be read: {error}")
+                continue
+            reports.append(report)
+            _show(console, report, predictor.classes)
+            if strip is not None:
+                say(console, f"written  {strip}")
+        if not reports:
+            raise UserError(f"nothing could be read:\n  {lines(failed)}")
+    if features is not None:
+        say(console, f"written  {options.features}: {features.count:,} rows")
+    return Predicted(reports, failed)
+
+
+def _predict_one(
+    predictor: Predictor,
+    video: VideoFile,
+    options: PredictSettings,
+    console: Console,
+    features: FeatureRows | None,
+    strip_file: Path | None,
+) -> VideoScores:
+    """Reads one video, window by window.
+
+    Raises:
+        DecodeError: nothing of it can be decoded.
+        OSError: it cannot be read.
+    """
+    predictions = VideoPredictions(
+        predictor,
+        video.folder,
+        video.source,
+        window_seconds=options.window_seconds,
+        step_seconds=options.step_seconds,
+    )
+    windows: list[WindowScores] = []
+    total: NDArray[np.float64] | None = None
+    strip = Filmstrip()
+    for window in _with_progress(predictions, video.name, console):
+        seen = window.seen
+        if features is not None:
+            features.add(video.name, video.path, window)
+        top = _top(seen.probabilities, predictor.classes, options.top)
+        windows.append(WindowScores(window.start_seconds, window.end_seconds, top))
+        if seen.probabilities is not None:
+            total = seen.probabilities + (0.0 if total is None else total)
+        if seen.picture is not None:
+            strip.add(windows[-1], seen.picture)
+    average = None if total is None else total / len(windows)
+    report = VideoScores(
+        video=video.name,
+        seconds=predictions.frames / predictions.rate,
+        fps=predictions.rate,
+        frames=predictions.frames,
+        width=predictions.size[0],
+        height=predictions.size[1],
+        notes=predictions.notes,
+        top=_top(average, predictor.classes, options.top),
+        windows=windows,
+    )
+    if strip_file is not None:
+        strip.write(report, strip_file)
+    return report
+
+
+def _with_progress(
+    predictions: VideoPredictions, name: str, console: Console
+) -> Iterator[WindowPrediction]:
+    """Yields the windows; a terminal shows meanwhile how far into the video they reach."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(name, total=None)
+        for window in predictions:
+            bar.update(task, description=f"{name}: {clock(window.end_seconds)}")
+            yield window
+
+
+def _show(console: Console, video: VideoScores, classes: list[str]) -> None:
+    """Prints a video's table: a row for each window, the mean over all at the end."""
+    size = f"{video.width} x {video.height}"
+    count = "1 window" if len(video.windows) == 1 else f"{len(video.windows):,} windows"
+    say(
+        console,
+        f"\n{video.video}: {clock(video.seconds)}, {count}, "
+        f"seen as {size} at {video.fps:.4g} frames/s",
+    )
+    for note in video.notes:
+        say(console, f"  {note}")
+    if not classes:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("from", justify="right")
+    table.add_column("to", justify="right")
+    table.add_column("likeliest")
+    every = max(1, math.ceil(len(video.windows) / _ROWS_SHOWN))
+    for window in video.windows[::every]:
+        times = clock(window.start_seconds), clock(window.end_seconds)
+        table.add_row(*times, Text(guesses(window.top)))
+    table.add_row("", "all", Text(guesses(video.top), "bold"), end_section=True)
+    console.print(table)
+    if every > 1:
+        say(console, f"  (one window of {every} is shown; --output FILE writes all)")
+
+
+def _top(
+    probabilities: NDArray[np.float64] | None, classes: list[str], count: int
+) -> list[ClassScore]:
+    if probabilities is None:
+        return []
+    order = (-probabilities).argsort(kind="stable")[:count]
+    return [ClassScore(classes[i], float(probabilities[i])) for i in order]
+
+
+def _strip_names(videos: list[VideoFile]) -> list[str]:
+    """Returns a different PNG name for each video."""
+    names: list[str] = []
+    for video in videos:
+        stem = Path(video.name).name
+        number, name = 1, f"{stem}.png"
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}.png"
+        names.append(name)
+    return names
+
+
+def lines(failed: dict[str, str]) -> str:
+    """Returns videos that failed, with reasons, one a line."""
+    return "\n  ".join(f"{name}: {why}" for name, why in failed.items())
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: names may hold what rich would take for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

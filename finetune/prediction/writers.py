@@ -1,0 +1,158 @@
+"""What a model says of videos, as files: JSON, CSV, Parquet. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+
+from dynamonet.storage import whole_file
+from finetune.prediction.predictor import WindowPrediction
+
+TABLE_SCHEMA = pa.schema(
+    [
+        pa.field("video", pa.string(), False),
+        pa.field("scope", pa.string(), False),  # window, or video = the mean over its windows
+        pa.field("start_seconds", pa.float64(), False),
+        pa.field("end_seconds", pa.float64(), False),
+        pa.field("rank", pa.int32(), False),  # from 1, the likeliest
+        pa.field("class_name", pa.string(), False),
+        pa.field("probability", pa.float64(), False),
+    ]
+)
+FEATURES_SCHEMA = pa.schema(
+    [
+        pa.field("video", pa.string(), False),
+        pa.field("path", pa.string(), False),  # absolute path or URI of the video
+        pa.field("start_seconds", pa.float64(), False),
+        pa.field("end_seconds", pa.float64(), False),
+        pa.field("features", pa.list_(pa.float32()), False),
+        pa.field("dmr", pa.list_(pa.float32()), False),
+    ]
+)
+FEATURES_FORMAT = "2"  # 2 = with each video's path and the model's digest
+FORMAT_KEY, MODEL_KEY = b"dynamonet.features", b"dynamonet.model"  # in the schema's metadata
+DIGEST_KEY = b"dynamonet.weights_digest"
+_ROWS_HELD = 256  # feature rows that wait for being written together
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class and how likely the model finds it."""
+
+    class_name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """The likeliest classes of a window."""
+
+    start_seconds: float
+    end_seconds: float
+    top: list[ClassScore]
+
+
+@dataclass(frozen=True)
+class VideoScores:
+    """What the model says of a video. Frames and size are those that the model was shown."""
+
+    video: str
+    seconds: float
+    fps: float
+    frames: int
+    width: int
+    height: int
+    notes: list[str]
+    top: list[ClassScore]  # of the mean over windows
+    windows: list[WindowScores]
+
+
+def write_reports(
+    file: Path, model: str, classes: list[str], videos: list[VideoScores], failed: dict[str, str]
+) -> None:
+    """Writes what was found as the file's ending says.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with whole_file(file) as growing:
+        if file.suffix == ".json":
+            content = {
+                "model": model,
+                "classes": classes,
+                "videos": [asdict(video) for video in videos],
+                "failed": [{"video": name, "reason": why} for name, why in failed.items()],
+            }
+            growing.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            return
+        table = pa.Table.from_pylist(list(_rows(videos)), TABLE_SCHEMA)
+        if file.suffix == ".csv":
+            pc.write_csv(table, growing)
+        else:
+            pq.write_table(table, growing, compression="zstd")
+
+
+def _rows(videos: list[VideoScores]) -> Iterator[dict[str, Any]]:
+    for video in videos:
+        parts = [("window", part) for part in video.windows]
+        for scope, part in [*parts, ("video", WindowScores(0.0, video.seconds, video.top))]:
+            for rank, guess in enumerate(part.top, 1):
+                times = {"start_seconds": part.start_seconds, "end_seconds": part.end_seconds}
+                yield {"video": video.video, "scope": scope, "rank": rank} | times | asdict(guess)
+
+
+class FeatureRows:
+    """The rows of a features file, written in groups as they come."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.count = 0
+        self._writer, self._schema = writer, schema
+        self._held: list[dict[str, Any]] = []
+
+    def add(self, video: str, path: str, window: WindowPrediction) -> None:
+        """Adds a window's row; `path` is the video's absolute path or URI."""
+        self.count += 1
+        self._held.append(
+            {
+                "video": video,
+                "path": path,
+                "start_seconds": window.start_seconds,
+                "end_seconds": window.end_seconds,
+                "features": window.seen.features,
+                "dmr": window.seen.dmr,
+            }
+        )
+        if len(self._held) == _ROWS_HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that are held."""
+        self._writer.write_table(pa.Table.from_pylist(self._held, self._schema))
+        self._held.clear()
+
+
+@contextmanager
+def features_file(file: Path, model: str, digest: str) -> Iterator[FeatureRows]:
+    """Yields the rows of a Parquet file that takes its name on a clean exit.
+
+    Args:
+        model: The model's folder.
+        digest: Of its weights; both are kept in the schema's metadata.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    facts = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
+    schema = FEATURES_SCHEMA.with_metadata(facts)
+    with whole_file(file) as growing, pq.ParquetWriter(growing, schema) as writer:
+        rows = FeatureRows(writer, schema)
+        yield rows
+        rows.flush()

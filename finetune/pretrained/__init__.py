@@ -1,0 +1,1 @@
+"""Pretrained weights: ours, and those of other people's networks."""

@@ -1,0 +1,1 @@
+"""Search by features: nearest neighbours, outliers, what to label next."""

@@ -1,0 +1,107 @@
+"""What a search is asked with: a window of the file, a new video, a list of labelled ones."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dynamonet.errors import UserError
+from dynamonet.video.decode import DecodeError
+from dynamonet.video.files import find_videos
+from finetune.prediction.predictor import Predictor, VideoPredictions
+from finetune.retrieval.features import PARTS, FeatureTable
+from finetune.retrieval.knn import Rows
+
+
+def split_query(windows: FeatureTable, text: str) -> tuple[str, float | None]:
+    """Splits VIDEO@SECONDS; a name that itself holds an @ is tried whole first."""
+    name, sign, time = text.rpartition("@")
+    if len(windows.of(text)) or Path(text).exists() or not sign:
+        return text, None
+    try:
+        return name, float(time)
+    except ValueError:
+        return text, None
+
+
+def holding(windows: FeatureTable, own: np.ndarray, seconds: float, name: str) -> np.ndarray:
+    """Tells which of a video's own rows hold a moment.
+
+    Raises:
+        UserError: none does.
+    """
+    start, end = windows.start_seconds[own], windows.end_seconds[own]
+    holds = (start <= seconds) & (seconds < end)
+    if not holds.any():
+        raise UserError(
+            f"{name}@{seconds:g}: no window there; its windows lie between {start.min():.1f} and "
+            f"{end.max():.1f} s"
+        )
+    return holds
+
+
+def windows_of_new(
+    windows: FeatureTable, name: str, seconds: float | None, model_place: str | None, by: str
+) -> Rows:
+    """Computes the windows of a video that is not in the file, scaled as those in it."""
+    videos, _ = find_videos([name])
+    if len(videos) != 1 or model_place is None:
+        hint = windows.closest(name) if not videos else "; for a new video give --model MODEL too"
+        raise UserError(f"{name}: not in {windows.file}{hint}")
+    model = Predictor(model_place, batch_size=8, pictures=False)
+    if model.digest != windows.digest:
+        raise UserError(
+            f"{model.folder}: not the model that made {windows.file} ({windows.model}); distances "
+            "between features of two models mean nothing"
+        )
+    video = videos[0]
+    try:
+        view = VideoPredictions(
+            model, video.folder, video.source, window_seconds=None, step_seconds=None
+        )
+        seen = list(view)
+    except (DecodeError, OSError) as error:
+        raise UserError(f"{name}: cannot be read: {error}") from None
+    if seconds is not None:
+        inside = [w for w in seen if w.start_seconds <= seconds < w.end_seconds]
+        if not inside:
+            raise UserError(f"{name}@{seconds:g}: it ends after {seen[-1].end_seconds:.1f} s")
+        seen = inside
+    parts = [np.stack([getattr(w.seen, part) for w in seen]) for part in PARTS[by]]
+    return windows.scaled(parts)
+
+
+def labelled_videos(windows: FeatureTable, file: Path) -> np.ndarray:
+    """Returns the numbers of the videos of a CSV of path[,label]; without an empty label."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--labelled {file}: cannot be read: {error}") from None
+    if rows and "path" not in rows[0]:
+        raise UserError(f"--labelled {file}: no column path; it has {', '.join(rows[0])}")
+    names = [row["path"] for row in rows if row.get("label") is None or row["label"].strip()]
+    base, group = common_folder(windows.paths), windows.group
+    lookup = dict(zip(windows.videos, group, strict=True))
+    lookup |= dict(zip(windows.paths, group, strict=True))
+    lookup |= {below(p, base): g for p, g in zip(windows.paths, group, strict=True)}
+    absent = [name for name in names if name not in lookup]
+    if absent:
+        raise UserError(
+            f"--labelled {file}: {len(absent)} of {len(names)} not in {windows.file}, the first "
+            f"{absent[0]}{windows.closest(absent[0])}"
+        )
+    return np.unique(np.array([lookup[name] for name in names], np.int64))
+
+
+def common_folder(paths: list[str]) -> str:
+    """Returns the folder below which all videos lie."""
+    return os.path.commonpath({str(Path(path).parent) for path in paths})
+
+
+def below(path: str, base: str) -> str:
+    """Returns a video's path below a folder."""
+    return os.path.relpath(path, base)

@@ -1,0 +1,1 @@
+"""Training a classifier: splits, augmentation, objective, runs and label curves."""

@@ -1,0 +1,240 @@
+"""The fine-tuning task: cross-entropy, with frame prediction as auxiliary loss."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynamonet.errors import UserError
+from dynamonet.model.config import ModelConfig
+from dynamonet.model.network import DynamoNet, Output
+from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
+from dynamonet.shards.index import ShardSet
+from dynamonet.shards.reader import ClipReader
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.features import KnnBank, clip_features, descriptor
+from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.task import Evaluation, Task
+from dynamonet.video.transforms import ClipBatch
+from finetune.evaluation.evaluator import (
+    TestViews,
+    full_report,
+    metrics_of,
+    predict_videos,
+    softmax,
+)
+from finetune.pretrained.load import pretrained_config, pretrained_weights, transfer
+from finetune.settings import FinetuneSettings
+from finetune.train.augment import augment
+from finetune.train.splits import Splits
+
+
+@dataclass(frozen=True)
+class Finetuning(Task[FinetuneSettings]):
+    """Learns classes from labelled clips; see `dynamonet.training.task.Task`."""
+
+    settings: FinetuneSettings
+    shards: str  # absolute path or URI
+    pretrained: str | None  # folder of a model
+
+    @cached_property
+    def data(self) -> ShardSet:
+        return ShardSet.open(self.shards)
+
+    @cached_property
+    def parts(self) -> Splits:
+        return Splits.of(self.data, self.settings)
+
+    @cached_property
+    def architecture(self) -> ModelConfig:
+        """The network's description, without its classifier."""
+        if self.settings.model is not None:
+            return self.settings.model
+        if self.pretrained is None:
+            return ModelConfig()
+        return pretrained_config(Path(self.pretrained))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what a worker opens itself."""
+        return {key: vars(self)[key] for key in ("settings", "shards", "pretrained")}
+
+    def check(self) -> None:
+        self.training_data()
+
+    def build_model(self) -> DynamoNet:
+        settings, classes = self.settings, len(self.data.classes)
+        update = {
+            "num_classes": None if settings.recipe == "knn" else classes,
+            "pooling": "attentive" if settings.recipe == "attentive" else "mean",
+            "use_dmr": settings.use_dmr,
+            "dropout": settings.dropout,
+        }
+        model = DynamoNet(self.architecture.model_copy(update=update))
+        if self.pretrained is not None:
+            weights = pretrained_weights(Path(self.pretrained), model.config)
+            transfer(model, weights, settings.min_loaded_share)
+        if settings.recipe in ("linear", "attentive"):
+            model.freeze()
+        elif not (settings.use_dmr or settings.auxiliary):
+            model.motion.requires_grad_(False)  # nothing would train it
+        return model
+
+    def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
+        """Gives the classifier the full rate, the trunk less from stage to stage downwards."""
+        rate, decay = self.settings.trunk_rate, self.settings.layer_decay
+        stages = [model.trunk.stem, *model.trunk.stages]
+        below = zip(reversed(stages), range(len(stages)), strict=True)
+        groups = [(stage, rate * decay**depth) for stage, depth in below]
+        own: list[tuple[nn.Module, float]] = [(model.motion, rate)]
+        return own + groups + ([(model.classifier, 1.0)] if model.classifier else [])
+
+    def training_data(self) -> ClipReader:
+        return self.reader(self.parts.train)
+
+    def reader(self, rows: NDArray[np.int64]) -> ClipReader:
+        config, settings = self.architecture, self.settings
+        return ClipReader(
+            self.data,
+            rows,
+            settings.clips,
+            num_frames=config.num_frames + config.frames_beyond,
+            loop_short=True,  # every labelled video counts, however short
+            eval_side=min(1.0, config.frame_px / settings.clips.canvas_px),
+            loader=settings.loader,
+            never_mirrored=labels_of(settings.augment.no_flip, self.data.classes),
+        )
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """Weight of each class (N,), mean 1 over the training clips; None = all the same."""
+        if self.settings.class_weights == "none":
+            return None
+        labels = self.data.columns["label"][self.parts.train]
+        counts = torch.from_numpy(np.bincount(labels, minlength=len(self.data.classes)))
+        there = counts > 0
+        weights = len(labels) / (there.sum() * counts.clamp(min=1))
+        return torch.where(there, weights, 0.0).float()
+
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
+    ) -> tuple[Tensor, Sums]:
+        config, settings = self.architecture, self.settings
+        weight, classes = settings.auxiliary, len(self.data.classes)
+        label = batch.label.to(frames.device)
+        frames, target = augment(frames, label, classes, settings.augment)
+        output: Output = model(frames[:, :, : config.num_frames], predict_frames=weight > 0)
+        assert output.logits is not None
+        weights = self.class_weights
+        entropy = F.cross_entropy(
+            output.logits.float(),
+            target,
+            weight=None if weights is None else weights.to(frames.device),
+            label_smoothing=settings.augment.label_smoothing,
+        )
+        correct = (output.logits.argmax(1) == target.argmax(1)).float().sum()
+        one = torch.ones((), device=frames.device)
+        sums = {"entropy": entropy, "correct": correct, "clips": one * len(label), "steps": one}
+        if not weight:
+            return entropy, {**sums, "loss": entropy}
+        pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
+        prediction = prediction_loss(pairs, "mse")
+        sums |= error_sums(pairs[0], config.filters.size, upper_bound=upper_bound)
+        loss = entropy + weight * prediction
+        return loss, {**sums, "loss": loss}
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        metrics = {
+            "loss": sums["loss"] / sums["steps"],
+            "entropy": sums["entropy"] / sums["steps"],
+            "accuracy": sums["correct"] / sums["clips"],
+        }
+        if "copied" in sums:
+            metrics |= error_metrics(sums)
+        return metrics
+
+    def evaluates_after(self, step: int, total_steps: int) -> bool:
+        due = step % self.settings.validate_every_steps == 0 or step == total_steps
+        return due and self.keeps_best()
+
+    def keeps_best(self) -> bool:
+        return len(self.parts.validation) > 0
+
+    def best_by(self) -> str | None:
+        return "val/top1" if self.keeps_best() else None
+
+    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+        """Measures on the validation part, by one view of each segment."""
+        batch_size = max(1, self.settings.loader.batch_size // rank.count)
+        predictions = predict_videos(
+            model,
+            self.reader(self.parts.validation),
+            self.data,
+            TestViews(clips=1, crops=1),
+            rank=rank,
+            precision=precision,
+            batch_size=batch_size,
+        )
+        return Evaluation(metrics_of(predictions, "val"), {}, {})
+
+    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+        settings, reader = self.settings, self.reader(self.parts.test)
+        size = max(1, settings.loader.batch_size // rank.count)
+        classify = softmax
+        if settings.recipe == "knn":
+            known, rows = self.training_data(), self.parts.train.tolist()
+            bank = KnnBank.of(
+                *clip_features(model, known, rows, rank=rank, precision=precision, batch_size=size)
+            )
+
+            def classify(output: Output) -> Tensor:
+                return bank.votes(descriptor(output), len(self.data.classes))
+
+        predictions = predict_videos(
+            model,
+            reader,
+            self.data,
+            TestViews(settings.test_clips, settings.test_crops),
+            rank=rank,
+            precision=precision,
+            batch_size=size,
+            classify=classify,
+        )
+        if not rank.is_main:
+            return Evaluation(metrics_of(predictions, "test"), {}, {})
+        return full_report(predictions, reader, self.data)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "stage": "finetune",
+            "shards": self.shards,
+            "split": self.settings.split,
+            "classes": self.data.classes,
+            "frames": self.data.frames.model_dump(mode="json"),
+            "clips": self.settings.clips.model_dump(mode="json"),
+        }
+
+
+def labels_of(names: tuple[str, ...], classes: list[str]) -> frozenset[int]:
+    """Returns the labels of named classes.
+
+    Raises:
+        UserError: there is no such class; the closest one is named.
+    """
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1, cutoff=0)
+            raise UserError(
+                f"augment.no_flip: the set has no class {name!r}; the closest of its "
+                f"{len(classes)} is {near[0]!r}"
+            )
+    return frozenset(classes.index(name) for name in names)

@@ -1,0 +1,115 @@
+"""Which rows of a labelled set are trained on, which choose the best step, which are the test.
+
+training part  ├── validation   val_share of its groups, class by class; never trained on
+               └── training     label_share of each class's videos
+test part                       looked at once, at the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamonet.errors import UserError
+from dynamonet.shards.index import ShardSet
+from finetune.settings import FinetuneSettings
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of the index, disjoint; none share a video, and only equal groups a side."""
+
+    train: Rows
+    validation: Rows  # empty: the last step is kept
+    test: Rows
+
+    @classmethod
+    def of(cls, shards: ShardSet, settings: FinetuneSettings) -> Splits:
+        """Cuts a set as the settings say.
+
+        Raises:
+            UserError: nothing to train on, or nothing to test.
+        """
+        split, place = settings.this_split, shards.folder.path
+        train = shards.rows(split=split, part="train")
+        if not len(train):
+            raise UserError(
+                f"{place}: split {split} has no training video here; stage 1 reports how many "
+                "listed videos it found"
+            )
+        test = shards.rows(split=split, part=settings.test_part)
+        if not len(test):
+            raise UserError(
+                f"{place}: split {split} has no {settings.test_part} video here; the model could "
+                "not be measured"
+            )
+        validation = train[:0]
+        if settings.val_share:
+            train, validation = kept_apart(shards, train, settings.val_share)
+        elif settings.test_part != "val":
+            validation = shards.rows(split=split, part="val")
+        return cls(labelled_share(shards, train, settings.label_share), validation, test)
+
+
+def kept_apart(shards: ShardSet, rows: Rows, share: float) -> tuple[Rows, Rows]:
+    """Cuts a share of each class's groups off; a video without a group is one of its own.
+
+    A group with several classes goes wholly. A class with one group alone stays in the first part.
+
+    Returns:
+        The rows that stay, and those cut off.
+
+    Raises:
+        UserError: no class has two groups.
+    """
+    names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
+    groups = {int(row): given[row] or names[row] for row in rows}
+    cut: set[str] = set()
+    for members in _by_class(shards, groups).values():
+        if len(members) > 1:
+            cut |= set(_drawn(members)[: min(len(members) - 1, math.ceil(share * len(members)))])
+    apart = np.array([groups[int(row)] in cut for row in rows], bool)
+    stay = rows[~apart]
+    lost = set(shards.columns["label"][rows].tolist()) - set(shards.columns["label"][stay].tolist())
+    if not apart.any() or lost:
+        what = (
+            f"class {shards.classes[min(lost)]} would lose all" if lost else "there is no pair of"
+        )
+        raise UserError(
+            f"{shards.folder.path}: val_share = {share:g} cannot be cut from the training part: "
+            f"{what} groups of videos. Label more videos, or set val_share to 0."
+        )
+    return stay, rows[apart]
+
+
+def labelled_share(shards: ShardSet, rows: Rows, share: float) -> Rows:
+    """Keeps a share of each class's videos, at least one; the smaller share lies in the larger."""
+    if share == 1.0:
+        return rows
+    names = shards.table["source"].to_pylist()
+    videos = {int(row): names[row] for row in rows}
+    kept = {
+        video
+        for members in _by_class(shards, videos).values()
+        for video in _drawn(members)[: max(1, math.ceil(share * len(members)))]
+    }
+    return rows[[videos[int(row)] in kept for row in rows]]
+
+
+def _by_class(shards: ShardSet, names: dict[int, str]) -> dict[int, set[str]]:
+    groups: dict[int, set[str]] = {}
+    for row, name in names.items():
+        groups.setdefault(int(shards.columns["label"][row]), set()).add(name)
+    return groups
+
+
+def _drawn(names: Iterable[str]) -> list[str]:
+    """Returns names in a random order that depends on each name alone."""
+    return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -1,0 +1,100 @@
+"""Measures a model on videos kept out of training: skill, the life of its features, the probe."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dynamonet.model.network import DynamoNet, Output
+from dynamonet.model.prediction import frame_errors, pair_frames, prediction_loss
+from dynamonet.shards.reader import ClipReader
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.features import middle_clips
+from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.task import Evaluation
+from dynamonet.video.transforms import render
+from pretrain import plots
+from pretrain.collapse import effective_rank, spectrum, spread
+from pretrain.settings import PretrainSettings
+
+
+def measure(
+    model: DynamoNet,
+    reader: ClipReader,
+    settings: PretrainSettings,
+    rank: Rank,
+    precision: Precision,
+) -> Evaluation:
+    """Measures loss, skill, upper bound and features on held-out clips, and draws them.
+
+    Every rank takes its share of the clips; all get the metrics, rank 0 the pictures.
+    """
+    config = settings.model
+    rows = reader.rows[: settings.holdout_clips].tolist()
+    size = max(1, settings.loader.batch_size // rank.count)
+    sums = torch.zeros(3, model.motion.num_filters, dtype=torch.float64)
+    loss = torch.zeros(1, dtype=torch.float64)
+    seen: list[tuple[Tensor, Tensor]] = []
+    drawn: tuple[Tensor, Output] | None = None
+    for batch in middle_clips(reader, rows, rank, size):
+        frames = render(batch.to(rank.device), config.frame_px)
+        with precision.autocast():
+            output: Output = model(frames[:, :, : config.num_frames])
+        pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
+        errors = frame_errors(pairs[0], config.filters.size, upper_bound=True)
+        assert errors.best is not None
+        sums += torch.stack([errors.predicted, errors.copied, errors.best]).double().cpu()
+        loss += prediction_loss(pairs, settings.loss).double().cpu() * len(batch)
+        seen.append((output.pooled.float().cpu(), output.dmr.cpu()))
+        drawn = drawn or (frames, output)
+    sums, loss = rank.sum(sums).cpu(), rank.sum(loss).cpu()
+    shares = [
+        part for part in rank.gather(seen) for part in cast("list[tuple[Tensor, Tensor]]", part)
+    ]
+    features, dmr = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    metrics = {"val/loss": float(loss) / len(rows), **skill_metrics(sums, config.frames_beyond)}
+    if len(features) > 1:  # one clip alone varies in nothing
+        for name, values in (("features", features), ("dmr", dmr)):
+            metrics[f"val/{name}_rank"] = effective_rank(values)
+            metrics[f"val/{name}_spread"] = spread(values)
+    if not rank.is_main or drawn is None:
+        return Evaluation(metrics, {}, {})
+    frames, output = drawn
+    pair = pair_frames(frames, output.predicted, config.filters.levels, config.targets)[0]
+    predicted, copied, best = sums
+    spectra = {"features": spectrum(features), "DMR": spectrum(dmr)}
+    beyond = config.frames_beyond
+    figures = {
+        "panel/filmstrip-{step:08d}.png": plots.filmstrip(pair),
+        "panel/filters-{step:08d}.png": plots.filters(output.filters, frames),
+        "panel/learning-{step:08d}.png": plots.learning(
+            _skill(predicted, copied), _skill(best, copied), beyond, spectra
+        ),
+    }
+    return Evaluation(metrics, figures, {})
+
+
+def skill_metrics(sums: Tensor, num_beyond: int) -> dict[str, float]:
+    """Returns skill and its upper_bound, over all frames and for each horizon.
+
+    Args:
+        sums: (3, N), errors of the prediction, of a copy, of the best shared filters.
+        num_beyond: The last so many frames lie beyond the clip: horizons 1, 2, ... The network
+            never saw them; frames before them it did.
+    """
+    predicted, copied, best = sums
+    total = sums.sum(1, keepdim=True)
+    metrics = {
+        "val/skill": float(_skill(total[0], total[1])),
+        "val/skill_upper_bound": float(_skill(total[2], total[1])),
+    }
+    for horizon, n in enumerate(range(len(copied) - num_beyond, len(copied)), 1):
+        metrics[f"val/skill_h{horizon}"] = float(_skill(predicted[n], copied[n]))
+        metrics[f"val/ceiling_shared_h{horizon}"] = float(_skill(best[n], copied[n]))
+    return metrics
+
+
+def _skill(error: Tensor, copied: Tensor) -> Tensor:
+    return 1 - error / copied.clamp(min=1e-12)

@@ -1,0 +1,266 @@
+"""Copies: of files, of segments, and of the segments of a set that must not be trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from data_prep import shard, verify
+from data_prep.dedup.duplicates import decide
+from data_prep.dedup.fingerprints import RATE, Fingerprint, fingerprint, thumbnails
+from data_prep.dedup.matching import Match, candidates, match_segments
+from data_prep.integrity.check_set import check_set
+from dynamonet.errors import UserError
+from dynamonet.shards.card import ExcludedSet
+from dynamonet.shards.index import ShardSet
+from dynamonet.storage import Folder
+from tests.conftest import write_video
+
+SMALL = "--encode.short_side_px 64 --min_seconds 0.5 --shard_mb 0.02".split()
+NUM, SIZE, FPS = 8, 96, 12
+
+
+@cache
+def motion_video(seed: int, num_frames: int = 36) -> NDArray[np.uint8]:
+    """Renders frames (T, H, W, 3) of a motion video."""
+    from demo.motion_videos import render_motion
+
+    labels = torch.tensor([seed % 9])
+    frames = render_motion(labels, seed=seed, num_frames=num_frames, size_px=SIZE)[0]
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
+
+
+def encoded(frames: NDArray[np.uint8], *, crf: int = 18, side: int = SIZE) -> bytes:
+    """Encodes frames (T, H, W, 3), scaled to a square of `side` pixels."""
+    import io
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)})
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))
+            frame = frame.reformat(side, side, "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def cropped(frames: NDArray[np.uint8], share: float, place: float = 0.5) -> NDArray[np.uint8]:
+    side = round(SIZE * share)
+    start = round((SIZE - side) * place)
+    return frames[:, start : start + side, start : start + side]
+
+
+# what somebody who uploads a video again does to it
+COPIES = {
+    "encoded again": lambda frames: encoded(frames, crf=35, side=64),
+    "cropped": lambda frames: encoded(cropped(frames, 0.9)),
+    "cropped at a corner": lambda frames: encoded(cropped(frames, 0.9, 0.0)),
+    "cropped more": lambda frames: encoded(cropped(frames, 0.84), crf=28),
+    "trimmed": lambda frames: encoded(frames[7:], crf=28),
+    "brighter": lambda frames: encoded((frames * 0.8 + 40).astype(np.uint8)),
+    "all of it": lambda frames: encoded(cropped(frames[5:], 0.92), crf=30, side=72),
+}
+
+
+def print_from(data: bytes) -> Fingerprint:
+    return fingerprint(thumbnails(data))
+
+
+@pytest.fixture(scope="module")
+def originals() -> list[Fingerprint]:
+    return [print_from(encoded(motion_video(seed))) for seed in range(NUM)]
+
+
+@pytest.mark.parametrize("change", COPIES)
+def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(
+    change: str, originals: list[Fingerprint]
+) -> None:
+    copies = [print_from(COPIES[change](motion_video(seed))) for seed in range(NUM)]
+    pairs = {(int(a), int(b)) for a, b in candidates([*originals, *copies])}
+    both = [*originals, *copies]
+    found = {(a, b - NUM) for a, b in pairs if a < NUM <= b and match_segments(both[a], both[b])}
+    assert found == {(number, number) for number in range(NUM)}
+    assert not [
+        (a, b) for a in range(NUM) for b in range(a) if match_segments(originals[a], copies[b])
+    ]
+
+
+def test_videos_of_one_fixed_camera_are_not_copies_of_each_other() -> None:
+    scene = motion_video(0)[:1]
+
+    def filmed(seed: int) -> Fingerprint:
+        """Returns the fixed scene with something that moves through it."""
+        frames = np.repeat(scene, 36, axis=0)
+        rng = np.random.default_rng(seed)
+        place, step = rng.uniform(20, 60, 2), rng.uniform(-2, 2, 2)
+        for frame in frames:
+            place = (place + step) % (SIZE - 24)
+            y, x = place.astype(int)
+            frame[y : y + 24, x : x + 24] = 255
+        return print_from(encoded(frames))
+
+    fingerprints = [filmed(seed) for seed in range(4)]
+    assert match_segments(fingerprints[0], filmed(0)) is not None
+    assert not [
+        1 for a in range(4) for b in range(a) if match_segments(fingerprints[a], fingerprints[b])
+    ]
+
+
+def test_pictures_without_content_are_copies_of_nothing() -> None:
+    black = fingerprint(np.zeros((2 * RATE, 64, 64), np.uint8))
+    assert black.is_flat and match_segments(black, black) is None
+    assert not len(candidates([black, black]))
+
+
+def test_pictures_are_taken_by_time_at_any_frame_rate() -> None:
+    assert len(thumbnails(encoded(motion_video(0, 36)))) == 3 * RATE
+
+
+def test_a_bucket_of_many_gives_few_pairs() -> None:
+    rng = np.random.default_rng(0)
+    same = fingerprint(np.repeat(rng.integers(0, 256, (1, 64, 64), np.uint8), 8, axis=0))
+    assert len(candidates([same] * 500)) < 500 * 20
+
+
+def test_the_first_of_a_group_stays_and_an_excluded_one_decides() -> None:
+    near, far = Match(1.0, 1.0), Match(5.0, 1.0)
+    # 0 is excluded; 1, 2 and 3 are alike, and 3 is also like 0; 4 is only like a copy
+    matches = {2: [(1, far)], 3: [(1, near), (2, near), (0, far)], 4: [(2, near)]}
+    assert decide(5, 1, matches) == {2: (1, far), 3: (0, far)}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six videos, two copies of the first two, and one file twice."""
+    folder = tmp_path_factory.mktemp("copies")
+    for number in range(6):
+        data = encoded(motion_video(number))
+        (folder / f"{number}.mp4").write_bytes(data)
+    (folder / "7.mp4").write_bytes(COPIES["cropped"](motion_video(0)))
+    (folder / "8.mp4").write_bytes(COPIES["all of it"](motion_video(1)))
+    shutil.copy(folder / "2.mp4", folder / "9.mp4")
+    return folder
+
+
+def made(source: Path, output: Path, *words: str) -> ShardSet:
+    shard.main(["--source", str(source), "--output", str(output), *SMALL, *words])
+    return ShardSet.open(str(output))
+
+
+def taken(shards: ShardSet) -> set[str]:
+    return set(shards.table["source"].to_pylist())
+
+
+def reasons(output: Path) -> dict[str, str]:
+    rows = pq.read_table(output / "quarantine.parquet").to_pylist()
+    return {row["source"]: row["reason"] for row in rows}
+
+
+ALL = {f"{number}.mp4" for number in (*range(6), 7, 8)}
+
+
+def test_copies_are_reported_or_dropped_without_new_tars(
+    videos: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "set"
+    reported = made(videos, output)
+    assert taken(reported) == ALL
+    assert reasons(output) == {"9.mp4": "same content as 2.mp4"}
+    table = pq.read_table(output / "duplicates.parquet").to_pylist()
+    assert {(row["source"], row["of_source"]) for row in table} == {
+        ("7.mp4", "0.mp4"),
+        ("8.mp4", "1.mp4"),
+    }
+    assert reported.card.counts.near_duplicates == 2
+    times = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+
+    dropped = made(videos, output, "--near_duplicates", "drop")
+    assert {path: path.stat().st_mtime_ns for path in output.glob("*.tar")} == times
+    assert taken(dropped) == ALL - {"7.mp4", "8.mp4"} and dropped.digest != reported.digest
+    row = next(row for row in dropped.table.to_pylist() if row["source"] == "0.mp4")
+    reason = reasons(output)["7.mp4"]
+    assert reason.startswith(f"near duplicate: like {row['key']} of 0.mp4, ")
+    assert dropped.card.counts.samples == sum(dropped.tars["samples"].to_pylist()) == 6
+    assert "near duplicate" in capsys.readouterr().out
+    assert not check_set(Folder.at(str(output)), decode=False, on_progress=lambda *_: None).problems
+
+    off = made(videos, output, "--near_duplicates", "off")
+    assert taken(off) == ALL and off.digest == reported.digest
+    assert not pq.read_table(output / "duplicates.parquet").num_rows
+
+
+def test_the_tables_of_copies_are_repaired_from_the_fingerprints(
+    videos: Path, tmp_path: Path, cluster: None
+) -> None:
+    output = tmp_path / "set"
+    made(videos, output, "--near_duplicates", "drop")
+    before = {path.name: path.read_bytes() for path in output.glob("*.parquet")}
+    for name in before:
+        (output / name).unlink()
+    with pytest.raises(UserError, match="problems"):
+        verify.main([str(output), "--no-decode"])
+    verify.main([str(output), "--no-decode", "--repair"])
+    assert {path.name: path.read_bytes() for path in output.glob("*.parquet")} == before
+    table = pq.read_table(output / "duplicates.parquet")
+    pq.write_table(table.slice(1), output / "duplicates.parquet")
+    verify.main([str(output), "--no-decode", "--repair"])
+    assert {path.name: path.read_bytes() for path in output.glob("*.parquet")} == before
+
+
+def test_copies_of_an_excluded_test_set_are_kept_out(
+    videos: Path, tmp_path: Path, cluster: None
+) -> None:
+    labelled = tmp_path / "labelled"
+    for number in (3, 4):
+        data = COPIES["trimmed"](motion_video(number))
+        (labelled / "class").mkdir(parents=True, exist_ok=True)
+        (labelled / f"class/{number}.mp4").write_bytes(data)
+    tests = made(labelled, tmp_path / "tests", "--dataset", "folder")
+    words = ["--exclude", str(tmp_path / "tests"), "--near_duplicates", "off"]
+    clean = made(videos, tmp_path / "set", *words)
+    assert taken(clean) == ALL - {"3.mp4", "4.mp4"}
+    reason = reasons(tmp_path / "set")["3.mp4"]
+    assert reason.startswith(f"in an excluded set, {tmp_path}/tests: like ")
+    assert "class/3.mp4" in reason
+    assert clean.card.counts.in_excluded_sets == 2
+    path = str(tmp_path / "tests")
+    assert clean.card.excluded == (ExcludedSet(name="tests", path=path, digest=tests.digest),)
+    uses = [(use["context"], use["digest"]) for use in (clean.card.run or {})["datasets"]]
+    assert uses == [("output", clean.digest), ("excluded", tests.digest)]
+    again = made(videos, tmp_path / "set", *words)
+    assert again.card.run == clean.card.run
+
+
+def test_an_excluded_set_that_is_none_is_refused_before_anything_is_written(
+    videos: Path, tmp_path: Path, cluster: None
+) -> None:
+    with pytest.raises(UserError, match="no shards here"):
+        made(videos, tmp_path / "set", "--exclude", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="is the set that is to be made"):
+        made(videos, tmp_path / "set", "--exclude", str(tmp_path / "set"))
+    assert not (tmp_path / "set").exists()
+
+
+def test_one_file_under_two_labels_is_taken_once_and_said(tmp_path: Path, cluster: None) -> None:
+    videos = tmp_path / "videos"
+    write_video(videos / "a/x.mp4", motion_video(0), fps=FPS)
+    write_video(videos / "b/z.mp4", motion_video(1), fps=FPS)
+    shutil.copy(videos / "a/x.mp4", videos / "b/y.mp4")
+    found = made(videos, tmp_path / "set", "--dataset", "folder")
+    assert taken(found) == {"a/x.mp4", "b/z.mp4"}
+    assert "another label" in reasons(tmp_path / "set")["b/y.mp4"]
+    card = json.loads((tmp_path / "set/card.json").read_text())
+    assert card["counts"]["videos_quarantined"] == {"same content as": 1}

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from dynamonet.errors import UserError
+from dynamonet.model.config import ModelConfig, TrunkConfig
+from dynamonet.model.files import locate
+from dynamonet.model.network import DynamoNet
+
+TINY = ModelConfig(
+    num_frames=8,
+    frame_px=32,
+    trunk=TrunkConfig(depth=10, width=4, stem_pool=False, temporal_strides=(1, 2, 2, 1)),
+)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A hub on this machine that serves a folder as the revision `main` of lab/model."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, *, with_body: bool) -> None:
+            wanted = self.path.split("?")[0]
+            file = folder / wanted.rsplit("/", 1)[-1]
+            if not wanted.startswith("/lab/model/resolve/main/") or not file.is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = file.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_is_loaded_by_its_hub_id(hub: Path) -> None:
+    model = DynamoNet(TINY).eval()
+    model.save_pretrained(hub)
+    again = DynamoNet.from_pretrained("lab/model@main")
+    clip = torch.randn(1, 3, 8, 32, 32)
+    torch.testing.assert_close(again(clip).pooled, model(clip).pooled)
+    assert locate("lab/model").name == "c" * 40
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub_is_refused(hub: Path) -> None:
+    with pytest.raises(UserError, match="lab/other: no folder here and cannot be downloaded"):
+        DynamoNet.from_pretrained("lab/other")
+
+
+def test_a_folder_comes_before_a_hub_id(tmp_path: Path) -> None:
+    DynamoNet(TINY).save_pretrained(tmp_path / "lab" / "model")
+    assert locate("lab/model") == tmp_path / "lab" / "model"
+
+
+def test_without_the_hubs_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'dynamonet\[hub\]'"):
+        locate("lab/model")

@@ -1,0 +1,141 @@
+"""Remote sets, through a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+
+from dynamonet.errors import UserError
+from dynamonet.shards.index import ShardSet
+from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
+from dynamonet.shards.settings import ClipSettings, LoaderSettings
+from dynamonet.shards.tar_reader import TarCache
+from dynamonet.storage import Folder
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def remote_set(
+    shard_set: Path, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[str, list[str]]:
+    """The shard set in a bucket, and the list of what was asked of the store since."""
+    monkeypatch.setenv("DYNAMONET_CACHE", str(tmp_path / "cache"))
+    client = boto3.client("s3")
+    for file in shard_set.iterdir():
+        if file.is_file():
+            client.upload_file(str(file), "bucket", f"sets/made/{file.name}")
+    asked: list[str] = []
+    fetch = TarCache.fetch
+
+    def counted(self: TarCache, folder: Folder, place: str, name: str, size: int) -> Path:
+        if not (self.home / place / name).exists():
+            asked.append(name)
+        return fetch(self, folder, place, name, size)
+
+    monkeypatch.setattr(TarCache, "fetch", counted)
+    return f"{store}/sets/made", asked
+
+
+def clips(path: str, loader: dict[str, object], processes: int = 0) -> list[tuple[int, bytes]]:
+    """Returns (row, pixels) of two epochs."""
+    settings = LoaderSettings.model_validate({"batch_size": 4, **loader})
+    shards = ShardSet.open(path)
+    source = ClipReader(
+        shards,
+        shards.rows(),
+        ClipSettings(canvas_px=32),
+        num_frames=9,
+        loop_short=False,
+        eval_side=0.875,
+        loader=settings,
+    )
+    plan = source.plan(settings, 1, 3)
+    order = TrainingOrder(source.rows, plan, 0, 0, 2 * plan.steps)
+    found = batches(source, order, processes=processes, prefetch=2)
+    return [
+        (int(row), luma.numpy().tobytes())
+        for batch in found
+        for row, luma in zip(batch.row, batch.luma, strict=True)
+    ]
+
+
+def test_a_remote_set_gives_the_same_clips_as_a_local_one(
+    remote_set: tuple[str, list[str]], shard_set: Path
+) -> None:
+    path, asked = remote_set
+    orders: list[dict[str, object]] = [
+        {"shuffle": "shard_window", "window_shards": 2},
+        {"shuffle": "samples"},
+    ]
+    for loader in orders:
+        expected = clips(str(shard_set), loader)
+        assert clips(path, loader) == expected
+        assert sorted(set(asked)) == sorted(ShardSet.open(path).tars["shard"].to_pylist())
+        assert clips(path, {**loader, "cache_gb": 0}) == expected  # ranges
+
+
+def test_loader_processes_share_one_cache(
+    remote_set: tuple[str, list[str]], shard_set: Path, tmp_path: Path
+) -> None:
+    path, _ = remote_set
+    loader: dict[str, object] = {"shuffle": "shard_window", "window_shards": 2}
+    # in a process of its own: the server that forks loaders keeps the environment it began with
+    script = (
+        "import pickle, sys; from tests.dynamonet.shards import test_tar_reader as t\n"
+        f"found = t.clips({path!r}, {loader!r}, processes=2)\n"
+        "sys.stdout.buffer.write(pickle.dumps(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        check=True,
+    )
+    assert pickle.loads(done.stdout) == clips(str(shard_set), loader)
+    names = {file.name for file in (tmp_path / "cache" / "tars").glob("*/*.tar")}
+    assert names == set(ShardSet.open(path).tars["shard"].to_pylist())
+
+
+def test_the_cache_keeps_to_its_limit_and_each_tar_is_fetched_once_an_epoch(
+    remote_set: tuple[str, list[str]], shard_set: Path, tmp_path: Path
+) -> None:
+    path, asked = remote_set
+    shards = ShardSet.open(path)
+    largest = max(shards.tars["bytes"].to_pylist())
+    limit = 2 * largest + 1
+    assert sum(shards.tars["bytes"].to_pylist()) > limit
+    loader: dict[str, object] = {"shuffle": "shard_window", "window_shards": 1}
+    found = clips(path, {**loader, "cache_gb": limit / 1e9})
+    assert found == clips(str(shard_set), loader)
+    held = list((tmp_path / "cache" / "tars").glob("*/*.tar"))
+    assert 0 < sum(file.stat().st_size for file in held) <= limit
+    assert len(asked) <= 2 * shards.tars.num_rows
+
+
+def test_a_cache_that_cannot_hold_two_windows_is_refused(
+    remote_set: tuple[str, list[str]],
+) -> None:
+    with pytest.raises(UserError, match="cannot hold two windows of tars"):
+        clips(remote_set[0], {"shuffle": "shard_window", "window_shards": 2, "cache_gb": 1e-6})
+
+
+def test_a_tar_that_changed_in_the_store_is_an_error_that_names_it(
+    remote_set: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    path, _ = remote_set
+    folder = Folder.at(path)
+    name = ShardSet.open(path).tars["shard"].to_pylist()[0]
+    cache = TarCache(tmp_path / "other", 10**9)
+    with pytest.raises(OSError, match=f"{name}: .* bytes came instead of 5"):
+        cache.fetch(folder, "set", name, 5)
+    assert [file.name for file in (tmp_path / "other" / "set").iterdir()] == [f".{name}.lock"]
+    boto3.client("s3").delete_object(Bucket="bucket", Key=f"sets/made/{name}")
+    with pytest.raises(UserError, match=f"(?s){name}: missing.*Rebuild only what is damaged"):
+        ShardSet.open(path)

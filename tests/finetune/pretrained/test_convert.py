@@ -1,0 +1,377 @@
+"""Other people's weights as a trunk: the same features as the network that they come from."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from dynamonet.errors import UserError
+from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
+from dynamonet.model.network import DynamoNet
+from dynamonet.model.trunk import Trunk
+from dynamonet.video.transforms import MEAN, STD
+from finetune.pretrained.architectures import FAMILIES
+from finetune.pretrained.convert import ConvertedBackbone, convert_backbone
+from finetune.pretrained.load import (
+    find_pretrained,
+    pretrained_config,
+    pretrained_weights,
+    transfer,
+)
+from finetune.settings import FinetuneSettings
+from tests.conftest import moving_frames
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+HARA_2017, HARA_2020 = ((scale.mean, scale.std) for scale in FAMILIES[1].scales)
+State = dict[str, Tensor]
+
+
+def random_state(shapes: dict[str, tuple[int, ...]]) -> State:
+    """Returns weights and statistics at random, sized so that activations stay near 1."""
+    make = torch.Generator().manual_seed(0)
+    state: State = {}
+    for key, shape in shapes.items():
+        if len(shape) > 1:
+            state[key] = torch.randn(shape, generator=make) * (2 / math.prod(shape[1:])) ** 0.5
+        elif key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(7)
+        elif key.endswith(("running_var", "weight")):
+            state[key] = torch.rand(shape, generator=make) / 2 + 0.5
+        else:
+            state[key] = torch.rand(shape, generator=make) / 2 - 0.25
+    return state
+
+
+def randomised(build: Callable[[], nn.Module]) -> tuple[Any, State]:
+    """Builds a network with random weights and statistics, without its own slow start."""
+    with torch.device("meta"):
+        net = build()
+    state = random_state({key: value.shape for key, value in net.state_dict().items()})
+    net.load_state_dict(state, assign=True)
+    return net.eval(), state
+
+
+def trunk_of(foreign: ConvertedBackbone) -> nn.Module:
+    with torch.device("meta"):
+        trunk = Trunk(foreign.trunk, 16)
+    state = {key.removeprefix("trunk."): value for key, value in foreign.tensors.items()}
+    trunk.load_state_dict(state, assign=True)
+    return trunk.eval()
+
+
+def pixels(frames: int, side: int = 64) -> Tensor:
+    """Returns a moving clip (1, 3, T, H, W) in [0, 1]."""
+    clip = torch.from_numpy(moving_frames(frames, side, side)).permute(3, 0, 1, 2)
+    return clip[None].float() / 255
+
+
+def scaled(clip: Tensor, scale: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    """Normalises a clip, framed by 3 pixels and frames of our grey, which our padding shows."""
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in scale)
+    return (F.pad(clip, (3, 3, 3, 3, 3, 3), value=MEAN) - mean) / std
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) < 1e-4 * float(theirs.abs().max())
+    assert float(theirs.std()) > 1e-3
+
+
+def resnet(state: State, x: Tensor, groups: int = 1, *, pool: bool = True) -> Tensor:
+    """Runs weights under torchvision's 2D and Hara's 3D names, the stem without padding."""
+    dims = state["layer1.0.conv1.weight"].ndim - 2
+    conv = F.conv2d if dims == 2 else F.conv3d
+
+    def layer(name: str, norm: str, x: Tensor, **how: object) -> Tensor:
+        x = conv(x, state[f"{name}.weight"], **how)  # type: ignore[arg-type]
+        mean, var = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
+        return F.batch_norm(x, mean, var, state[f"{norm}.weight"], state[f"{norm}.bias"])
+
+    x = layer("conv1", "bn1", x, stride=2 if dims == 2 else (1, 2, 2)).relu()
+    if pool:
+        x = (F.max_pool2d if dims == 2 else F.max_pool3d)(x, 3, 2, 1)
+    names = {key.rpartition(".conv1.")[0] for key in state if key.startswith("layer")}
+    for name in sorted(names - {""}, key=lambda text: [int(n) for n in text[5:].split(".")]):
+        stride = 2 if name.endswith(".0") and not name.startswith("layer1") else 1
+        deep = f"{name}.conv3.weight" in state
+        if deep:
+            y = layer(f"{name}.conv1", f"{name}.bn1", x).relu()
+            how = {"stride": stride, "padding": 1, "groups": groups}
+            y = layer(f"{name}.conv2", f"{name}.bn2", y, **how).relu()
+            y = layer(f"{name}.conv3", f"{name}.bn3", y)
+        else:
+            y = layer(f"{name}.conv1", f"{name}.bn1", x, stride=stride, padding=1).relu()
+            y = layer(f"{name}.conv2", f"{name}.bn2", y, padding=1)
+        if f"{name}.downsample.0.weight" in state:
+            x = layer(f"{name}.downsample.0", f"{name}.downsample.1", x, stride=stride)
+        elif stride == 2:  # type A: sampled, and filled up with channels of zeros
+            x = x[:, :, ::2, ::2, ::2]
+            x = torch.cat([x, x.new_zeros(1, y.shape[1] - x.shape[1], *x.shape[2:])], 1)
+        x = (x + y).relu()
+    return x
+
+
+def resnet_state(
+    width: int, blocks: tuple[int, ...], dims: int, *, grouped: bool = False, type_a: bool = False
+) -> State:
+    """Returns random weights under torchvision's and Hara's names; [3, ...] blocks are deep."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(conv: str, norm: str, outputs: int, inputs: int, side: int) -> None:
+        shapes[f"{conv}.weight"] = (outputs, inputs, *[side] * dims)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{leaf}"] = (outputs,)
+
+    layer("conv1", "bn1", width, 3, 7)
+    deep, inputs = blocks[0] > 2, width
+    for stage, count in enumerate(blocks):
+        outputs = width * 2**stage * (4 if deep else 1)
+        inner = outputs // (2 if grouped else 4) if deep else outputs
+        for block in range(count):
+            name = f"layer{stage + 1}.{block}"
+            if deep:
+                layer(f"{name}.conv1", f"{name}.bn1", inner, inputs, 1)
+                layer(f"{name}.conv2", f"{name}.bn2", inner, inner // (32 if grouped else 1), 3)
+                layer(f"{name}.conv3", f"{name}.bn3", outputs, inner, 1)
+            else:
+                layer(f"{name}.conv1", f"{name}.bn1", outputs, inputs, 3)
+                layer(f"{name}.conv2", f"{name}.bn2", outputs, outputs, 3)
+            if inputs != outputs and not type_a:
+                layer(f"{name}.downsample.0", f"{name}.downsample.1", outputs, inputs, 1)
+            inputs = outputs
+    shapes["fc.weight"], shapes["fc.bias"] = (5, inputs), (5,)
+    return random_state(shapes)
+
+
+@torch.no_grad()
+def test_an_image_network_gives_a_still_clip_its_picture_s_features_at_every_step() -> None:
+    net, state = randomised(models.resnet18)
+    foreign = convert_backbone(state, "file.pth")
+    assert "folded into the stem" in str(foreign) and set(foreign.others) == {
+        "fc.weight",
+        "fc.bias",
+    }
+    picture = pixels(1)
+    ours = trunk_of(foreign)(((picture - MEAN) / STD).expand(-1, -1, 6, -1, -1))
+    flat = scaled(picture, IMAGENET)[:, :, 3]
+    net.conv1.padding = (0, 0)
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        flat = net.get_submodule(name)(flat)
+    assert ours.shape[2] == 3
+    assert_same(ours, flat[:, :, None].expand_as(ours))
+    assert_same(resnet(state, scaled(picture, IMAGENET)[:, :, 3]), flat)  # for the tests below
+
+
+@torch.no_grad()
+def test_an_image_network_overlooks_no_frame_of_a_clip() -> None:
+    trunk = trunk_of(convert_backbone(resnet_state(8, (1, 1, 1, 1), 2), "file.pth"))
+    clip = pixels(5, 32)
+    features = trunk(clip)
+    for frame in range(5):
+        changed = clip.clone()
+        changed[:, :, frame] = 1.5 - changed[:, :, frame]
+        assert not torch.equal(trunk(changed), features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("width", "grouped"), [(8, False), (16, True)])
+def test_bottlenecks_and_groups_give_a_picture_s_features_too(width: int, grouped: bool) -> None:
+    state = resnet_state(width, (3, 4, 6, 3), 2, grouped=grouped)
+    foreign = convert_backbone(state, "file.pth")
+    assert foreign.trunk.kind == ("resnext" if grouped else "resnet") and foreign.trunk.depth == 50
+    picture = pixels(1)
+    ours = trunk_of(foreign)(((picture - MEAN) / STD).expand(-1, -1, 4, -1, -1))
+    theirs = resnet(state, scaled(picture, IMAGENET)[:, :, 3], 32 if grouped else 1)
+    assert_same(ours[:, :, 0], theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18"])
+def test_torchvision_s_video_networks_keep_their_features(name: str) -> None:
+    net, state = randomised(getattr(models.video, name))
+    foreign = convert_backbone(state, "file.pth")
+    clip = pixels(4, 32)
+    net.stem[0].padding = (0, 0, 0)
+    theirs = scaled(clip, KINETICS)[:, :, 2:-2]
+    for stage in ("stem", "layer1", "layer2", "layer3", "layer4"):
+        theirs = net.get_submodule(stage)(theirs)
+    assert_same(trunk_of(foreign)((clip - MEAN) / STD), theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [HARA_2017, HARA_2020])
+@pytest.mark.parametrize(
+    ("width", "blocks", "more"),
+    [
+        (8, (1, 1, 1, 1), {}),
+        (8, (2, 2, 2, 2), {"type_a": True}),
+        (16, (3, 4, 6, 3), {"grouped": True}),
+    ],
+)
+def test_hara_s_networks_keep_their_features_on_the_scale_that_they_were_trained_on(
+    width: int, blocks: tuple[int, ...], more: dict[str, bool], scale: tuple
+) -> None:
+    state = resnet_state(width, blocks, 3, **more)
+    clip = pixels(8, 48)
+    seen = F.conv3d(scaled(clip, scale), state["conv1.weight"], stride=(1, 2, 2))
+    state["bn1.running_mean"], state["bn1.running_var"] = (
+        seen.mean((0, 2, 3, 4)),
+        seen.var((0, 2, 3, 4)),
+    )
+    foreign = convert_backbone({f"module.{key}": value for key, value in state.items()}, "file.pth")
+    theirs = resnet(state, scaled(clip, scale), 32 if more.get("grouped") else 1)
+    assert_same(trunk_of(foreign)((clip - MEAN) / STD), theirs)
+
+
+def test_a_scale_that_the_stem_contradicts_is_left_and_said() -> None:
+    state = resnet_state(8, (1, 1, 1, 1), 3)
+    state["bn1.running_var"] *= 1e-6
+    foreign = convert_backbone(state, "file.pth")
+    assert "scale of pixels is not known" in str(foreign)
+    assert torch.equal(foreign.tensors["trunk.stem.conv.weight"], state["conv1.weight"])
+
+
+@torch.no_grad()
+def test_slow_keeps_its_features_on_a_still_clip_away_from_its_ends() -> None:
+    from pytorchvideo.models.resnet import create_resnet  # here, after dynamonet has hushed it
+
+    net, state = randomised(lambda: create_resnet(stem_dim_out=8))
+    foreign = convert_backbone(state, "file.pyth")
+    assert "9 kernels longer in time" in str(foreign) and foreign.trunk.depth == 50
+    theirs = still = ((pixels(1, 32) - MEAN) / STD).expand(-1, -1, 32, -1, -1)
+    for block in list(net.blocks)[:5]:
+        theirs = block(theirs)
+    ours = trunk_of(foreign)(still)
+    assert ours.shape[2] == 16
+    assert_same(ours[:, :, 7], theirs[:, :, 15])
+
+
+def test_the_architecture_follows_from_the_file() -> None:
+    every = (1, 1, 1, 1)
+    for name, found in (
+        ("resnet34", TrunkConfig(depth=34, temporal_strides=every)),
+        ("resnext50_32x4d", TrunkConfig(depth=50, kind="resnext", temporal_strides=every)),
+    ):
+        assert convert_backbone(zeros(name), "file.pth").model() == ModelConfig(trunk=found)
+    deep = convert_backbone(resnet_state(4, (3, 4, 23, 3), 3), "file.pth").trunk
+    assert deep == TrunkConfig(depth=101, width=4)
+
+
+def zeros(name: str) -> State:
+    with torch.device("meta"):
+        net = models.get_model(name)
+    return {key: torch.zeros(value.shape) for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnext101_32x8d", r"another network: .* has shape \(256, 64, 1, 1, 1\), expected \(128"),
+        ("wide_resnet50_2", "another network"),
+        ("resnet152", r"blocks \(3, 8, 36, 3\) a stage"),
+        ("r2plus1d_18", r"an R\(2\+1\)D network"),
+        ("densenet121", r"unknown network \(features.conv0.weight \(64, 3, 7, 7\)"),
+    ],
+)
+def test_other_networks_are_refused_by_name(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)^file.pth: .*{said}.*Understood are\n.*Hara"):
+        convert_backbone(zeros(name), "file.pth")
+
+
+def test_known_names_with_something_more_or_less_inside_are_another_network() -> None:
+    state = resnet_state(8, (1, 1, 1, 1), 2)
+    with pytest.raises(UserError, match=r"another network: .*\.se\.fc1\.weight has no place"):
+        convert_backbone({**state, "layer1.0.se.fc1.weight": torch.zeros(1)}, "file.pth")
+    with pytest.raises(UserError, match=r"stem\.norm\.running_var is missing"):
+        convert_backbone({k: v for k, v in state.items() if k != "bn1.running_var"}, "file.pth")
+    video = resnet_state(8, (1, 1, 1, 1), 3)
+    del video["layer3.0.downsample.0.weight"]  # of one stage only: damaged, not type A
+    with pytest.raises(UserError, match=r"branch1_conv\.weight is missing"):
+        convert_backbone(video, "file.pth")
+    state["layer2.0.conv1.weight"][0] = torch.nan
+    with pytest.raises(UserError, match=r"NaN or infinite"):
+        convert_backbone(state, "file.pth")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "wrap", "prefix"),
+    [
+        (".pth", None, ""),
+        (".pth", "state_dict", "module."),
+        (".pyth", "model_state", ""),
+        (".bin", "model", "backbone."),
+        (".pt", "state_dict", "module.encoder_q."),
+        (".safetensors", None, "encoder."),
+    ],
+)
+def test_a_file_is_read_however_it_is_wrapped(
+    suffix: str, wrap: str | None, prefix: str, tmp_path: Path
+) -> None:
+    state = resnet_state(8, (1, 1, 1, 1), 2)
+    named = {prefix + key: value for key, value in state.items()}
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(named, file)
+    else:
+        torch.save({wrap: named, "epoch": 3} if wrap else named, file)
+    found = find_pretrained(FinetuneSettings(pretrained=str(file)))
+    assert found is not None and found.folder == file and found.run_id is None
+    assert found.note is not None and "torchvision's 2D ResNet (resnet-10, width 8)" in found.note
+    model = DynamoNet(pretrained_config(file))
+    report = transfer(model, pretrained_weights(file, model.config), 1.0)
+    assert report.share == 1 and report.fresh == ["motion"]
+    assert report.left == [f"{prefix}fc.bias", f"{prefix}fc.weight"]
+    trunk = f"{report.wanted['trunk']:,}"
+    assert f"trunk {trunk} of {trunk} values\n" in str(report) and "motion fresh" in str(report)
+    assert f"2 tensors not taken, e.g. {prefix}fc.bias" in str(report)
+    kernel = model.trunk.get_submodule("stages.3.res_blocks.0.branch2.3").weight
+    assert torch.equal(kernel[:, :, 1], state["layer4.0.conv2.weight"])  # type: ignore[index]
+    assert not kernel[:, :, ::2].any()  # type: ignore[index]
+
+
+def test_a_given_model_takes_what_fits(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(resnet_state(8, (1, 1, 1, 1), 2), file)
+    filters = FilterConfig(kind="shared")
+    for gates in ("stage", "block"):
+        trunk = TrunkConfig(depth=10, width=8, stc=gates)
+        model = DynamoNet(ModelConfig(num_frames=8, frame_px=32, trunk=trunk, filters=filters))
+        report = transfer(model, pretrained_weights(file, model.config), 0.5)
+        assert not report.misshapen and not report.unexpected
+        assert report.missing and all("_gate." in key for key in report.missing)
+    wide = ModelConfig(trunk=TrunkConfig(depth=10, width=16), filters=filters)
+    with pytest.raises(UserError, match=r"do not fit this model: 0% \(trunk .* misshapen, e.g\."):
+        transfer(DynamoNet(wide), pretrained_weights(file, wide), 0.5)
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    def refused(name: str) -> str:
+        with pytest.raises(UserError) as error:
+            find_pretrained(FinetuneSettings(pretrained=str(tmp_path / name)))
+        return str(error.value)
+
+    state = resnet_state(4, (1, 1, 1, 1), 2)
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=1)}, tmp_path / "code.pth")
+    told = refused("code.pth")
+    assert "holds argparse.Namespace beside numbers" in told and "weights_only=False" in told
+    torch.save(state, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:5000])
+    assert "damaged" in refused("cut.pth")
+    (tmp_path / "page.safetensors").write_text("<html>not found</html>")
+    assert "damaged" in refused("page.safetensors")
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "no weights here but a list" in refused("list.pth")
+    torch.save({"optimizer": {}, "epoch": 1}, tmp_path / "other.pth")
+    assert "no weights here but a dict of optimizer, epoch" in refused("other.pth")
+    assert "no such file" in refused("missing.pth")

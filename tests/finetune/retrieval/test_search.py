@@ -1,0 +1,96 @@
+"""Search by embeddings: the right windows come back, mistakes are named, pages hold pictures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynamonet.errors import UserError
+from finetune import predict, search
+from finetune.retrieval.knn import cover, distances, isolation, unit
+from tests.conftest import moving_frames, write_video
+from tests.finetune.prediction.test_predict import save_model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four videos, a model and its features."""
+    folder = tmp_path_factory.mktemp("search")
+    save_model(folder / "model", None)
+    rng = np.random.default_rng(0)
+    for number, name in enumerate("abc"):
+        frames = np.roll(moving_frames(24, 48, 64), number, axis=2)
+        write_video(folder / f"videos/<{name}>.mp4", frames)
+    noise = rng.integers(0, 255, (24, 48, 64, 3), np.uint8)
+    write_video(folder / "videos/noise.mp4", noise)
+    run = [str(folder / "model"), str(folder / "videos")]
+    predict.main([*run, "--features", str(folder / "f.parquet")])
+    return folder
+
+
+def test_distances_in_blocks_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = unit(np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32))
+    group = np.arange(30) // 3
+    monkeypatch.setattr("finetune.neighbours.BLOCK", 7)
+    naive = np.array([[1 - a @ b for b in rows] for a in rows])
+    np.testing.assert_allclose(distances(rows, rows), naive, atol=1e-6)
+    wanted = [np.sort(naive[i][group != group[i]])[:4].mean() for i in range(30)]
+    np.testing.assert_allclose(isolation(rows, group, 4), wanted, atol=1e-6)
+    chosen, far = cover(rows, 5, np.array([0]))
+    known = [0]
+    for one, distance in zip(chosen, far, strict=True):
+        nearest = naive[known].min(0)
+        assert one == nearest.argmax() and distance == pytest.approx(nearest.max(), abs=1e-5)
+        known.append(one)
+
+
+def test_nearest_leaves_out_the_query_and_the_gallery_has_pictures(home: Path) -> None:
+    words = ["nearest", str(home / "f.parquet"), "--query", str(home / "videos/<a>.mp4") + "@0.1"]
+    hits = search.main([*words, "--gallery", str(home / "g.html")])
+    assert (str(home / "videos/<a>.mp4"), 0.0) not in {(h.video, h.start_seconds) for h in hits}
+    assert [h.distance for h in hits] == sorted(h.distance or 0 for h in hits)
+    page = (home / "g.html").read_text("utf-8")
+    assert page.count("data:image/jpeg") >= 2 * len(hits) and "<b>.mp4" not in page
+
+
+def test_a_new_video_needs_the_model_of_the_features(home: Path, tmp_path: Path) -> None:
+    new = str(write_video(tmp_path / "new.mp4", moving_frames(24, 48, 64)))
+    words = ["nearest", str(home / "f.parquet"), "--query", new]
+    with pytest.raises(UserError, match="give --model"):
+        search.main(words)
+    assert "<a>" in search.main([*words, "--model", str(home / "model")])[0].video
+    other = save_model(tmp_path / "other", ["x", "y"])
+    with pytest.raises(UserError, match="not the model that made"):
+        search.main([*words, "--model", str(other)])
+
+
+def test_the_odd_video_is_found_and_labelled_ones_are_passed_over(home: Path) -> None:
+    assert "noise" in search.main(["outliers", str(home / "f.parquet")])[0].video
+    words = ["label-next", str(home / "f.parquet")]
+    out = home / "l.csv"
+    search.main([*words, "--budget", "2", "--output", str(out)])
+    rows = list(csv.DictReader(out.open()))
+    assert list(rows[0]) == ["path", "label"] and any("noise" in r["path"] for r in rows)
+    out.write_text("path,label\nnoise.mp4,odd\n")
+    left = search.main([*words, "--labelled", str(out), "--budget", "3"])
+    assert not any("noise" in hit.video for hit in left)
+    with pytest.raises(UserError, match="3 videos are not labelled yet"):
+        search.main([*words, "--labelled", str(out), "--budget", "4"])
+
+
+@pytest.mark.parametrize(
+    ("query", "message"), [("<a>.mpf", "did you mean|e.g."), ("videos/<a>.mp4@99", "no window")]
+)
+def test_a_query_that_is_not_there_is_named(home: Path, query: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        search.main(["nearest", str(home / "f.parquet"), "--query", f"{home}/{query}"])
+
+
+def test_a_file_that_is_no_features_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_text("no")
+    for name in ("x.parquet", "gone.parquet"):
+        with pytest.raises(UserError, match=r"predict\.py"):
+            search.main(["outliers", str(tmp_path / name)])
