@@ -95,7 +95,7 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
     from pretrain.settings import PretrainSettings
 
     words = bench.words("plain")
-    settings = load(PretrainSettings, words, stage="pretrain", prog="", description="", examples="")
+    settings = load(PretrainSettings, words, stage="pretrain", prog="")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     task, rank = Pretraining(settings, bench.shards), Rank(0, 1, torch.device("cpu"))

@@ -161,7 +161,8 @@ class Build:
             UserError: an excluded set cannot be opened or read.
         """
         excluded = open_excluded(self.settings)
-        table = find_duplicates(self.output, records, excluded, self.settings, self.on_progress)
+        rows = {name: record.rows for name, record in records.items()}
+        table = find_duplicates(self.output, rows, excluded, self.settings, self.on_progress)
         return table, [describe_excluded(each) for each in excluded]
 
     def finish(

@@ -52,7 +52,7 @@ class FilterSettings(Settings):
         default=None,
         ge=0,
         le=1,
-        description="Greatest share of still time beside jumps between pictures; null = off.",
+        description="Greatest share of still time between jumps of the picture; null = off.",
     )
     max_border_share: float | None = Field(
         default=None, ge=0, le=1, description="Greatest share of black bars; null = off."
@@ -69,7 +69,7 @@ class FilterSettings(Settings):
 
 
 class PrepSettings(StageSettings):
-    """Everything that `data_prep/shard.py` can be told."""
+    """Cuts raw videos into segments and writes them as WebDataset shards."""
 
     source: str | None = Field(
         default=None, description="Folder of raw videos, searched to any depth."
@@ -119,7 +119,7 @@ class PrepSettings(StageSettings):
     )
     near_duplicates: Literal["report", "drop", "off"] = Field(
         default="report",
-        description="Segments that are copies of others, encoded, cropped or cut otherwise: only "
+        description="Segments that are copies of others, encoded, cropped or cut differently: only "
         "report them, drop all but the first, or do not look.",
     )
     exclude: tuple[str, ...] = Field(

@@ -38,7 +38,6 @@ def main(argv: list[str]) -> None:
         argv,
         stage="data_prep",
         prog="python data_prep/shard.py",
-        description="Cuts raw videos into segments and writes them as WebDataset shards.",
         examples=EXAMPLES,
     )
     if settings.source is None:
@@ -52,7 +51,7 @@ def shard(settings: PrepSettings) -> None:
     """Runs stage 1 under an MLflow run and prints what it did."""
     # here, because Ray and MLflow take seconds that a mistake need not wait for
     from data_prep.pipeline import prepare
-    from data_prep.report.page import write_report
+    from data_prep.report.page import write_set_page
     from dynamonet import cluster
     from dynamonet.shards import index
 
@@ -70,7 +69,7 @@ def shard(settings: PrepSettings) -> None:
     _print_result(console, result)
     folder = Folder.at(output)
     if result.card.run is None or folder.size(index.REPORT) is None:
-        write_report(folder)
+        write_set_page(folder)
     if result.card.run is not None:
         console.print("Nothing was missing: the set is as it was.")
     else:

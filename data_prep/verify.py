@@ -28,14 +28,13 @@ EXAMPLES = """examples:
 
 
 class VerifySettings(ShardsRoot):
-    """What to check, and whether to repair it."""
+    """Checks a set of stage 1 against its index, byte by byte and frame by frame."""
 
     shards: str = positional("Set to check: a bare name below shards_root, a path or a URI.")
     decode: bool = Field(default=True, description="Decode every frame, too; slower.")
     repair: bool = Field(default=False, description="Rebuild exactly what is damaged.")
     source: str | None = Field(
-        default=None,
-        description="repair: folder of the videos, if they have moved since stage 1.",
+        default=None, description="repair: where the videos are now, if they have moved."
     )
     show: int = Field(default=20, ge=0, description="Problems to print.")
 
@@ -46,7 +45,6 @@ def main(argv: list[str]) -> None:
         VerifySettings,
         argv,
         prog="python data_prep/verify.py",
-        description="Checks a set of stage 1 against its index, byte by byte and frame by frame.",
         examples=EXAMPLES,
     )
     verify(
@@ -99,8 +97,8 @@ def verify(
         console.print(f"repaired; tars made again: {tars}", soft_wrap=True)
         if not done.same_content:
             console.print(
-                "warning: the set holds other content than before (another digest on its card): "
-                "this version of FFmpeg decodes or encodes otherwise",
+                "warning: the content of the set has changed (its card has another digest): "
+                "this version of FFmpeg decodes or encodes differently",
                 soft_wrap=True,
             )
         result = _check(console, folder, decode, num_shown)
@@ -122,7 +120,7 @@ def _check(console: Console, folder: Folder, decode: bool, num_shown: int) -> Ch
     table.columns[1].justify = "right"
     rows = {
         "tars": len(result.shards),
-        "of them whole": len(result.good),
+        "intact tars": len(result.good),
         "bytes": result.bytes,
         "samples": result.samples,
         "frames decoded": result.frames if decode else "off",

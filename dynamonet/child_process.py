@@ -4,8 +4,8 @@
     caller <-- item, beat, item, ...   child: `for item in function(*arguments)`
 
 FFmpeg is C code that reads strangers' files. A file that kills it, or on which it never ends, kills
-a child; the caller gets `Failed` with the reason and goes on with a fresh child. One item at a time
-is under way. A child lives on from call to call, and no longer than its caller.
+a child; the caller gets `ChildFailed` with the reason and goes on with a fresh child. One item at a
+time is under way. A child lives on from call to call, and no longer than its caller.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Limits(Settings):
     )
 
 
-USUAL = Limits()
+DEFAULT_LIMITS = Limits()
 
 
-class Failed(Exception):
+class ChildFailed(Exception):
     """Work in a child came to no end; the message says why."""
 
 
@@ -65,11 +65,11 @@ def stream(
 ) -> Generator[T, None, None]:
     """Yields the items of `function(*arguments)`, which runs in a child.
 
-    The function is one of a module, and calls `beat` as it gets on. It must give the same items
-    each time: if somebody else kills the child, it is run again up to where it was.
+    The function is one of a module, and calls `heartbeat` as it proceeds. It must give the same
+    items each time: if somebody else kills the child, it is run again up to where it was.
 
     Raises:
-        Failed: it raised, crashed, stood still or wanted too much memory.
+        ChildFailed: it raised, crashed, stood still or wanted too much memory.
     """
     given = 0
     for _ in range(TRIES):
@@ -81,7 +81,7 @@ def stream(
             return
         except _KilledFromOutside:
             continue
-    raise Failed(f"its process was killed {TRIES} times: the machine may be short of memory")
+    raise ChildFailed(f"its process was killed {TRIES} times: the machine may be short of memory")
 
 
 def call(function: Callable[..., T], *arguments: object, limits: Limits) -> T:
@@ -90,7 +90,7 @@ def call(function: Callable[..., T], *arguments: object, limits: Limits) -> T:
     return result
 
 
-def beat() -> None:
+def heartbeat() -> None:
     """Tells the caller, if there is one, that work goes on. Costs next to nothing."""
     global _next_beat
     if _caller is not None and time.monotonic() >= _next_beat:
@@ -142,13 +142,13 @@ def _run(
         child.pipe.send_bytes(pickle.dumps((limits.memory_mb, function, arguments)))
         while True:
             if not child.pipe.poll(limits.stall_seconds if begun else START_SECONDS):
-                raise Failed(f"stood still for {limits.stall_seconds:g} s")
+                raise ChildFailed(f"no progress for {limits.stall_seconds:g} s")
             kind, value = child.pipe.recv()
             begun, ended = True, kind in ("end", "error")
             if kind == "item":
                 yield value
             elif kind == "error":
-                raise Failed(value)
+                raise ChildFailed(value)
             elif kind == "end":
                 return
     except (EOFError, ConnectionError):
@@ -166,7 +166,7 @@ def _why_died(status: int, begun: bool) -> Exception:
     if not begun and status >= 0:
         return RuntimeError(f"{sys.executable}: a child process could not start: status {status}")
     name = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return Failed(f"crashed the decoder ({name})")
+    return ChildFailed(f"crashed the decoder ({name})")
 
 
 def _serve(pipe: int, parent: int) -> None:

@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dynamonet.errors import SettingsError
-from dynamonet.settings import S, closest, keys, problems, section, to_yaml
+from dynamonet.settings import S, closest, flatten, in_yaml, keys, problems, section, to_yaml
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -35,13 +36,14 @@ def load(
     argv: Sequence[str],
     *,
     prog: str,
-    description: str,
+    description: str = "",
     examples: str = "",
     stage: str | None = None,
 ) -> S:
     """Builds an entry's settings from the command line; prints and exits for --help.
 
     Args:
+        description: Of the entry; else the model's docstring.
         examples: Shown at the end of `--help`.
         stage: Folder below `configs/` in which `--config NAME` is looked up; None = no --config.
 
@@ -50,7 +52,8 @@ def load(
             message has one line for each key, with where it was given.
     """
     fields = {key: field for key, field in keys(model).items() if section(field) is None}
-    parser = _parser(fields, prog, description, examples, stage)
+    about = description or str(model.__doc__)
+    parser = _parser(fields, prog, about, examples, stage)
     options, extra = parser.parse_known_args(_fold_switches(argv, fields))
     _refuse_unknown(extra, fields)
     words = vars(options)
@@ -61,9 +64,10 @@ def load(
         name = default_config(given.get("dataset"), stage)
     in_file = _flat(read_yaml(name, stage)) if name and stage else {}
     if wants_help:
-        defaults = {key: field.get_default() for key, field in fields.items()}
-        effective = defaults | in_file | given
-        _parser(fields, prog, description, examples, stage, effective).print_help()
+        effective = {key: field.get_default() for key, field in fields.items()} | in_file | given
+        with suppress(SettingsError):  # a mistake does not keep the help from the user
+            effective |= flatten(_build(model, in_file, given, name))
+        _parser(fields, prog, about, examples, stage, effective).print_help()
         sys.exit(0)
     settings = _build(model, in_file, given, name)
     if prints:
@@ -181,9 +185,9 @@ def _parser(
         if head not in groups:
             groups[head] = parser.add_argument_group(head)
         value = (shown or {}).get(key)
-        default = "" if value is PydanticUndefined else f" (default: {_text(value)})"
+        default = "" if value is PydanticUndefined else f" (default: {in_yaml(value)})"
         options: dict[str, Any] = {"help": f"{field.description}{default}".replace("%", "%%")}
-        several = typing.get_origin(_bare(field)) is tuple
+        several = _holds_words(field)
         if _is_positional(field):
             options |= {"nargs": "*" if several else "?", "metavar": key.upper()}
             groups[head].add_argument(key, **options)
@@ -199,6 +203,13 @@ def _parser(
 def _is_positional(field: FieldInfo) -> bool:
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("positional"))
+
+
+def _holds_words(field: FieldInfo) -> bool:
+    """Tells whether a field takes several words; other lists are one word with commas."""
+    hint = _bare(field)
+    is_tuple = typing.get_origin(hint) is tuple
+    return is_tuple and (typing.get_args(hint)[0] is Path or _is_positional(field))
 
 
 def _options(hint: Any) -> list[Any]:
@@ -227,27 +238,14 @@ def _metavar(field: FieldInfo) -> str:
     return "|".join(names)
 
 
-def _text(value: Any) -> str:
-    """Returns a value as it is written on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value)) or "none"
-    return str(value)
-
-
 def _plain(value: Any, field: FieldInfo) -> Any:
     """Turns words of the command line into what the field's type reads."""
     nullable = type(None) in _options(field.annotation)
-    if nullable and value in ("null", ["null"]):
+    if nullable and value == "null":
         return None
-    if not isinstance(value, list):
+    if typing.get_origin(_bare(field)) is not tuple or _holds_words(field):
         return value
-    if typing.get_args(_bare(field))[0] is Path or _is_positional(field):
-        return value
-    return [part.strip() for part in ",".join(value).strip("[]()").split(",") if part.strip()]
+    return [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
 
 
 def _fold_switches(argv: Sequence[str], fields: Mapping[str, FieldInfo]) -> list[str]:

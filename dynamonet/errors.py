@@ -52,7 +52,7 @@ def run_entry(main: Callable[[list[str]], object]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt as stop:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print("\nStopped. Run the same command again to continue.", file=sys.stderr)
         status = getattr(stop, "exit_status", 130)
     except Exception as error:
         mistake = find_user_error(error)

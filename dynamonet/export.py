@@ -28,7 +28,7 @@ from dynamonet.errors import UserError, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import Settings
-from dynamonet.storage import whole_file
+from dynamonet.storage import atomic_file
 from dynamonet.video.transforms import MEAN, STD, normalise
 
 METADATA = "dynamonet"  # name of the description in an ONNX file
@@ -83,7 +83,7 @@ def export(place: str | Path, file: Path) -> Exported:
     shape = (3, config.num_frames, config.frame_px, config.frame_px)
     generator = torch.Generator().manual_seed(0)
     clips = torch.rand(3, *shape, generator=generator)
-    with whole_file(file) as growing, torch.no_grad():
+    with atomic_file(file) as growing, torch.no_grad():
         write(model, clips[:2], description, growing)
         results = run(growing, clips)  # another batch size than it was traced with
         difference = max(_difference(a, b) for a, b in zip(model(clips), results, strict=True))
@@ -180,7 +180,7 @@ def _difference(wanted: Tensor, given: Tensor) -> float:
 
 
 class ExportSettings(Settings):
-    """Which model to export, and where to."""
+    """Writes a model for use elsewhere, preprocessing and labels inside."""
 
     model: str = positional("Folder of a model, or its Hugging Face hub id.")
     output: Path = Field(description="FILE.onnx or FILE.pt2 to write.")
@@ -192,7 +192,6 @@ def main(argv: list[str]) -> Exported:
         ExportSettings,
         argv,
         prog="python -m dynamonet.export",
-        description="Writes a model for use elsewhere, preprocessing and labels inside.",
     )
     done = export(settings.model, settings.output)
     print(f"{done.file}: {done.file.stat().st_size / 1e6:.1f} MB")

@@ -128,6 +128,12 @@ def to_yaml(settings: Settings, indent: str = "") -> str:
             lines.append(f"{indent}{name}:{note}\n{to_yaml(value, indent + '  ')}")
         else:
             plain = settings.model_dump(mode="json", include={name})[name]
-            text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
-            lines.append(f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}{note}\n")
+            lines.append(f"{indent}{name}: {in_yaml(plain)}{note}\n")
     return "".join(lines)
+
+
+def in_yaml(value: Any) -> str:
+    """Returns a plain value in one line of YAML."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("...\n").strip()

@@ -26,7 +26,7 @@ _BLOCK = 1 << 20
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
+def atomic_file(file: Path) -> Iterator[Path]:
     """Yields a path beside a local file to write to; it takes the file's name on a clean exit.
 
     Raises:
@@ -60,7 +60,7 @@ def absolute(path: str) -> str:
     if not local.is_absolute() and in_temporary_copy():
         raise UserError(
             f"{path!r} is a relative path, and this job runs in the temporary copy of the working "
-            "folder that --working-dir made: what is written there is lost.\n"
+            "folder that --working-dir made: anything written there is lost.\n"
             "Give absolute paths, e.g.\n"
             "  ray job submit --working-dir . -- python pretrain/run.py "
             "--runs $PWD/runs --shards_root $PWD/data/shards"
@@ -146,6 +146,11 @@ class Folder:
         with self.fs.open_input_stream(self.below(name)) as stream:
             return stream.read()
 
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Reads a part of a file; fewer bytes where it ends before."""
+        with self.fs.open_input_file(self.below(name)) as file:
+            return file.read_at(size, offset)
+
     def delete(self, name: str) -> None:
         self.fs.delete_file(self.below(name))
 
@@ -176,8 +181,8 @@ class Folder:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise UserError(
-                f"{home}: {_reason(error)} while {name} was written. Nothing that was there before "
-                "is lost. Make room; the same command then goes on from here"
+                f"{home}: {_reason(error)} while {name} was written. Nothing written before "
+                "is lost. Make room; then run the same command again to continue"
             ) from error
         finally:
             growing.unlink(missing_ok=True)

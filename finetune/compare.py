@@ -12,7 +12,7 @@ from finetune.settings import CompareSettings
 
 if TYPE_CHECKING:
     from finetune.evaluation.metrics import AccuracyComparison
-    from finetune.evaluation.run_results import Videos
+    from finetune.evaluation.run_results import TestedVideos
 
 EXAMPLES = """examples:
   python finetune/compare.py --a runs/finetune/scratch --b runs/finetune/pretrained
@@ -30,8 +30,6 @@ def main(argv: list[str]) -> AccuracyComparison:
         CompareSettings,
         argv,
         prog="python finetune/compare.py",
-        description="Compares two fine-tuned models video by video: difference of their\n"
-        "accuracies, its interval (bootstrap over videos) and a paired permutation test.",
         examples=EXAMPLES,
     )
     # here, because these take seconds that --help need not wait for
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> AccuracyComparison:
     return comparison
 
 
-def _check_same(a: Videos, b: Videos) -> None:
+def _check_same(a: TestedVideos, b: TestedVideos) -> None:
     if (a.sources, a.labels) == (b.sources, b.labels):
         return
     both = len(set(a.sources) & set(b.sources))

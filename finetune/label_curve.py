@@ -35,7 +35,6 @@ def main(argv: list[str]) -> list[Point]:
         argv,
         stage="finetune",
         prog="python finetune/label_curve.py",
-        description="Compares pretrained with from scratch at growing shares of the labels.",
         examples=EXAMPLES,
     )
     if settings.pretrained == "none":
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> list[Point]:
             "scratch; name a model, or `newest`"
         )
     if settings.recipe == "knn":
-        raise UserError("--recipe knn: neighbours of untaught features tell nothing; train a part")
+        raise UserError("--recipe knn: trains nothing, so there is no curve; choose another")
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
     from finetune.train.label_efficiency import label_curve

@@ -13,7 +13,7 @@ from finetune.settings import PredictSettings
 
 if TYPE_CHECKING:
     from finetune.prediction.predictor import Predictor
-    from finetune.prediction.videos import Predicted
+    from finetune.prediction.videos import FilePredictions
 
 EXAMPLES = """examples:
   python finetune/predict.py runs/finetune/<name>/model clip.mp4
@@ -24,7 +24,7 @@ EXAMPLES = """examples:
 KINDS = (".json", ".csv", ".parquet")
 
 
-def main(argv: list[str]) -> Predicted:
+def main(argv: list[str]) -> FilePredictions:
     """Predicts as the command line says; --help lists all options.
 
     Raises:
@@ -35,7 +35,6 @@ def main(argv: list[str]) -> Predicted:
         PredictSettings,
         argv,
         prog="python finetune/predict.py",
-        description="Tells what a finished model sees in videos, window by window.",
         examples=EXAMPLES,
     )
     _check_outputs(options)
@@ -46,19 +45,20 @@ def main(argv: list[str]) -> Predicted:
         raise UserError(f"no video to read:\n  {reasons}")
     # here, because torch takes seconds that a mistake need not wait for
     from finetune.prediction.predictor import Predictor
-    from finetune.prediction.videos import lines, predict_files, say
-    from finetune.prediction.writers import write_reports
+    from finetune.prediction.videos import lines, predict_files, print_line
+    from finetune.prediction.writers import write_predictions
 
     predictor = Predictor(
         options.model, batch_size=options.batch_size, pictures=options.filmstrip is not None
     )
     _check_classifier(predictor, options)
-    say(console, f"model    {predictor.folder} on {predictor.device}, {predictor.clip_text()}")
+    shown = f"{predictor.folder} on {predictor.device}, {predictor.clip_text()}"
+    print_line(console, f"model    {shown}")
     result = predict_files(predictor, videos, failed, options, console)
     if options.output is not None:
         model = str(predictor.folder)
-        write_reports(options.output, model, predictor.classes, result.videos, result.failed)
-        say(console, f"written  {options.output}")
+        write_predictions(options.output, model, predictor.classes, result.videos, result.failed)
+        print_line(console, f"written  {options.output}")
     if result.failed:
         total = len(result.failed) + len(result.videos)
         raise UserError(

@@ -25,7 +25,6 @@ def main(argv: list[str]) -> dict[str, float]:
         argv,
         stage="finetune",
         prog="python finetune/run.py",
-        description="Fine-tunes a pretrained model on a labelled shard set and measures it.",
         examples=EXAMPLES,
     )
     return finetune(settings)

@@ -60,7 +60,6 @@ def main(argv: list[str]) -> list[Hit]:
         model,
         argv[1:],
         prog=f"python finetune/search.py {name}",
-        description=str(model.__doc__),
         examples=EXAMPLES,
     )
     for file in (options.output, options.gallery):
@@ -154,7 +153,7 @@ def _hits(windows: FeatureTable, order: list[int] | np.ndarray, far: object) -> 
 
 
 def _write(file: Path, hits: list[Hit], windows: FeatureTable, labels: bool) -> None:
-    from dynamonet.storage import whole_file
+    from dynamonet.storage import atomic_file
     from finetune.retrieval.queries import below, common_folder
 
     rows = [asdict(hit) for hit in hits]
@@ -165,7 +164,7 @@ def _write(file: Path, hits: list[Hit], windows: FeatureTable, labels: bool) -> 
             "fill in the column label, then\n"
             f"  python data_prep/shard.py --source {base} --dataset folder --lists {file}"
         )
-    with whole_file(file) as growing:
+    with atomic_file(file) as growing:
         if file.suffix == ".json":
             growing.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
             return

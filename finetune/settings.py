@@ -33,7 +33,7 @@ class AugmentSettings(Settings):
         default=0.0, ge=0, le=1, description="Share of clips in which a box is greyed out."
     )
     photometric: int = Field(
-        default=0, ge=0, le=4, description="Photometric changes drawn for each clip; 0 = none."
+        default=0, ge=0, le=4, description="Photometric changes applied to each clip; 0 = none."
     )
     photometric_strength: float = Field(
         default=0.5, gt=0, le=1, description="How strong they are at most; 1 = hardly recognisable."
@@ -44,7 +44,7 @@ class AugmentSettings(Settings):
 
 
 class FinetuneSettings(TrainSettings):
-    """Everything that `finetune/run.py` can be told."""
+    """Fine-tunes a pretrained model on a labelled shard set and measures it."""
 
     epochs: float = Field(default=60.0, gt=0, description="Passes over the data.")
     dataset: Literal["hmdb51", "ucf101", "kinetics400", "folder"] = Field(
@@ -94,13 +94,13 @@ class FinetuneSettings(TrainSettings):
         "probe, or nearest neighbours.",
     )
     use_dmr: bool = Field(
-        default=True, description="The classifier reads the DMR beside the features."
+        default=True, description="The classifier reads the DMR as well as the features."
     )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
     aux_weight: float = Field(
         default=1.0,
         ge=0,
-        description="full: weight of frame prediction beside cross-entropy; 0 = off.",
+        description="full: weight of frame prediction added to cross-entropy; 0 = off.",
     )
     trunk_rate: float = Field(
         default=0.1,
@@ -123,7 +123,7 @@ class FinetuneSettings(TrainSettings):
         default=4, ge=1, description="Clips of each test segment that are averaged, spread evenly."
     )
     test_crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=1, description="Squares of each clip: the middle one, or both ends besides."
+        default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
     )
 
     @model_validator(mode="after")
@@ -155,7 +155,7 @@ class FinetuneSettings(TrainSettings):
 
 
 class CurveSettings(FinetuneSettings):
-    """Everything that `finetune/label_curve.py` can be told."""
+    """Compares pretrained with from scratch at growing shares of the labels."""
 
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
@@ -174,7 +174,7 @@ class CurveSettings(FinetuneSettings):
 
 
 class CompareSettings(Settings):
-    """Everything that `finetune/compare.py` can be told."""
+    """Compares two fine-tuned models video by video, with an interval and a paired test."""
 
     a: tuple[Path, ...] = Field(
         min_length=1, description="Folders of finished fine-tuning runs, e.g. seeds: averaged."
@@ -183,7 +183,7 @@ class CompareSettings(Settings):
 
 
 class PredictSettings(Settings):
-    """Everything that `finetune/predict.py` can be told."""
+    """Tells what a finished model sees in videos, window by window."""
 
     model: str = positional("Folder of a model, or its Hugging Face hub id.")
     videos: tuple[str, ...] = positional("Videos, or folders searched to any depth.", min_length=1)

@@ -18,9 +18,9 @@ from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import clip_features
-from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.training.task import Evaluation, Task
+from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings

@@ -11,7 +11,7 @@ from dynamonet.errors import run_entry
 from pretrain.settings import PretrainSettings
 
 if TYPE_CHECKING:
-    from dynamonet.training.launch import Finished
+    from dynamonet.training.launch import TrainingResult
 
 EXAMPLES = """examples:
   python pretrain/run.py                                   with the defaults
@@ -20,20 +20,19 @@ EXAMPLES = """examples:
 """
 
 
-def main(argv: list[str]) -> Finished:
+def main(argv: list[str]) -> TrainingResult:
     """Pretrains as the command line says; --help lists all settings."""
     settings = load(
         PretrainSettings,
         argv,
         stage="pretrain",
         prog="python pretrain/run.py",
-        description="Pretrains a 3D-CNN with dynamic motion filters on a shard set.",
         examples=EXAMPLES,
     )
     return pretrain(settings)
 
 
-def pretrain(settings: PretrainSettings) -> Finished:
+def pretrain(settings: PretrainSettings) -> TrainingResult:
     """Runs stage 2 and prints where its results are."""
     from dynamonet.shards.index import ShardSet
 

@@ -18,16 +18,14 @@ class ProbeSettings(Settings):
         default=None,
         description="Labelled shard set: bare name below shards_root, or path; null = no probe.",
     )
-    split: int = Field(
-        default=1, ge=1, description="Only the training part of this split is looked at."
-    )
+    split: int = Field(default=1, ge=1, description="Only the training part of this split is used.")
     max_clips: int = Field(
         default=1000, ge=2, description="Most clips; three quarters are known, the rest asked for."
     )
 
 
 class PretrainSettings(TrainSettings):
-    """Everything that `pretrain/run.py` can be told."""
+    """Pretrains a 3D-CNN with dynamic motion filters on a shard set."""
 
     shards: str = Field(
         default="unlabelled",

@@ -12,8 +12,8 @@ from dynamonet.model.prediction import frame_errors, pair_frames, prediction_los
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import middle_clips
+from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.training.task import Evaluation
 from dynamonet.video.transforms import render
 from pretrain import plots
 from pretrain.collapse import effective_rank, spectrum, spread

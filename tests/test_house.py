@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_arrows_go_from_entry_to_room_to_library() -> None:
         others = {*ROOMS, "demo", "tests"} - {room}
         for path in modules(room):
             assert not {name.split(".")[0] for name in imports(path)} & others, path
+
+
+@pytest.mark.parametrize("place", [LIBRARY, *ROOMS, "dynamonet/training"])
+def test_arrows_among_files_and_folders_go_one_way(place: str) -> None:
+    prefix = place.replace("/", ".") + "."
+    arrows: dict[str, set[str]] = {}
+    for path in modules(place):
+        own = path.relative_to(ROOT / place).parts[0].removesuffix(".py")
+        inner = (name.removeprefix(prefix) for name in imports(path) if name.startswith(prefix))
+        arrows.setdefault(own, set()).update({name.split(".")[0] for name in inner} - {own})
+    TopologicalSorter(arrows).prepare()  # raises CycleError
 
 
 def test_the_model_imports_neither_files_nor_engines() -> None:

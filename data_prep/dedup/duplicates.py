@@ -19,7 +19,6 @@ from data_prep.dedup.fingerprints import Fingerprint, fingerprint_tar, name_of, 
 from data_prep.dedup.matching import Match
 from data_prep.progress import OnProgress
 from data_prep.settings import PrepSettings
-from data_prep.shards.manifest import Record
 from dynamonet import cluster
 from dynamonet.errors import UserError
 from dynamonet.shards import index
@@ -40,7 +39,7 @@ def open_excluded(settings: PrepSettings) -> list[ShardSet]:
     """
     output = settings.output_path()
     if output in settings.excluded_paths():
-        raise UserError(f"--exclude {output}: is the set that is to be made; name another one")
+        raise UserError(f"--exclude {output}: is the set being made; name another one")
     return [ShardSet.open(path) for path in settings.excluded_paths()]
 
 
@@ -52,7 +51,7 @@ def describe_excluded(shards: ShardSet) -> ExcludedSet:
 
 def find_duplicates(
     output: Folder,
-    records: dict[str, Record],
+    tars: dict[str, pa.Table],
     excluded: list[ShardSet],
     settings: PrepSettings,
     on_progress: OnProgress,
@@ -62,19 +61,22 @@ def find_duplicates(
     Segments are in the order of source, time and key, those of excluded sets before all others. A
     segment is a copy if it is like an earlier one that is none itself, or like an excluded one.
 
+    Args:
+        tars: Each tar's rows of the index.
+
     Raises:
         UserError: a segment of an excluded set cannot be read.
     """
     if settings.near_duplicates == "off" and not excluded:
         return pa.Table.from_pylist([], index.DUPLICATES_SCHEMA)
     parts = [(each.folder, _by_shard(each.table), False) for each in excluded]
-    parts.append((output, {name: record.rows for name, record in records.items()}, True))
+    parts.append((output, tars, True))
     rows: list[dict[str, Any]] = []
     fingerprints: list[Fingerprint] = []
-    for folder, tars, own in parts:
+    for folder, rows_of, own in parts:
         place = None if own else folder.path
-        by_key = _prints(folder, tars, own, on_progress)
-        listed = [row for table in tars.values() for row in table.select(COLUMNS).to_pylist()]
+        by_key = _load_fingerprints(folder, rows_of, own, on_progress)
+        listed = [row for table in rows_of.values() for row in table.select(COLUMNS).to_pylist()]
         listed.sort(key=lambda row: (row["source"], row["start_seconds"], row["key"]))
         rows += [{**row, "set": place} for row in listed]
         fingerprints += [by_key[row["key"]] for row in listed]
@@ -128,7 +130,7 @@ def _compare(
     return number, [matching.match_segments(one, other) for one, other in pairs]
 
 
-def _prints(
+def _load_fingerprints(
     folder: Folder, tars: dict[str, pa.Table], keep: bool, on_progress: OnProgress
 ) -> dict[str, Fingerprint]:
     """Returns the fingerprints of all samples, by key; makes those that are not there."""

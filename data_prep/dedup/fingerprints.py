@@ -24,6 +24,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.shards import index
 from dynamonet.shards.card import RECORDS, repair_command
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, open_video, reason, video_stream
@@ -124,29 +125,25 @@ def fingerprint_tar(path: str, shard: str, rows: pa.Table, keep: bool) -> dict[s
     folder = Folder.at(path)
     fingerprints: dict[str, Fingerprint] = {}
     try:
-        with folder.fs.open_input_file(folder.below(shard)) as tar:
-            for row in rows.to_pylist():
-                data = tar.read_at(row["size"], row["offset"])
-                fingerprints[row["key"]] = fingerprint(thumbnails(data))
+        for row in rows.to_pylist():
+            data = folder.read_range(shard, row["offset"], row["size"])
+            fingerprints[row["key"]] = fingerprint(thumbnails(data))
     except (DecodeError, FFmpegError, OSError) as error:
         raise UserError(
             f"{path}/{shard}: cannot be read: {reason(error)}",
             f"Repair the set with\n  {repair_command(folder)}",
         ) from None
     if keep:
-        folder.write(name_of(shard), _file(fingerprints, rows))
+        index.write_table(folder, name_of(shard), _table(fingerprints, rows))
     return fingerprints
 
 
-def _file(fingerprints: dict[str, Fingerprint], rows: pa.Table) -> bytes:
+def _table(fingerprints: dict[str, Fingerprint], rows: pa.Table) -> pa.Table:
     columns: dict[str, list[object]] = {"key": list(fingerprints)}
     for name in SCHEMA.names[1:]:
         columns[name] = [getattr(item, name).tobytes() for item in fingerprints.values()]
     about = {b"dynamonet": json.dumps(stamp_of(rows)).encode()}
-    buffer = io.BytesIO()
-    table = pa.Table.from_pydict(columns, SCHEMA.with_metadata(about))
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return pa.Table.from_pydict(columns, SCHEMA.with_metadata(about))
 
 
 def name_of(shard: str) -> str:

@@ -23,8 +23,8 @@ FIRST = 16  # members of a bucket that the others are paired with
 BATCH = 100_000  # segments looked up at a time: bounds the memory
 FRAME_BITS = 10  # two pictures that differ in more bits make no candidate
 # Source: measured on re-encoded, cropped and trimmed copies of real videos (docs/data.md)
-MOST_STILL = 11.0  # mean bits of 64 in which the pictures of copies differ
-MOST_BOTH = 20.0  # with those in which their motion differs
+MAX_STILL = 11.0  # mean bits of 64 in which the pictures of copies differ
+MAX_BOTH = 20.0  # with those in which their motion differs
 ALMOST_STILL, LITTLE_ENERGY = 2.0, 1.0  # nothing moves: the pictures alone must be much closer
 OVERLAP = 0.5  # share of the shorter segment that a copy must cover
 
@@ -83,7 +83,7 @@ def _aligned(views: Fingerprint, whole: Fingerprint) -> Match | None:
         still_mean = still.sum(2) / count  # (V, offsets)
         motion_mean = motion.sum(2) / weight.sum(1)
     moves = weight.sum(1) / np.maximum(1, count) >= LITTLE_ENERGY
-    copies = (still_mean <= MOST_STILL) & (still_mean + motion_mean <= MOST_BOTH)
+    copies = (still_mean <= MAX_STILL) & (still_mean + motion_mean <= MAX_BOTH)
     copies |= (still_mean <= ALMOST_STILL) & ~moves
     copies &= count >= least
     if not copies.any():

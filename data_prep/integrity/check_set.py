@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.integrity.check_tar import Problem, TarReport, check_tar
+from data_prep.integrity.check_tar import Problem, TarCheck, check_tar
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected
 from data_prep.shards.manifest import (
@@ -121,7 +121,7 @@ def _list_files(
     unfinished = folder.names(INCOMPLETE)
     if unfinished:
         result.warnings.append(
-            f"{INCOMPLETE}/: {len(unfinished)} unfinished files, of a run that goes on or was "
+            f"{INCOMPLETE}/: {len(unfinished)} unfinished files, of a run that is going on or was "
             "stopped; stage 1 removes them"
         )
 
@@ -133,7 +133,7 @@ def _check_tars(
     result: CheckResult,
     decode: bool,
     on_progress: OnProgress,
-) -> list[TarReport]:
+) -> list[TarCheck]:
     sizes = {name: folder.size(name) or 0 for name in sorted(result.shards)}
     result.bytes, done = sum(sizes.values()), 0
     parts = dict.fromkeys(sizes) if rows is None else _by_shard(rows, sizes)
@@ -161,7 +161,7 @@ def _by_shard(rows: pa.Table, shards: Iterable[str]) -> dict[str, pa.Table]:
     return {name: rows.take(pa.array(rows_of, pa.int64())) for name, rows_of in places.items()}
 
 
-def _check_shards(shards: pa.Table, reports: list[TarReport], result: CheckResult) -> None:
+def _check_shards(shards: pa.Table, reports: list[TarCheck], result: CheckResult) -> None:
     rows = {row.pop("shard"): row for row in shards.to_pylist()}
     for report in reports:
         row, right = rows.get(report.shard), report.shard_row
@@ -173,7 +173,7 @@ def _check_shards(shards: pa.Table, reports: list[TarReport], result: CheckResul
 def _check_quarantine(
     table: pa.Table,
     inspected: list[Inspected],
-    reports: list[TarReport],
+    reports: list[TarCheck],
     copies: pa.Table,
     result: CheckResult,
 ) -> None:

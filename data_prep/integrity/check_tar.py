@@ -18,7 +18,7 @@ import pyarrow as pa
 from av.error import FFmpegError
 
 from data_prep.shards.manifest import Record, read_record, record_name
-from dynamonet.child_process import USUAL, Failed, beat, call
+from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, call, heartbeat
 from dynamonet.digest import digest_of_bytes
 from dynamonet.shards import index
 from dynamonet.storage import Folder
@@ -42,7 +42,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class TarReport:
+class TarCheck:
     """What one tar's check gave."""
 
     shard: str
@@ -78,7 +78,7 @@ class _Difference:
 
 def check_tar(
     path: str, shard: str, rows: pa.Table | None, left_out: set[str], decode: bool
-) -> TarReport:
+) -> TarCheck:
     """Checks one tar; runs in a Ray task.
 
     Args:
@@ -110,7 +110,7 @@ def check_tar(
             by_record.append(_Difference("", "changed bytes between the samples", "none"))
     right_index = [row for row in own or [] if row["key"] not in left_out]
     problems = _blame(shard, record, known, right_index, by_index, by_record)
-    return TarReport(
+    return TarCheck(
         shard,
         problems,
         is_good=record is not None and not by_record,
@@ -201,8 +201,8 @@ def _json(text: bytes) -> dict[str, Any] | None:
 def _decoded(sample: _Sample) -> _Sample:
     """Notes how many frames a sample has and their size, or why it cannot be decoded."""
     try:
-        shape = call(decoded_shape, sample.data, limits=USUAL)
-    except Failed as error:
+        shape = call(decoded_shape, sample.data, limits=DEFAULT_LIMITS)
+    except ChildFailed as error:
         shape = str(error)
     if isinstance(shape, str):
         return replace(sample, trouble=shape)
@@ -217,7 +217,7 @@ def decoded_shape(data: bytes) -> tuple[int, int, int] | str:
             stream = video_stream(container)
             stream.thread_count = 1  # tasks are the parallelism
             for frame in container.decode(stream):
-                beat()
+                heartbeat()
                 if frame.is_corrupt:
                     return f"frame {count} is corrupt"
                 sizes.add((frame.height, frame.width))

@@ -59,7 +59,7 @@ def repair(
     if not cards:
         raise UserError(
             f"{folder.path}: neither {CARD} nor {CARD_COPY} can be read, so the videos and "
-            f"settings of this set are not known. {UNCHANGED}\nRun stage 1 again as it was run "
+            f"settings of this set are unknown. {UNCHANGED}\nRun stage 1 again as it was run "
             f"before:\n  python data_prep/shard.py --source VIDEOS --output "
             f"{shlex.quote(folder.path)} ..."
         )
@@ -169,10 +169,10 @@ def _check_plans(plans: list[ShardPlan], result: CheckResult, settings: PrepSett
         other += sorted(planned.keys() - result.shards)
     if other:
         raise UserError(
-            f"stage 1 would now make other tars than this set has, {len(other)} of "
+            f"stage 1 would now make different tars from those of this set, {len(other)} of "
             f"{len(planned)}, first {other[0]}: the videos, the lists or the settings are not "
             f"those of the set, or a run of stage 1 was stopped. {UNCHANGED}\n"
-            f"To make the set from what is there now, run stage 1:\n  {_stage_one(settings)}"
+            f"To make the set from what is available now, run stage 1:\n  {_stage_one(settings)}"
         )
 
 
@@ -189,8 +189,8 @@ def _check_sources(plans: list[ShardPlan], build: Build) -> None:
         raise UserError(
             f"{len(trouble)} of {len(needed)} videos of the damaged tars are not what they were:\n"
             "  " + "\n  ".join(sorted(trouble)[:SHOWN]) + f"{more}\n{UNCHANGED} "
-            f"{_advice(build.settings)}\nTo make the set from the videos that are there now, run "
-            f"stage 1:\n  {_stage_one(build.settings)}"
+            f"{_advice(build.settings)}\nTo make the set from the present videos, run stage 1:"
+            f"\n  {_stage_one(build.settings)}"
         )
 
 

@@ -41,7 +41,7 @@ Strip = list[NDArray[np.uint8]]  # frames (H, W, 3) RGB
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSegment:
     """A segment in a gallery."""
 
     name: str  # of the video
@@ -72,7 +72,7 @@ def draw_galleries(
     work = [(shown, by_name.get(shown.name)) for shown in wanted]
     parts = (work[i : i + SHOWN] for i in range(0, len(work), SHOWN))
     arguments = ((part, output.path, videos.path) for part in parts)
-    strips: dict[Shown, Strip] = {}
+    strips: dict[ShownSegment, Strip] = {}
     for decoded in cluster.in_parallel(_strips, arguments):
         strips |= decoded
     pictures = {
@@ -86,7 +86,7 @@ def draw_galleries(
 
 def choose(
     item: Filter, settings: FilterSettings, rows: pa.Table, quarantine: pa.Table
-) -> dict[str, list[Shown]]:
+) -> dict[str, list[ShownSegment]]:
     """Returns the segments of a filter's picture, by the heading of their line."""
     threshold, scores = item.threshold(settings), rows[item.score].to_numpy()
     if threshold is None:
@@ -98,7 +98,9 @@ def choose(
     left_out = dropped.take(_nearest(dropped["score"].to_numpy(), threshold)).to_pylist()
     return {
         f"left out ({len(dropped):,})": [
-            Shown(row["source"], row["start_seconds"], row["end_seconds"], row["score"], None)
+            ShownSegment(
+                row["source"], row["start_seconds"], row["end_seconds"], row["score"], None
+            )
             for row in left_out
         ],
         f"kept ({len(rows):,})": _kept(item, rows, _nearest(scores, threshold)),
@@ -109,9 +111,9 @@ def _nearest(scores: NDArray[np.float64], threshold: float) -> NDArray[np.int64]
     return np.argsort(np.abs(scores - threshold), kind="stable")[:SHOWN]
 
 
-def _kept(item: Filter, rows: pa.Table, places: NDArray[np.int64]) -> list[Shown]:
+def _kept(item: Filter, rows: pa.Table, places: NDArray[np.int64]) -> list[ShownSegment]:
     return [
-        Shown(
+        ShownSegment(
             row["source"],
             row["start_seconds"],
             row["end_seconds"],
@@ -130,8 +132,8 @@ def _title(item: Filter, settings: FilterSettings) -> str:
 
 
 def _strips(
-    work: list[tuple[Shown, Source | None]], output: str, videos: str
-) -> dict[Shown, Strip]:
+    work: list[tuple[ShownSegment, Source | None]], output: str, videos: str
+) -> dict[ShownSegment, Strip]:
     """Decodes the frames of segments; empty where that fails. Runs in a Ray task."""
     strips = {}
     for shown, source in work:
@@ -145,19 +147,17 @@ def _strips(
     return strips
 
 
-def _of_tar(shown: Shown, folder: Folder) -> Strip:
+def _of_tar(shown: ShownSegment, folder: Folder) -> Strip:
     assert shown.place is not None
     shard, offset, size = shown.place
-    with folder.fs.open_input_file(folder.below(shard)) as tar:
-        data = tar.read_at(size, offset)
-    with open_video(data) as container:
+    with open_video(folder.read_range(shard, offset, size)) as container:
         stream = video_stream(container)
         count = max(1, stream.frames)
         frames = container.decode(stream)
         return [_small(frame) for frame in islice(frames, 0, None, -(-count // FRAMES))]
 
 
-def _of_video(shown: Shown, folder: Folder, source: Source) -> Strip:
+def _of_video(shown: ShownSegment, folder: Folder, source: Source) -> Strip:
     rate = output_rate(Fraction(FRAMES) / Fraction(shown.end_seconds - shown.start_seconds), 30.0)
     time_range = TimeRange(Fraction(shown.start_seconds), Fraction(shown.end_seconds))
     with open_source(folder, source) as container:
@@ -173,7 +173,9 @@ def _small(frame: VideoFrame) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-def _picture(title: str, lines: dict[str, list[Shown]], strips: dict[Shown, Strip]) -> bytes:
+def _picture(
+    title: str, lines: dict[str, list[ShownSegment]], strips: dict[ShownSegment, Strip]
+) -> bytes:
     """Returns the PNG of one filter."""
     cell_width, cell_height = FRAMES * (THUMB_PX + 2) + 16, THUMB_PX + LINE_PX + 8
     heights = [28 + cell_height * -(-len(line) // COLUMNS) for line in lines.values()]

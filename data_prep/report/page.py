@@ -5,22 +5,19 @@ What it shows is read from the tables, the card and a few samples; names of file
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from av.error import FFmpegError
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from data_prep.reasons import Rejected
 from data_prep.shards.manifest import read_record
+from dynamonet.html import jpeg_uri, render
 from dynamonet.shards import index
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import Folder
@@ -48,19 +45,14 @@ class Histogram:
     bars: list[tuple[str, int, float]]  # (from - to, count, height in per cent)
 
 
-def write_report(folder: Folder) -> str:
+def write_set_page(folder: Folder) -> str:
     """Writes the page of a set into it; returns the page."""
     shards = ShardSet.open(folder.path)
     quarantine = index.read_table(folder, index.QUARANTINE).to_pylist()
     copies = index.read_table(folder, index.DUPLICATES)
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = page.get_template("page.html.j2").render(
+    text = render(
+        "data_prep.report",
+        "page.html.j2",
         name=folder.path.rsplit("/", 1)[-1],
         path=folder.path,
         card=shards.card,
@@ -212,11 +204,10 @@ def _strip(folder: Folder, row: dict[str, Any] | None) -> str:
         return ""
     place = Folder.at(row["folder"]) if "folder" in row else folder
     try:
-        with place.fs.open_input_file(place.below(row["shard"])) as tar:
-            pictures = _pictures(tar.read_at(row["size"], row["offset"]), row["frames"])
+        data = place.read_range(row["shard"], row["offset"], row["size"])
+        return jpeg_uri(Image.fromarray(_pictures(data, row["frames"])))
     except (DecodeError, FFmpegError, OSError):
         return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(_jpeg(pictures)).decode()}"
 
 
 def _pictures(data: bytes, frames: int) -> np.ndarray:
@@ -232,12 +223,6 @@ def _pictures(data: bytes, frames: int) -> np.ndarray:
     if not pictures:
         raise DecodeError("no frame")
     return np.concatenate(pictures, axis=1)
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=80)
-    return file.getvalue()
 
 
 def _tars(tars: pa.Table) -> list[Histogram]:

@@ -78,22 +78,22 @@ def transcode(
     items = constant_rate_frames(container, time_range, rate, side, box=box, changes=changes)
     frames = _whole_frames(items, damage)
     marked = mark_shots(frames, rate) if settings.cut == "shots" else ((f, False) for f in frames)
-    growing: _Growing | None = None
+    segment: _OpenSegment | None = None
     count = given = 0
     for frame, begins_shot in marked:
-        if growing and (begins_shot or growing.encoder.frames == per_segment):
-            yield (item := growing.finish(source, damage, changes, settings))
+        if segment and (begins_shot or segment.encoder.frames == per_segment):
+            yield (item := segment.finish(source, damage, changes, settings))
             given += isinstance(item, Segment)
-            growing = None
+            segment = None
             if given == most:
                 return
-        if growing is None:
+        if segment is None:
             start = time_range.start + Fraction(count) / rate
-            growing = _Growing(_Encoder(frame, rate, start, settings.encode), Scorer(rate))
-        growing.add(frame)
+            segment = _OpenSegment(_Encoder(frame, rate, start, settings.encode), Scorer(rate))
+        segment.add(frame)
         count += 1
-    if growing is not None:
-        yield growing.finish(source, damage, changes, settings)
+    if segment is not None:
+        yield segment.finish(source, damage, changes, settings)
     elif not count:
         raise DecodeError(damage[0].reason if damage else "no frame could be decoded")
 
@@ -110,7 +110,7 @@ def _whole_frames(
 
 
 @dataclass(frozen=True)
-class _Growing:
+class _OpenSegment:
     """A segment in the making."""
 
     encoder: _Encoder

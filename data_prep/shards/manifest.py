@@ -111,9 +111,7 @@ def write_record(
     about = {"plan": plan, "tar_bytes": tar_bytes, "tar_digest": tar_digest}
     about["quarantine"] = quarantine
     schema = index.INDEX_SCHEMA.with_metadata({b"dynamonet": json.dumps(about).encode()})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
-    folder.write(record_name(shard), buffer.getvalue())
+    index.write_table(folder, record_name(shard), pa.Table.from_pylist(rows, schema))
 
 
 def read_record(folder: Folder, shard: str) -> Record | None:

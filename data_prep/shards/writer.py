@@ -13,7 +13,7 @@ from data_prep.segments.transcode import Segment, transcode
 from data_prep.settings import PrepSettings
 from data_prep.shards.manifest import Record, read_record, write_record
 from data_prep.shards.plan import Piece, ShardPlan
-from dynamonet.child_process import Failed, stream
+from dynamonet.child_process import ChildFailed, stream
 from dynamonet.digest import digest_of_bytes, digest_of_stream
 from dynamonet.storage import Folder
 from dynamonet.video.constant_rate import output_rate
@@ -90,13 +90,12 @@ def _kept(
     if not all(item.kind.is_lasting for item in bad):
         return None
     items: list[Sample | Rejected] = [*bad]
-    with folder.fs.open_input_file(folder.below(shard)) as tar:
-        for row in filter(inside, record.rows.to_pylist()):
-            data = tar.read_at(row["size"], row["offset"])
-            if digest_of_bytes(data) != row["digest"]:
-                return None
-            known = {key: value for key, value in row.items() if key not in ("shard", "offset")}
-            items.append((known, data))
+    for row in filter(inside, record.rows.to_pylist()):
+        data = folder.read_range(shard, row["offset"], row["size"])
+        if digest_of_bytes(data) != row["digest"]:
+            return None
+        known = {key: value for key, value in row.items() if key not in ("shard", "offset")}
+        items.append((known, data))
     return items or None
 
 
@@ -108,7 +107,7 @@ def _guarded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[S
             end = item.end_seconds if isinstance(item, Rejected) else item[0]["end_seconds"]
             done = end or done
             yield item
-    except Failed as error:
+    except ChildFailed as error:
         last = piece.info.seconds if piece.time_range.end is None else float(piece.time_range.end)
         whole = not done and piece.time_range.end is None
         where = (None, None) if whole else (done, max(done, last))

@@ -208,7 +208,7 @@ def _torn_groups(listed: dict[str, Label], lines: dict[str, int]) -> list[str]:
         before = listed[first.setdefault(label.group, path)]
         if label.splits != before.splits and label.group not in torn:
             torn[label.group] = (
-                f"line {lines[path]}: group {label.group!r} stands on another side of a split "
+                f"line {lines[path]}: group {label.group!r} is on another side of a split "
                 f"than in line {lines[first[label.group]]}; put each group on one side"
             )
     return list(torn.values())

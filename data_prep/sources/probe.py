@@ -9,14 +9,14 @@ import av
 from av.video.stream import VideoStream
 
 from data_prep.reasons import Rejected, RejectReason
-from dynamonet.child_process import USUAL, Failed, Limits, call
+from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, Limits, call
 from dynamonet.digest import digest_of_stream
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, video_stream
 from dynamonet.video.files import Source, open_bytes, open_source, printable
 
 TOO_SMALL = RejectReason.TOO_SMALL
-LEAST_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
+MIN_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -31,7 +31,7 @@ class VideoInfo:
 
 
 def inspect(
-    folder: Folder, source: Source, min_side_px: int, limits: Limits = USUAL
+    folder: Folder, source: Source, min_side_px: int, limits: Limits = DEFAULT_LIMITS
 ) -> VideoInfo | Rejected:
     """Hashes a source and reads its header, this in a child; never raises for what it holds."""
     try:
@@ -39,7 +39,7 @@ def inspect(
             return _unreadable(source, "empty file (0 bytes)")
         digest = digest_of(folder, source)
         return call(read_header, folder, source, digest, min_side_px, limits=limits)
-    except Failed as error:
+    except ChildFailed as error:
         return _unreadable(source, str(error))
     except OSError as error:
         return _unreadable(source, f"cannot be read: {error.strerror or error}")
@@ -66,7 +66,7 @@ def read_header(
                 seconds = float(stream.duration * stream.time_base)
             else:
                 seconds = (container.duration or 0) / av.time_base
-            seconds = min(max(seconds, 0.0), source.size / LEAST_BYTES_PER_SECOND)
+            seconds = min(max(seconds, 0.0), source.size / MIN_BYTES_PER_SECOND)
             width, height = _square_pixels(context.width, context.height, stream)
             return VideoInfo(digest, seconds, Fraction(rate), width, height)
     except DecodeError as error:

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> list[Check]:
         argv,
         stage="pretrain",
         prog="python -m dynamonet.doctor",
-        description="Checks what a pretraining stands on, before it starts.",
+        description="Checks what a pretraining depends on, before it starts.",
         examples=EXAMPLES,
     )
     console, checks = Console(highlight=False), []

@@ -27,7 +27,7 @@ def versions(settings: PreflightSettings) -> list[Check]:
         return [Check("fail", "versions", "dynamonet is not installed as a package", remedy)]
     installed, wrong = [f"python {platform.python_version()}"], []
     if platform.python_version() not in SpecifierSet(own.metadata["Requires-Python"] or ""):
-        wrong.append(f"python {own.metadata['Requires-Python']} wanted, {installed[0]} found")
+        wrong.append(f"python {own.metadata['Requires-Python']} required, {installed[0]} found")
     for line in own.requires or []:
         wanted = Requirement(line)
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
@@ -35,12 +35,12 @@ def versions(settings: PreflightSettings) -> list[Check]:
         try:
             version = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name}{wanted.specifier} wanted, none found")
+            wrong.append(f"{wanted.name}{wanted.specifier} required, none found")
             continue
         if wanted.name in SHOWN:
             installed.append(f"{wanted.name} {version}")
         if not wanted.specifier.contains(version, prereleases=True):
-            wrong.append(f"{wanted.name}{wanted.specifier} wanted, {version} found")
+            wrong.append(f"{wanted.name}{wanted.specifier} required, {version} found")
     if wrong:
         remedy = "pip install -e . in the environment that runs the stages"
         return [Check("fail", "versions", "; ".join(wrong), remedy)]

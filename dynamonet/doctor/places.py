@@ -37,7 +37,7 @@ def results(settings: PreflightSettings) -> list[Check]:
     path = settings.runs_path()
     remedy = "name another folder with --runs or DYNAMONET_RUNS, or fix its permissions"
     if is_uri(path):
-        text = f"{path}: a training's results must lie on a mounted file system"
+        text = f"{path}: a training's results must be on a mounted file system"
         return [Check("fail", "results", text, remedy)]
     try:
         folder = nearest_folder(path)
@@ -62,7 +62,7 @@ def shards(settings: PreflightSettings) -> list[Check]:
     if wanted not in paths:
         checks += _open_set(wanted)
     if Folder.at(wanted).size(CARD) is None:
-        text = f"no shards in {wanted}, which pretraining would learn from"
+        text = f"no shards in {wanted}, from which pretraining would learn"
         # where there is nothing at all yet, stage 1 simply comes first
         fresh = not checks and settings.shards == type(settings).model_fields["shards"].default
         checks.append(Check("warn" if fresh else "fail", "shards", text, f"{MAKE} {wanted}"))

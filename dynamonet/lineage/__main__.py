@@ -17,7 +17,7 @@ from dynamonet.tracking.store import answering_soon
 
 
 class LineageSettings(Places):
-    """What to trace."""
+    """Shows which runs, shards, code and settings something was made from."""
 
     place: str = positional("Model, checkpoint, run folder, shard set or MLflow run id.")
     json_output: bool = Field(default=False, alias="json", description="Print JSON.")
@@ -40,7 +40,7 @@ def show(
     line(f"  run       {', '.join(each for each in (step.id, step.status, step.started) if each)}")
     for name, value in vars(step).items():
         if name in ("folder", "settings", "code"):
-            line(f"  {name:9} {value or 'not known'}", "" if value else "dim")
+            line(f"  {name:9} {value or 'unknown'}", "" if value else "dim")
     for use in step.datasets:
         line(f"  shards    {use.digest} ({use.context}) {use.path}")
     for text in step.changed:
@@ -57,7 +57,6 @@ def main(argv: list[str]) -> LineageNode:
         LineageSettings,
         argv,
         prog="python -m dynamonet.lineage",
-        description="Shows which runs, shards, code and settings something was made from.",
     )
     with answering_soon():
         tracer = Tracer(settings.runs_path(), settings.shards_root_path())

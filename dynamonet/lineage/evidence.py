@@ -23,7 +23,7 @@ from dynamonet.tracking.store import sqlite_file
 from dynamonet.training.run_folder import RUN_FILE
 
 
-class Stores:
+class TrackingStores:
     """The tracking stores that records name; one that does not answer is asked only once."""
 
     def __init__(self, own: str) -> None:
@@ -159,7 +159,7 @@ def shard_changes(path: str, digest: str) -> list[str]:
     """Returns in what a shard set differs from the one that had this digest."""
     try:
         if Folder.at(path).size(CARD) is None:
-            return [f"the shards are gone from {path}"]
+            return [f"the shards are no longer in {path}"]
         shards = ShardSet.open(path)
     except (UserError, OSError) as error:
         return [" ".join(str(error).split())]
@@ -177,7 +177,7 @@ def _weight_changes(folder: Path, digest: str) -> list[str]:
         now = weights_digest(folder)
         saved = json.loads((folder / DESCRIPTION).read_text("utf-8")).get(WEIGHTS_DIGEST)
     except (OSError, ValueError):
-        return [f"the model is gone from {folder}"]
+        return [f"the model is no longer in {folder}"]
     if now == digest:
         return []
     how = "another model was saved there" if saved == now else "damaged or written otherwise"

@@ -53,7 +53,7 @@ class Tracer:
 
     def __init__(self, runs: str, shards_root: str) -> None:
         self.runs, self.shards_root = runs, shards_root
-        self.stores = evidence.Stores(store_uri(runs))
+        self.stores = evidence.TrackingStores(store_uri(runs))
         self._met: dict[str, Origin] = {}
         self._shard_changes = functools.cache(evidence.shard_changes)
 

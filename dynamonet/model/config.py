@@ -66,7 +66,7 @@ class FilterConfig(Settings):
     )
     levels: tuple[int, ...] = Field(
         default=(2,),
-        description="Pooling factors of the resolutions predicted; (1,) = full resolution.",
+        description="Pooling factors of the resolutions predicted; 1 = full resolution.",
     )
     cell_px: int = Field(
         default=8, ge=1, description="grid: pixels between filters; divides the stride."
@@ -103,7 +103,7 @@ class ModelConfig(Settings):
     trunk: TrunkConfig = Field(default=TrunkConfig(), description="The 3D-CNN.")
     filters: FilterConfig = Field(default=FilterConfig(), description="The dynamic motion filters.")
     use_dmr: bool = Field(
-        default=True, description="The classifier reads the DMR beside the features."
+        default=True, description="The classifier reads the DMR as well as the features."
     )
     pooling: Literal["mean", "attentive"] = Field(
         default="mean",

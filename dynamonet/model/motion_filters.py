@@ -101,7 +101,7 @@ class MotionFilters(nn.Module):
         else:
             if spatial_stride % config.cell_px:
                 raise UserError(
-                    f"model.filters.cell_px is {config.cell_px}, but the trunk's features stand "
+                    f"model.filters.cell_px is {config.cell_px}, but the trunk's features are "
                     f"{spatial_stride} pixels apart: choose a divisor of {spatial_stride}"
                 )
             frames = num_filters if last_step_only else temporal_stride

@@ -13,7 +13,7 @@ from dynamonet.stage import Places
 
 
 class ReportSettings(Places):
-    """What the report is about."""
+    """Writes one HTML file about a pretraining or fine-tuning run."""
 
     run: str = positional("Folder of the run, or its MLflow run id.")
 
@@ -24,7 +24,6 @@ def main(argv: list[str]) -> Path:
         ReportSettings,
         argv,
         prog="python -m dynamonet.report",
-        description="Writes one HTML file about a pretraining or fine-tuning run.",
     )
     file = write_report(settings.run, settings)
     Console().print(f"report   {file}", soft_wrap=True)

@@ -6,19 +6,18 @@ writes it at its end; the command writes it at any time, of a run that goes on o
 
 from __future__ import annotations
 
-import base64
 import time
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dynamonet.errors import UserError
+from dynamonet.html import data_uri, render
 from dynamonet.report.contents import ReportContents, gather
 from dynamonet.report.curves import draw_charts
 from dynamonet.stage import Places
-from dynamonet.storage import whole_file
+from dynamonet.storage import atomic_file
 from dynamonet.tracking.origin import utc
 from dynamonet.tracking.store import answering_soon
 
@@ -38,15 +37,10 @@ HEADLINE = {
 
 def render_report(found: ReportContents) -> str:
     """Returns the page; every text in it is escaped, every picture inside it."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     last = found.last
-    return pages.get_template("page.html.j2").render(
+    return render(
+        "dynamonet.report",
+        "page.html.j2",
         found=found,
         made=utc(time.time()),
         headline=[
@@ -54,10 +48,10 @@ def render_report(found: ReportContents) -> str:
         ],
         tests=[(k.removeprefix("test/"), f"{v:.4g}") for k, v in last.items() if k[:5] == "test/"],
         charts=[
-            (chart, _inside("image/svg+xml", svg.encode()))
+            (chart, data_uri("image/svg+xml", svg.encode()))
             for chart, svg in draw_charts(found.metrics)
         ],
-        pictures=[(name, _inside("image/png", png)) for name, png in found.pictures.items()],
+        pictures=[(name, data_uri("image/png", png)) for name, png in found.pictures.items()],
     )
 
 
@@ -74,17 +68,13 @@ def write_report(place: str, here: Places) -> Path:
     with answering_soon():
         contents = gather(place, here)
         file = Path(contents.step.folder) / REPORT
-        with whole_file(file) as growing:
+        with atomic_file(file) as growing:
             growing.write_text(render_report(contents), "utf-8")
         if contents.metrics:  # else the store does not answer
             try:
                 MlflowClient(contents.step.tracking_uri).log_artifact(contents.step.id, str(file))
             except (MlflowException, OSError) as error:
                 raise UserError(
-                    f"{file} is written, but the tracking store does not take it: {error}"
+                    f"{file} is written, but the tracking store rejected it: {error}"
                 ) from None
     return file
-
-
-def _inside(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -52,7 +52,7 @@ class TarCache:
                         shutil.copyfileobj(source, out, _BLOCK)
                         received = out.tell()
                     if received != size:
-                        raise OSError(f"{name}: {received:,} bytes came instead of {size:,}")
+                        raise OSError(f"{name}: {received:,} bytes received instead of {size:,}")
                     growing.replace(path)
                 finally:
                     growing.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def store_uri(runs_path: str) -> str:
         return given
     if is_uri(runs_path):
         raise UserError(
-            f"results go to {runs_path}, where MLflow's SQLite file cannot lie: "
+            f"results go to {runs_path}, where MLflow's SQLite file cannot be: "
             "name a tracking server in MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{runs_path}/{STORE}"

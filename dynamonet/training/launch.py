@@ -31,11 +31,11 @@ from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Job, Task
 from dynamonet.training.trainer import train_worker
 
-MOST_TRIES = 30  # of a minute each, to find the workers' resources while the run goes on
+MAX_TRIES = 30  # of a minute each, to find the workers' resources while the run goes on
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrainingResult:
     """A training that reached its last step."""
 
     model: Path
@@ -51,7 +51,7 @@ def launch(
     parents: list[Origin],
     datasets: list[DatasetUse],
     console: Console,
-) -> Finished:
+) -> TrainingResult:
     """Trains a task to its end on Ray Train, resuming an unfinished run of the same settings.
 
     Args:
@@ -67,8 +67,8 @@ def launch(
     home = stage_folder(settings, stage)
     with acquire_run(home, stage, subject, settings, datasets) as (folder, state):
         if state.status == "finished":
-            console.print(f"already  run {state.name} is finished; another --name starts anew")
-            return Finished(folder / MODEL, TrackedRun(**state.mlflow), folder)
+            console.print(f"already  run {state.name} is finished; use another --name to run again")
+            return TrainingResult(folder / MODEL, TrackedRun(**state.mlflow), folder)
         run = _tracked(stage, state, folder, settings, parents, datasets)
         state.mlflow = asdict(run)
         if not state.origin:  # a resumed run keeps how it began
@@ -89,7 +89,7 @@ def launch(
             write_state(folder, state, "failed")
             raise
         write_state(folder, state, "finished")
-        return Finished(folder / MODEL, run, folder)
+        return TrainingResult(folder / MODEL, run, folder)
 
 
 def _tracked(
@@ -150,7 +150,7 @@ def _fit(
                 name=folder.name,
                 storage_path=str(folder.parent),
                 failure_config=ray.train.FailureConfig(
-                    max_failures=settings.max_restarts, controller_failure_limit=MOST_TRIES
+                    max_failures=settings.max_restarts, controller_failure_limit=MAX_TRIES
                 ),
             ),
         )
@@ -185,7 +185,7 @@ def _fit_while_printing(
             coordinator.request_stop()
             log.console.print(
                 f"stopping after this step, with a checkpoint; within {GRACE_SECONDS} s. "
-                "Once more stops at once."
+                "Send the signal again to stop at once."
             )
         signals.check()
     log.drain()
@@ -203,9 +203,9 @@ def _explained(error: BaseException, coordinator: Coordinator) -> BaseException:
         return error
     lines = str(error).strip().splitlines()
     return UserError(
-        f"workers failed or were lost more often than they are started again (max_restarts). "
+        f"workers failed or were lost more often than max_restarts allows. "
         f"Workers: {coordinator.describe_lagging()}. Ray says: {lines[-1] if lines else error}\n"
-        "The same command goes on from the last checkpoint."
+        "Run the same command again to continue from the last checkpoint."
     )
 
 
@@ -245,6 +245,6 @@ def _keep_model(folder: Path, run: TrackedRun, best_by: str | None) -> None:
         run.log_folder(folder / MODEL, MODEL)
     except Exception as error:  # MLflow's own, SQLAlchemy's, requests' and others
         raise UserError(
-            f"the model is whole in {folder / MODEL}, but the tracking store {run.uri} does not "
-            f"take it: {error}\nThe same command sends it when the store is back."
+            f"the model is whole in {folder / MODEL}, but the tracking store {run.uri} "
+            f"rejected it: {error}\nThe same command sends it when the store is back."
         ) from error

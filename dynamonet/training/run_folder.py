@@ -58,7 +58,7 @@ def stage_folder(settings: TrainSettings, stage: str) -> Path:
     """
     runs = settings.runs_path()
     if is_uri(runs):
-        raise UserError(f"--runs {runs}: results of a training must lie on a mounted file system")
+        raise UserError(f"--runs {runs}: results of a training must be on a mounted file system")
     folder = Path(runs) / stage
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ class TrainSettings(StageSettings):
 
     epochs: float = Field(default=100.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(
-        default=None, ge=1, description="Stop after so many steps; null = never."
+        default=None, ge=1, description="Stop after this many steps; null = never."
     )
     seed: int = Field(
         default=0, ge=0, description="Seed of the weights, the order and all randomness."
@@ -43,7 +43,7 @@ class TrainSettings(StageSettings):
     min_workers: int | None = Field(
         default=None,
         ge=1,
-        description="Go on with so few where nodes are lost, and grow again; null = num_workers.",
+        description="Fewest workers to continue with when nodes are lost; null = num_workers.",
     )
     max_restarts: int = Field(
         default=3, ge=0, description="Times that lost workers are started again in one go."
@@ -105,10 +105,10 @@ class TrainSettings(StageSettings):
         default=200, ge=1, description="Steps between two checkpoints."
     )
     checkpoint_every_minutes: float | None = Field(
-        default=None, gt=0, description="Minutes between two checkpoints, besides; null = never."
+        default=None, gt=0, description="Also save after this many minutes; null = never."
     )
     keep_checkpoints: int = Field(
-        default=2, ge=1, description="Newest checkpoints that are kept, beside the best one."
+        default=2, ge=1, description="Newest checkpoints to keep, besides the best one."
     )
     optimizer: OptimizerSettings = Field(default=OptimizerSettings(), description="Update rule.")
     clips: ClipSettings = Field(

@@ -93,7 +93,7 @@ def _build(
         micro = fitting_micro_batch(share, wanted, attempt, rank)
     if start and micro < wanted <= share:
         logger.warning(
-            f"batch    {micro} clips at once instead of {wanted} before: batch norm sees fewer"
+            f"batch    {micro} clips at once instead of {wanted} as before: batch norm sees fewer"
         )
     size = model.config.frame_px
     example = torch.zeros((micro, 3, model.config.num_frames, size, size), device=rank.device)

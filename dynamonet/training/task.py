@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,24 +15,12 @@ from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.distributed.coordinator import Coordinator
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.console import Progress
-from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.settings import TrainSettings
 from dynamonet.video.transforms import ClipBatch
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 S = TypeVar("S", bound=TrainSettings)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found; only rank 0's is logged."""
-
-    metrics: dict[str, float]
-    figures: dict[str, Figure]  # artifact name -> picture
-    files: dict[str, bytes]  # artifact name -> content
 
 
 class Task(ABC, Generic[S]):

@@ -26,7 +26,7 @@ from dynamonet.training.perf.monitor import PerfMonitor
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch, render
 
-MOST_OVERFLOWS = 20  # fp16: in a row; the loss scale has then been halved from 65,536 to below 1
+MAX_OVERFLOWS = 20  # fp16: in a row; the loss scale has then been halved from 65,536 to below 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class TrainStep:
             train_state.average.update_parameters(train_state.model)
         self.perf.lap("optimiser")
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Takes the batch's trace out of gradients, running statistics and scaler."""
         self.train_state.optimizer.zero_grad(set_to_none=True)
         copy_all(self.kept, self.train_state.model.buffers())
@@ -134,5 +134,5 @@ class TrainStep:
     def _is_finite(self, loss: float, norm: float) -> bool:
         """Tells whether to go on; in fp16 gradients overflow now and then, and the scale adapts."""
         if self.train_state.scaler.is_enabled():
-            return math.isfinite(loss) and self.overflows < MOST_OVERFLOWS
+            return math.isfinite(loss) and self.overflows < MAX_OVERFLOWS
         return math.isfinite(loss) and math.isfinite(norm)

@@ -27,12 +27,12 @@ from dynamonet.training.distributed.coordinator import Heartbeat
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.logs.metrics import MetricWindow
-from dynamonet.training.logs.startup import startup_lines
 from dynamonet.training.numerics import nonfinite
 from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.profiler import traced
 from dynamonet.training.schedule import rate_factor, set_rate
 from dynamonet.training.setup import set_up
+from dynamonet.training.startup import startup_lines
 from dynamonet.training.task import Job
 from dynamonet.training.train_step import Gradients
 from dynamonet.video.transforms import ClipBatch
@@ -167,9 +167,9 @@ class Trainer:
         skips, most = self.settings.on_nonfinite == "skip", self.settings.max_skipped_share
         stops = not skips or self.state.skipped > max(1, most * self.total_steps)
         text = ""
-        if stops or self.state.skipped <= nonfinite.MOST_KEPT:
+        if stops or self.state.skipped <= nonfinite.MAX_KEPT:
             text = self._replay(step, batch, gradients)
-        self.train_step.forget()
+        self.train_step.discard()
         if stops:
             how = f"{self.state.skipped} such steps, more than max_skipped_share = {most:g}. "
             raise UserError(text + (how if skips else "") + nonfinite.REMEDY)
@@ -181,7 +181,16 @@ class Trainer:
         samples = [(self.reader.shard[row].as_py(), self.reader.keys[row].as_py()) for row in rows]
         facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
         facts |= {"loss": repr(gradients.loss), "gradient_norm": repr(gradients.norm)}
-        return nonfinite.diagnose(self.job.home, self.rank, self.train_step, batch, facts)
+        return nonfinite.diagnose(
+            self.job.home,
+            self.rank,
+            self.train_state.model,
+            self.precision,
+            batch,
+            facts,
+            micro_batch=self.train_step.micro_batch,
+            torch_seed=self.train_step.seed(step, 0),
+        )
 
     def _end_step(self, done: int, request: StepRequest) -> None:
         """Logs, evaluates and saves after a step, as far as each is due."""

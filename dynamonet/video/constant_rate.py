@@ -21,7 +21,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from dynamonet.child_process import beat
+from dynamonet.child_process import heartbeat
 from dynamonet.video.decode import Box, reason, video_stream
 from dynamonet.video.normalise import filters, kinds_of, upright_size
 
@@ -143,7 +143,7 @@ def _decoded(
         if trouble and now >= first:
             yield Damage(now, trouble)
         for frame in frames:
-            beat()
+            heartbeat()
             if frame.pts is None:
                 continue
             at = (frame.pts - origin) * base

@@ -13,7 +13,7 @@ from typing import IO
 from av.container import InputContainer
 from pyarrow import fs as pafs
 
-from dynamonet.child_process import USUAL, Failed, call
+from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, call
 from dynamonet.errors import UserError
 from dynamonet.storage import Folder, absolute, is_uri
 from dynamonet.video.decode import DecodeError, open_video, video_stream
@@ -133,8 +133,8 @@ def open_bytes(folder: Folder, source: Source) -> IO[bytes]:
 def _sniff(folder: Folder, source: Source) -> bool:
     """Tells whether FFmpeg finds a video in a file whose ending says nothing."""
     try:
-        return call(_is_video, folder, source, limits=USUAL)
-    except Failed:
+        return call(_is_video, folder, source, limits=DEFAULT_LIMITS)
+    except ChildFailed:
         return True  # so that it is not passed over in silence
 
 

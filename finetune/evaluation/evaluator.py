@@ -19,8 +19,8 @@ from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import even_share
 from dynamonet.shards.reader import ClipReader, Request, batches
 from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.training.task import Evaluation
 from dynamonet.video.transforms import render
 from finetune.evaluation.metrics import Predictions, interval
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
@@ -121,7 +121,7 @@ def metrics_of(predictions: Predictions, part: str) -> dict[str, float]:
     return {f"{part}/{name}": value for name, value in metrics.items()}
 
 
-def full_report(predictions: Predictions, reader: ClipReader, shards: ShardSet) -> Evaluation:
+def evaluate_test(predictions: Predictions, reader: ClipReader, shards: ShardSet) -> Evaluation:
     """Makes numbers, tables and pictures of the test part; reads a few clips again to draw them."""
     classes, matrix = shards.classes, predictions.confusion()
     pairs = predictions.confused(_PAIRS_LISTED)

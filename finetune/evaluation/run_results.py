@@ -15,7 +15,7 @@ from finetune.evaluation.evaluator import PREDICTIONS
 
 
 @dataclass(frozen=True)
-class Videos:
+class TestedVideos:
     """Test videos, and how many of the runs that were tested on each had it right."""
 
     sources: list[str]  # sorted
@@ -23,7 +23,7 @@ class Videos:
     right: NDArray[np.float64]  # (V,), from 0 to 1
 
 
-def videos_of(folders: Sequence[Path]) -> Videos:
+def videos_of(folders: Sequence[Path]) -> TestedVideos:
     """Averages the runs in some folders, video by video.
 
     Raises:
@@ -42,7 +42,7 @@ def videos_of(folders: Sequence[Path]) -> Videos:
             right.setdefault(source, []).append(correct)
     sources = sorted(label_of)
     shares = np.array([np.mean(right[source]) for source in sources])
-    return Videos(sources, [label_of[source] for source in sources], shares)
+    return TestedVideos(sources, [label_of[source] for source in sources], shares)
 
 
 def _read(folder: Path) -> tuple[list[str], list[str], list[bool]]:

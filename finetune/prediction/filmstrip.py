@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dynamonet.storage import whole_file
+from dynamonet.storage import atomic_file
 from finetune.prediction.writers import ClassScore, VideoScores, WindowScores
 
 PICTURES = 24  # of a strip at most
@@ -75,7 +75,7 @@ class Filmstrip:
         Raises:
             UserError: the file cannot be written.
         """
-        with whole_file(file) as growing, warnings.catch_warnings():
+        with atomic_file(file) as growing, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks
             self.draw(video).savefig(growing, dpi=110, format="png")
 

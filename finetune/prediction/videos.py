@@ -33,7 +33,7 @@ _ROWS_SHOWN = 30  # windows of a video that are printed
 
 
 @dataclass(frozen=True)
-class Predicted:
+class FilePredictions:
     """What a run found."""
 
     videos: list[VideoScores]
@@ -46,7 +46,7 @@ def predict_files(
     failed: dict[str, str],
     options: PredictSettings,
     console: Console,
-) -> Predicted:
+) -> FilePredictions:
     """Reads each video once, prints what the model says, and writes features and filmstrips.
 
     Args:
@@ -70,17 +70,17 @@ def predict_files(
                 report = _predict_one(predictor, video, options, console, features, strip)
             except (DecodeError, OSError) as error:
                 failed[video.name] = str(error)
-                say(console, f"\n{video.name}: cannot be read: {error}")
+                print_line(console, f"\n{video.name}: cannot be read: {error}")
                 continue
             reports.append(report)
             _show(console, report, predictor.classes)
             if strip is not None:
-                say(console, f"written  {strip}")
+                print_line(console, f"written  {strip}")
         if not reports:
             raise UserError(f"nothing could be read:\n  {lines(failed)}")
     if features is not None:
-        say(console, f"written  {options.features}: {features.count:,} rows")
-    return Predicted(reports, failed)
+        print_line(console, f"written  {options.features}: {features.count:,} rows")
+    return FilePredictions(reports, failed)
 
 
 def _predict_one(
@@ -155,13 +155,13 @@ def _show(console: Console, video: VideoScores, classes: list[str]) -> None:
     """Prints a video's table: a row for each window, the mean over all at the end."""
     size = f"{video.width} x {video.height}"
     count = "1 window" if len(video.windows) == 1 else f"{len(video.windows):,} windows"
-    say(
+    print_line(
         console,
         f"\n{video.video}: {clock(video.seconds)}, {count}, "
         f"seen as {size} at {video.fps:.4g} frames/s",
     )
     for note in video.notes:
-        say(console, f"  {note}")
+        print_line(console, f"  {note}")
     if not classes:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -175,7 +175,7 @@ def _show(console: Console, video: VideoScores, classes: list[str]) -> None:
     table.add_row("", "all", Text(guesses(video.top), "bold"), end_section=True)
     console.print(table)
     if every > 1:
-        say(console, f"  (one window of {every} is shown; --output FILE writes all)")
+        print_line(console, f"  (one window of {every} is shown; --output FILE writes all)")
 
 
 def _top(
@@ -205,6 +205,6 @@ def lines(failed: dict[str, str]) -> str:
     return "\n  ".join(f"{name}: {why}" for name, why in failed.items())
 
 
-def say(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
     """Prints a line as it is: names may hold what rich would take for markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from dynamonet.storage import whole_file
+from dynamonet.storage import atomic_file
 from finetune.prediction.predictor import WindowPrediction
 
 TABLE_SCHEMA = pa.schema(
@@ -75,7 +75,7 @@ class VideoScores:
     windows: list[WindowScores]
 
 
-def write_reports(
+def write_predictions(
     file: Path, model: str, classes: list[str], videos: list[VideoScores], failed: dict[str, str]
 ) -> None:
     """Writes what was found as the file's ending says.
@@ -83,7 +83,7 @@ def write_reports(
     Raises:
         UserError: the file cannot be written.
     """
-    with whole_file(file) as growing:
+    with atomic_file(file) as growing:
         if file.suffix == ".json":
             content = {
                 "model": model,
@@ -152,7 +152,7 @@ def features_file(file: Path, model: str, digest: str) -> Iterator[FeatureRows]:
     """
     facts = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
     schema = FEATURES_SCHEMA.with_metadata(facts)
-    with whole_file(file) as growing, pq.ParquetWriter(growing, schema) as writer:
+    with atomic_file(file) as growing, pq.ParquetWriter(growing, schema) as writer:
         rows = FeatureRows(writer, schema)
         yield rows
         rows.flush()

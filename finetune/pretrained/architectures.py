@@ -39,7 +39,7 @@ VIDEO = {
 
 
 @dataclass(frozen=True)
-class Scale:
+class PixelScale:
     """How a network's training scaled pixels of [0, 1]: (pixel - mean) / std, each (R, G, B)."""
 
     name: str
@@ -48,7 +48,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Family:
+class BackboneFamily:
     """Networks that share names, and how a trunk repeats them."""
 
     title: str
@@ -62,13 +62,13 @@ class Family:
     flat_kernels_keep_time: bool = False  # 1x3x3 kernels go with stride 1 in time
     shortcuts_without_weights: bool = False  # "type A": every stride-th value, zero channels
     scales: tuple[
-        Scale, ...
+        PixelScale, ...
     ] = ()  # none = ours; of several, the one that the stem's statistics show
 
 
 _LAYERS = r"layer(\d+)\.(\d+)\.(.+)"
 FAMILIES = (
-    Family(
+    BackboneFamily(
         title="torchvision's 2D ResNet",
         first_kernel="layer1.0.conv1.weight",
         dims=4,
@@ -77,9 +77,9 @@ FAMILIES = (
         parts={False: BASIC, True: BOTTLENECK},
         stem_pool=True,
         temporal_strides=(1, 1, 1, 1),  # a stride would pass over frames: each tap sees one
-        scales=(Scale("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),),
+        scales=(PixelScale("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),),
     ),
-    Family(
+    BackboneFamily(
         title="Hara's 3D ResNet",
         first_kernel="layer1.0.conv1.weight",
         dims=5,
@@ -90,11 +90,13 @@ FAMILIES = (
         temporal_strides=(1, 2, 2, 2),
         shortcuts_without_weights=True,
         scales=(
-            Scale("Hara's of 2017", (0.450097, 0.422492, 0.390098), (1 / 255, 1 / 255, 1 / 255)),
-            Scale("Hara's of 2020", (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
+            PixelScale(
+                "Hara's of 2017", (0.450097, 0.422492, 0.390098), (1 / 255, 1 / 255, 1 / 255)
+            ),
+            PixelScale("Hara's of 2020", (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
         ),
     ),
-    Family(
+    BackboneFamily(
         title="torchvision's video ResNet",
         first_kernel="layer1.0.conv1.0.weight",
         dims=5,
@@ -105,10 +107,10 @@ FAMILIES = (
         temporal_strides=(1, 2, 2, 2),
         flat_kernels_keep_time=True,
         scales=(
-            Scale("torchvision's", (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
+            PixelScale("torchvision's", (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
         ),
     ),
-    Family(
+    BackboneFamily(
         title="pytorchvideo's ResNet",
         first_kernel="blocks.1.res_blocks.0.branch2.conv_a.weight",
         dims=5,

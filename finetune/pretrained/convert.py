@@ -26,7 +26,13 @@ from dynamonet.model.config import BOTTLENECK_FROM, ModelConfig, TrunkConfig
 from dynamonet.model.trunk import BLOCKS, Trunk
 from dynamonet.settings import validate
 from dynamonet.video.transforms import MEAN, STD
-from finetune.pretrained.architectures import FAMILIES, R2PLUS1D, UNDERSTOOD, Family, Scale
+from finetune.pretrained.architectures import (
+    FAMILIES,
+    R2PLUS1D,
+    UNDERSTOOD,
+    BackboneFamily,
+    PixelScale,
+)
 
 Tensors = dict[str, Tensor]
 
@@ -38,7 +44,7 @@ NEIGHBOURS = 0.95  # correlation of pixels side by side, or one frame apart. Sou
 class ConvertedBackbone:
     """A trunk that others trained, under our names and for our pixels."""
 
-    family: Family
+    family: BackboneFamily
     trunk: TrunkConfig
     tensors: Tensors  # every weight of such a trunk
     others: Tensors  # classifiers and the like, under the file's names
@@ -77,7 +83,7 @@ def convert_backbone(tensors: Tensors, origin: str) -> ConvertedBackbone:
     trunk = _architecture(named, family, origin)
     wanted = shapes_of(trunk)
     fitted = {key: fit_kernel(value, wanted.get(key)) for key, value in named.items()}
-    notes = ["each 2D kernel stands in the middle of a 3D one"] if family.dims == 4 else []
+    notes = ["each 2D kernel became the centre of a 3D one"] if family.dims == 4 else []
     summed = sum(v.ndim == 5 and v.shape[2] > fitted[k].shape[2] for k, v in named.items())
     if summed:
         notes.append(f"{summed} kernels longer in time than ours hold the sum of their taps")
@@ -90,7 +96,7 @@ def convert_backbone(tensors: Tensors, origin: str) -> ConvertedBackbone:
     if family.scales:
         scale = _scale_of(complete, family.scales)
         if scale is None:
-            notes.append("its scale of pixels is not known: train all of it, freeze nothing")
+            notes.append("its pixel scale is unknown: train all of it, freeze nothing")
         else:
             notes.append(f"{scale.name} scale of pixels folded into the stem")
             complete |= fold_scale(complete, scale)
@@ -122,7 +128,7 @@ def fit_kernel(kernel: Tensor, shape: torch.Size | None) -> Tensor:
     return F.pad(kernel, (0, 0, 0, 0, gap // 2, gap // 2)) if gap > 0 and gap % 2 == 0 else kernel
 
 
-def fold_scale(tensors: Tensors, scale: Scale) -> Tensors:
+def fold_scale(tensors: Tensors, scale: PixelScale) -> Tensors:
     """Returns the stem for our pixels of one that was trained on another scale.
 
         y = (STD x + MEAN - mean) / std      the network's pixels y from ours x, each channel
@@ -140,7 +146,7 @@ def fold_scale(tensors: Tensors, scale: Scale) -> Tensors:
     }
 
 
-def _find_family(tensors: Tensors, origin: str) -> tuple[Family, str]:
+def _find_family(tensors: Tensors, origin: str) -> tuple[BackboneFamily, str]:
     """Returns the family, and what stands before its names, e.g. `module.`."""
     for family in FAMILIES:
         end = family.first_kernel
@@ -164,7 +170,7 @@ def _find_family(tensors: Tensors, origin: str) -> tuple[Family, str]:
     )
 
 
-def _rename(tensors: Tensors, family: Family, prefix: str) -> tuple[Tensors, Tensors]:
+def _rename(tensors: Tensors, family: BackboneFamily, prefix: str) -> tuple[Tensors, Tensors]:
     """Returns a trunk's tensors under our names, and the others under theirs."""
     inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     others = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
@@ -187,7 +193,7 @@ def _rename(tensors: Tensors, family: Family, prefix: str) -> tuple[Tensors, Ten
     return named, others
 
 
-def _architecture(named: Tensors, family: Family, origin: str) -> TrunkConfig:
+def _architecture(named: Tensors, family: BackboneFamily, origin: str) -> TrunkConfig:
     """Reads depth, kind and width off the names and shapes of a trunk."""
     matches = [re.match(r"trunk\.stages\.(\d+)\.res_blocks\.(\d+)", key) for key in named]
     blocks = {(int(place[1]), int(place[2])) for place in matches if place}
@@ -237,7 +243,7 @@ def _plain_shortcuts(wanted: dict[str, torch.Size]) -> Tensors:
 
 
 def _check_whole(
-    tensors: Tensors, wanted: dict[str, torch.Size], family: Family, origin: str
+    tensors: Tensors, wanted: dict[str, torch.Size], family: BackboneFamily, origin: str
 ) -> None:
     """Refuses a file that does not fill the very trunk that its names describe."""
     wrong = [
@@ -257,7 +263,7 @@ def _check_whole(
         raise UserError(f"{origin}: {broken[0]} holds values that are no numbers (NaN or infinite)")
 
 
-def _scale_of(tensors: Tensors, scales: tuple[Scale, ...]) -> Scale | None:
+def _scale_of(tensors: Tensors, scales: tuple[PixelScale, ...]) -> PixelScale | None:
     """Returns the scale under which natural video gives the spread that the stem recorded.
 
     Hara's two differ by a factor of 70. None = no scale comes within a factor of 3;
@@ -267,7 +273,7 @@ def _scale_of(tensors: Tensors, scales: tuple[Scale, ...]) -> Scale | None:
         return scales[0]
     recorded = tensors["trunk.stem.norm.running_var"].sqrt()
 
-    def distance(scale: Scale) -> float:
+    def distance(scale: PixelScale) -> float:
         ratio = recorded / expected_spread(tensors["trunk.stem.conv.weight"], scale)
         return abs(math.log(float(ratio.median().clamp(min=1e-9))))
 
@@ -275,7 +281,7 @@ def _scale_of(tensors: Tensors, scales: tuple[Scale, ...]) -> Scale | None:
     return best if distance(best) < math.log(3) else None
 
 
-def expected_spread(kernel: Tensor, scale: Scale) -> Tensor:
+def expected_spread(kernel: Tensor, scale: PixelScale) -> Tensor:
     """Returns the standard deviation (O,) that kernels (O, 3, T, H, W) give on natural video.
 
     sqrt(w C w), where pixels d apart along any axis, colour too, correlate as NEIGHBOURS ** d.

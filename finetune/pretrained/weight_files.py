@@ -56,8 +56,8 @@ def _load(path: Path) -> Any:
                 "what torch.save writes"
             ) from None
         raise UserError(
-            f"{path}: holds {refused[1]} beside numbers; to unpickle it could run code, and is not "
-            "done. If you trust its maker, keep the weights alone:\n"
+            f"{path}: holds {refused[1]} besides numbers; unpickling it could run code, so it "
+            "is not done. If you trust its maker, keep the weights alone:\n"
             f'  python -c "import torch; c = torch.load({str(path)!r}, weights_only=False); '
             "torch.save(c['state_dict'], 'weights.pth')\""
         ) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from av.error import FFmpegError
-from jinja2 import Environment, PackageLoader
 
-from dynamonet.storage import whole_file
+from dynamonet.html import jpeg_uri, render
+from dynamonet.storage import atomic_file
 from dynamonet.video.constant_rate import Damage, TimeRange, constant_rate_frames
 from dynamonet.video.decode import DecodeError, reason
 from dynamonet.video.files import find_videos, open_source
@@ -34,7 +32,7 @@ class Hit(Protocol):
 
 
 @dataclass(frozen=True)
-class Card:
+class GalleryItem:
     """A window with its pictures, or with the reason why there are none."""
 
     hit: Hit
@@ -48,20 +46,19 @@ def write_gallery(file: Path, title: str, hits: Sequence[Hit]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    environment = Environment(loader=PackageLoader("finetune.retrieval", ""), autoescape=True)
-    page = environment.get_template("gallery.html.j2")
-    text = page.render(title=title, cards=[_card(hit) for hit in hits])
-    with whole_file(file) as growing:
+    items = [_item(hit) for hit in hits]
+    text = render("finetune.retrieval", "gallery.html.j2", title=title, items=items)
+    with atomic_file(file) as growing:
         growing.write_text(text, "utf-8")
 
 
-def _card(hit: Hit) -> Card:
+def _item(hit: Hit) -> GalleryItem:
     try:
         pictures = _pictures(hit)
     except (DecodeError, FFmpegError, OSError, ValueError) as error:
         why = str(error) if isinstance(error, DecodeError) else reason(error)
-        return Card(hit, [], why)
-    return Card(hit, pictures, "" if pictures else "no frame can be decoded")
+        return GalleryItem(hit, [], why)
+    return GalleryItem(hit, pictures, "" if pictures else "no frame can be decoded")
 
 
 def _pictures(hit: Hit) -> list[str]:
@@ -78,9 +75,7 @@ def _pictures(hit: Hit) -> list[str]:
         for frame in constant_rate_frames(container, TimeRange(start, end), rate, SHORT_SIDE_PX):
             if isinstance(frame, Damage):
                 continue
-            held = io.BytesIO()
-            frame.to_image().save(held, "JPEG", quality=80)
-            pictures.append(f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}")
+            pictures.append(jpeg_uri(frame.to_image()))
             if len(pictures) == PICTURES:
                 break
     return pictures

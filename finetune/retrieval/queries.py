@@ -37,7 +37,7 @@ def holding(windows: FeatureTable, own: np.ndarray, seconds: float, name: str) -
     holds = (start <= seconds) & (seconds < end)
     if not holds.any():
         raise UserError(
-            f"{name}@{seconds:g}: no window there; its windows lie between {start.min():.1f} and "
+            f"{name}@{seconds:g}: no window there; its windows are between {start.min():.1f} and "
             f"{end.max():.1f} s"
         )
     return holds

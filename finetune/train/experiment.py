@@ -16,7 +16,7 @@ from dynamonet import cluster
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.index import ShardSet
-from dynamonet.storage import whole_file
+from dynamonet.storage import atomic_file
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.launch import launch
 from finetune.evaluation.metrics import interval
@@ -101,9 +101,9 @@ def protocol(task: Finetuning, pretrained: Pretrained | None) -> str:
     if pretrained is not None:
         origin = pretrained.origin
         sets = [f"{use.name} ({use.digest[:8]})" for use in origin.datasets] if origin else []
-        data = f"{pretrained.folder} pretrained on {', '.join(sets) or 'data not known'}"
+        data = f"{pretrained.folder} pretrained on {', '.join(sets) or 'unknown data'}"
     return (
-        f"{videos(parts.test)} {settings.test_part} videos of split {settings.split}, looked at "
+        f"{videos(parts.test)} {settings.test_part} videos of split {settings.split}, tested "
         f"once, {task.architecture.num_frames} frames x {settings.test_clips} clips x "
         f"{settings.test_crops} crop{'s' if settings.test_crops > 1 else ''}; "
         f"{settings.recipe}, {videos(parts.train)} training videos, {chosen}, "
@@ -187,6 +187,6 @@ def _summarise(settings: FinetuneSettings, results: list[Result], console: Conso
             for r in results
         ],
     }
-    with whole_file(file) as growing:
+    with atomic_file(file) as growing:
         growing.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     console.print(f"written  {file}", soft_wrap=True)

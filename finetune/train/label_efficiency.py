@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dynamonet import cluster
 from dynamonet.shards.index import ShardSet
-from dynamonet.storage import whole_file
+from dynamonet.storage import atomic_file
 from finetune.evaluation.metrics import AccuracyComparison, compare_accuracy, interval
 from finetune.evaluation.run_results import videos_of
 from finetune.pretrained.load import find_pretrained
@@ -75,7 +75,7 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         (folder / f"{name}.csv", _csv(points)),
         (folder / f"{name}.png", _png(points, shards)),
     ):
-        with whole_file(file) as growing:
+        with atomic_file(file) as growing:
             growing.write_bytes(content)
         console.print(f"written  {file}", soft_wrap=True)
     return points

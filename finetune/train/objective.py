@@ -22,13 +22,13 @@ from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import KnnBank, clip_features, descriptor
-from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.training.task import Evaluation, Task
+from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
 from finetune.evaluation.evaluator import (
     TestViews,
-    full_report,
+    evaluate_test,
     metrics_of,
     predict_videos,
     softmax,
@@ -211,7 +211,7 @@ class Finetuning(Task[FinetuneSettings]):
         )
         if not rank.is_main:
             return Evaluation(metrics_of(predictions, "test"), {}, {})
-        return full_report(predictions, reader, self.data)
+        return evaluate_test(predictions, reader, self.data)
 
     def describe(self) -> dict[str, Any]:
         return {

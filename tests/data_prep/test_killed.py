@@ -98,7 +98,7 @@ def test_files_that_crash_or_hang_the_decoder_are_quarantined_and_the_others_mad
     assert sorted(rows) == [*whole, ("crash.mp4", 0.0), ("hang.mp4", 0.0)]  # all before the poison
     lost = {row.pop("source"): row for row in record.quarantine.to_pylist()}
     assert lost["crash.mp4"]["reason"] == "crashed the decoder (SIGSEGV)"
-    assert lost["hang.mp4"]["reason"] == "stood still for 3 s"
+    assert lost["hang.mp4"]["reason"] == "no progress for 3 s"
     assert {(row["start_seconds"], row["end_seconds"]) for row in lost.values()} == {(1.0, 2.5)}
     for name in ("crash", "hang"):
         (videos / f"{name}.mp4").unlink()

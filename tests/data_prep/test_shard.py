@@ -217,7 +217,7 @@ def test_runs_stopped_midway_end_with_the_same_tars_when_run_again(
         return running.returncode, error
 
     status, error = stopped(signal.SIGINT)
-    assert status == 130 and b"The same command goes on" in error and b"Traceback" not in error
+    assert status == 130 and b"Run the same command again" in error and b"Traceback" not in error
     assert len(tars(output)) < len(whole)
     assert not list(output.glob(".incomplete/*"))
     # the workers of a driver that was killed may write more whole tars before they notice

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dynamonet.child_process import Failed, Limits, beat, call, stream
+from dynamonet.child_process import ChildFailed, Limits, call, heartbeat, stream
 from tests.conftest import ROOT
 
 QUICK = Limits(stall_seconds=1.0, memory_mb=200)
@@ -47,7 +47,7 @@ def two_then(end: str) -> Iterator[int]:
 def beats(seconds: float) -> float:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        beat()
+        heartbeat()
     return seconds
 
 
@@ -67,7 +67,7 @@ def killed_unless(marker: str, kills: int) -> Iterator[int]:
         ("segfault", "crashed the decoder (SIGSEGV)"),
         ("abort", "crashed the decoder (SIGABRT)"),
         ("exit", "crashed the decoder (status 3)"),
-        ("hang", "stood still for 1 s"),
+        ("hang", "no progress for 1 s"),
         ("swallow memory", "took more than 200 MB of memory"),
         ("raise", "ValueError: of its own"),
     ],
@@ -76,7 +76,7 @@ def test_a_child_that_fails_gives_what_it_had_and_the_reason_and_is_replaced(
     end: str, reason: str
 ) -> None:
     items = []
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(ChildFailed) as failed:
         for item in stream(two_then, end, limits=QUICK):
             items.append(item)
     assert (items, str(failed.value)) == ([0, 1], reason)
@@ -115,7 +115,7 @@ def test_a_child_that_somebody_else_kills_is_not_the_cause(tmp_path: Path) -> No
     assert list(stream(killed_unless, str(tmp_path), 2, limits=QUICK)) == [0, 1, 2]
     for marker in tmp_path.iterdir():
         marker.unlink()
-    with pytest.raises(Failed, match="killed 3 times"):
+    with pytest.raises(ChildFailed, match="killed 3 times"):
         list(stream(killed_unless, str(tmp_path), 3, limits=QUICK))
 
 

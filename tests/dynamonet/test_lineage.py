@@ -22,7 +22,7 @@ from dynamonet.stage import StageSettings
 from dynamonet.tracking import runs as tracked_runs
 from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.training.checkpoint.state import read_origin
-from dynamonet.training.launch import Finished
+from dynamonet.training.launch import TrainingResult
 from pretrain import run
 from tests.conftest import TINY_MODEL, tracked
 
@@ -30,7 +30,7 @@ SHORT = "--max_steps 2 --checkpoint_every_steps 1 --holdout_share 0.3 --precisio
 
 
 @pytest.fixture(scope="module")
-def finished(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """One pretraining of two steps."""
     runs = str(tmp_path_factory.mktemp("runs"))
     words = ["--shards", str(shard_set), *TINY_MODEL, *SHORT, "--runs", runs, "--name", "first"]
@@ -52,7 +52,7 @@ def closed_port() -> int:
 
 
 def test_a_model_is_traced_to_its_run_and_to_the_shards_run(
-    finished: Finished, shard_set: Path, capsys: pytest.CaptureFixture[str]
+    finished: TrainingResult, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = lineage.main([str(finished.model)])
     printed = capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_a_model_is_traced_to_its_run_and_to_the_shards_run(
 
 
 def test_checkpoint_run_folder_run_id_and_shard_set_lead_to_the_same(
-    finished: Finished, shard_set: Path
+    finished: TrainingResult, shard_set: Path
 ) -> None:
     runs = ["--runs", str(finished.folder.parents[1])]
     whole = lineage.main([str(finished.model)])
@@ -84,7 +84,7 @@ def test_checkpoint_run_folder_run_id_and_shard_set_lead_to_the_same(
 
 
 def test_a_moved_model_is_traced_by_its_own_record_when_no_store_answers(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(finished.model, moved)
@@ -106,7 +106,7 @@ def test_a_moved_model_is_traced_by_its_own_record_when_no_store_answers(
 
 
 def test_a_run_that_only_the_store_knows_is_traced_by_its_parents_tag(
-    finished: Finished, shard_set: Path, capsys: pytest.CaptureFixture[str]
+    finished: TrainingResult, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = ShardSet.open(str(shard_set))
     runs = finished.folder.parents[1]
@@ -131,7 +131,7 @@ def test_a_run_that_only_the_store_knows_is_traced_by_its_parents_tag(
 
 
 def test_a_fine_tuned_model_says_which_weights_it_took_over(
-    finished: Finished, tmp_path: Path
+    finished: TrainingResult, tmp_path: Path
 ) -> None:
     taken = tmp_path / "taken"
     shutil.copytree(finished.model, taken)
@@ -149,11 +149,11 @@ def test_a_fine_tuned_model_says_which_weights_it_took_over(
     assert f"{taken}/model.safetensors: digest" in changed and "damaged" in changed
     shutil.rmtree(taken)
     (changed,) = lineage.main([str(tuned)]).parents[0].changed
-    assert changed == f"the model is gone from {taken}"
+    assert changed == f"the model is no longer in {taken}"
 
 
 def test_changed_shards_and_code_are_told(
-    finished: Finished, shard_set: Path, tmp_path: Path
+    finished: TrainingResult, shard_set: Path, tmp_path: Path
 ) -> None:
     model, shards = tmp_path / "model", tmp_path / "set"
     shutil.copytree(finished.model, model)
@@ -175,10 +175,10 @@ def test_changed_shards_and_code_are_told(
     (shards / "card.json").write_text(json.dumps({**card, "digest": "0" * 32}))
     assert traced().changed[1] == f"the shards in {shards} now have digest {'0' * 32}"
     shutil.rmtree(shards)
-    assert traced().changed[1] == f"the shards are gone from {shards}"
+    assert traced().changed[1] == f"the shards are no longer in {shards}"
 
 
-def test_a_run_deleted_in_the_store_is_told(finished: Finished, tmp_path: Path) -> None:
+def test_a_run_deleted_in_the_store_is_told(finished: TrainingResult, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     made = tracked("finetune", runs / "lost", StageSettings())
     MlflowClient(made.uri).delete_run(made.run_id)

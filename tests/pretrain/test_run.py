@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
-from dynamonet.training.launch import Finished
+from dynamonet.training.launch import TrainingResult
 from pretrain import run
 from tests.conftest import ROOT, TINY_MODEL, stop_driver
 
@@ -24,11 +24,11 @@ SHORT = "--max_steps 6 --epochs 50 --evaluate_every_steps 3 --log_every_steps 2"
 SHORT += "--checkpoint_every_steps 3 --holdout_share 0.3 --precision fp32".split()
 
 
-def train(shards: Path, *words: str) -> Finished:
+def train(shards: Path, *words: str) -> TrainingResult:
     return run.main(["--shards", str(shards), *TINY_MODEL, *SHORT, *words])
 
 
-def losses(done: Finished) -> list[float]:
+def losses(done: TrainingResult) -> list[float]:
     history = MlflowClient(done.run.uri).get_metric_history(done.run.run_id, "train/loss")
     steps = [m.step for m in history]
     assert steps == sorted(set(steps)), "a step was logged twice"
@@ -36,13 +36,15 @@ def losses(done: Finished) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def finished(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """One pretraining of six steps on one worker."""
     runs = tmp_path_factory.mktemp("runs")
     return train(shard_set, "--runs", str(runs), "--name", "whole")
 
 
-def test_a_finished_run_leaves_model_checkpoints_settings_and_state(finished: Finished) -> None:
+def test_a_finished_run_leaves_model_checkpoints_settings_and_state(
+    finished: TrainingResult,
+) -> None:
     names = {path.name for path in finished.folder.iterdir()}
     assert {"model", "run.json", "settings.yaml", "step-00000003", "step-00000006"} <= names
     assert json.loads((finished.folder / "run.json").read_text())["status"] == "finished"
@@ -53,7 +55,7 @@ def test_a_finished_run_leaves_model_checkpoints_settings_and_state(finished: Fi
 
 
 def test_mlflow_has_steps_epochs_speed_skill_pictures_and_the_parent(
-    finished: Finished, shard_set: Path
+    finished: TrainingResult, shard_set: Path
 ) -> None:
     client = MlflowClient(finished.run.uri)
     found = client.get_run(finished.run.run_id)
@@ -103,12 +105,14 @@ def test_test_videos_of_a_labelled_set_are_never_learnt_from(shard_set: Path) ->
     assert learnt and held and not learnt & test and not held & test and not learnt & held
 
 
-def test_running_a_finished_run_again_does_nothing(finished: Finished, shard_set: Path) -> None:
+def test_running_a_finished_run_again_does_nothing(
+    finished: TrainingResult, shard_set: Path
+) -> None:
     again = train(shard_set, "--runs", str(finished.folder.parents[1]), "--name", "whole")
     assert again.run.run_id == finished.run.run_id and len(losses(again)) == 6
 
 
-def test_two_workers_learn_the_same_as_one(finished: Finished, shard_set: Path) -> None:
+def test_two_workers_learn_the_same_as_one(finished: TrainingResult, shard_set: Path) -> None:
     pair = train(shard_set, "--num_workers", "2", "--cpus_per_worker", "1")
     # batch norm sees two clips instead of four, so only the first step's data can be compared
     assert len(losses(pair)) == 6
@@ -116,7 +120,7 @@ def test_two_workers_learn_the_same_as_one(finished: Finished, shard_set: Path) 
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_run_goes_on_to_the_same_losses(finished: Finished, shard_set: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_losses(finished: TrainingResult, shard_set: Path) -> None:
     words = ["--shards", str(shard_set), *TINY_MODEL, *SHORT, "--runs", "runs"]
     command = [sys.executable, str(ROOT / "pretrain/run.py"), *words]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -145,7 +149,7 @@ def test_a_signal_stops_with_a_checkpoint(shard_set: Path) -> None:
             break
     running.send_signal(signal.SIGTERM)
     printed, error = running.communicate(timeout=120)
-    assert running.returncode == 128 + signal.SIGTERM and b"The same command" in error
+    assert running.returncode == 128 + signal.SIGTERM and b"Run the same command again" in error
     assert b"stopping after this step" in printed and b"stopped  after step" in printed
     (folder,) = Path("runs/pretrain").iterdir()
     state = json.loads((folder / "run.json").read_text())
@@ -156,7 +160,7 @@ def test_a_signal_stops_with_a_checkpoint(shard_set: Path) -> None:
     assert client.get_run(state["mlflow"]["run_id"]).info.status == "KILLED"
 
 
-def test_what_was_logged_before_a_kill_is_not_logged_again(finished: Finished) -> None:
+def test_what_was_logged_before_a_kill_is_not_logged_again(finished: TrainingResult) -> None:
     last = finished.run.last_steps()
     assert last["train/loss"] == 6 and last["val/skill"] == 6
     finished.run.log_metrics({6: {"train/loss": 1.0, "new": 2.0}}, after=last)
@@ -164,7 +168,7 @@ def test_what_was_logged_before_a_kill_is_not_logged_again(finished: Finished) -
 
 
 def test_users_mistakes_are_refused_before_training(
-    finished: Finished, shard_set: Path, tmp_path: Path, cluster: None
+    finished: TrainingResult, shard_set: Path, tmp_path: Path, cluster: None
 ) -> None:
     with pytest.raises(UserError, match=r"(?s)no shards here.*data_prep/shard.py --source"):
         train(tmp_path / "nothing")

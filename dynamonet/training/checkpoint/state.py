@@ -89,8 +89,8 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
     own = train_state.model.config.model_dump(mode="json")
     if saved != own:
         raise UserError(
-            f"{folder}: a checkpoint of another architecture: {differences(saved, own)}. "
-            "Start anew with --resume false, or set the model as it was."
+            f"{folder}: the checkpoint has another architecture: {differences(saved, own)}. "
+            "Start again with --resume false, or set the model as it was."
         )
     train_state.result.load_state_dict(read_weights(folder))
     try:

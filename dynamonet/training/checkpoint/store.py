@@ -67,11 +67,11 @@ class CheckpointStore:
             return
         step, error = self._errors[0]
         last = newest(self.home)
-        stands = f"the last whole one is {last}" if last else "there is none before it"
+        stands = f"the last complete one is {last}" if last else "there is none before it"
         raise UserError(
             f"the checkpoint of step {step} cannot be written to {self.home}: "
             f"{error.strerror or error}. The training stops, as its work would be lost; {stands}. "
-            "Make room or repair the disk; the same command then goes on."
+            "Make room or repair the disk; then run the same command again."
         )
 
     def wait(self) -> None:
@@ -141,7 +141,7 @@ def newest_sound(home: Path) -> Path | None:
         logger.warning(f"damaged  {folder.name}: {reason}; taking the checkpoint before it")
     if folders:
         raise UserError(
-            f"{home}: every checkpoint is damaged. Put one back, or start anew with "
+            f"{home}: every checkpoint is damaged. Put one back, or start again with "
             "--resume false (and another --name)."
         )
     return None

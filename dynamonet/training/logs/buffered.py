@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from dynamonet.tracking.runs import TrackedRun
 
 if TYPE_CHECKING:
-    from dynamonet.training.task import Evaluation
+    from dynamonet.training.logs.metrics import Evaluation
 
 logger = logging.getLogger(__name__)
 UNSENT = "unsent-metrics.json"  # in the run's folder
 RETRY_SECONDS = 60
-_MOST_ARTIFACTS = 32  # held back; metrics are small and all are held back
+_MAX_ARTIFACTS = 32  # held back; metrics are small and all are held back
 
 Rows = dict[int, dict[str, float]]
 
@@ -104,4 +104,4 @@ class BufferedLogger:
                 f"tracking {self.run.uri} does not answer, metrics are held back: {reason}"
             )
         self.away_since = time.monotonic()
-        del self.artifacts[:-_MOST_ARTIFACTS]
+        del self.artifacts[:-_MAX_ARTIFACTS]

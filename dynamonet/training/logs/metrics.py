@@ -1,15 +1,28 @@
-"""What is measured at every step: named sums."""
+"""What is measured: named sums of every step, and what an evaluation gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dynamonet.training.distributed.rank import Rank
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Sums = dict[str, Tensor]  # name -> () float tensor, to be added over steps and ranks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives; only rank 0's is logged."""
+
+    metrics: dict[str, float]
+    figures: dict[str, Figure]  # artifact name -> picture
+    files: dict[str, bytes]  # artifact name -> content
 
 
 @dataclass

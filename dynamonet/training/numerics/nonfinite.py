@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,17 +20,15 @@ from torch import Tensor, nn
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
 from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.transforms import ClipBatch, Views, render
 
-if TYPE_CHECKING:
-    from dynamonet.training.train_step import TrainStep
-
 FOLDER = "nonfinite"
-MOST_NAMED = 8  # layers and samples in a message
-MOST_KEPT = 3  # replay folders of a run
+MAX_NAMED = 8  # layers and samples in a message
+MAX_KEPT = 3  # replay folders of a run
 REMEDY = (
-    "Nothing was updated. Lower optimizer.lr, or set precision: fp32, or on_nonfinite: skip, which "
-    "the same run then goes on with; the last checkpoint stands."
+    "Nothing was updated. Lower optimizer.lr, or set precision: fp32, or on_nonfinite: skip, with "
+    "which the same run can continue; the last checkpoint is intact."
 )
 
 
@@ -66,16 +64,28 @@ class Replay:
 
 
 def diagnose(
-    home: Path, rank: Rank, update: TrainStep, batch: ClipBatch, facts: dict[str, Any]
+    home: Path,
+    rank: Rank,
+    model: DynamoNet,
+    precision: Precision,
+    batch: ClipBatch,
+    facts: dict[str, Any],
+    *,
+    micro_batch: int,
+    torch_seed: int,
 ) -> str:
-    """Writes a rank's part of a step that was not finite; returns what is wrong with it."""
-    model = update.train_state.model
+    """Writes a rank's part of a step that was not finite; returns what is wrong with it.
+
+    Args:
+        facts: step, seed, samples, loss and gradient_norm, see `Replay`.
+        torch_seed: Of the randomness within the step's first part.
+    """
     gradients = broken_gradients(model)
-    torch.manual_seed(update.seed(facts["step"] - 1, 0))
+    torch.manual_seed(torch_seed)
     layers: list[str] = []
-    for part in batch.parts(update.micro_batch):
+    for part in batch.parts(micro_batch):
         frames = render(part.to(rank.device), model.config.frame_px)
-        with update.precision.autocast():
+        with precision.autocast():
             layers = layers or broken_layers(model, frames[:, :, : model.config.num_frames])
     facts = {**facts, "rank": rank.index, "layers": layers, "gradients": gradients}
     folder = write_replay(home, rank.index, batch, facts, model if rank.is_main else None)
@@ -151,5 +161,5 @@ def broken_gradients(model: nn.Module) -> list[str]:
 
 def some(names: list[str]) -> str:
     """Returns the first few of many names."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

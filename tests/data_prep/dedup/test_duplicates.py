@@ -249,7 +249,7 @@ def test_an_excluded_set_that_is_none_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UserError, match="no shards here"):
         made(videos, tmp_path / "set", "--exclude", str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="is the set that is to be made"):
+    with pytest.raises(UserError, match="is the set being made"):
         made(videos, tmp_path / "set", "--exclude", str(tmp_path / "set"))
     assert not (tmp_path / "set").exists()
 

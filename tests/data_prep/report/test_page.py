@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep import shard
-from data_prep.report.page import _columns, _histogram, write_report
+from data_prep.report.page import _columns, _histogram, write_set_page
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import Folder
 from tests.conftest import moving_frames, write_video
@@ -89,7 +89,7 @@ def test_the_page_is_an_artifact_of_the_run_and_the_same_when_written_again(
     artifacts = [item.path for item in MlflowClient(run["tracking_uri"]).list_artifacts(run["id"])]
     assert "report.html" in artifacts
     before = (hostile_set / "report.html").read_text()
-    assert write_report(Folder.at(str(hostile_set))) == before
+    assert write_set_page(Folder.at(str(hostile_set))) == before
 
 
 def test_every_numeric_column_of_the_index_has_a_histogram(hostile_set: Path) -> None:
@@ -109,5 +109,5 @@ def test_a_set_whose_segments_cannot_be_read_still_has_a_page(
     copy = Path(shutil.copytree(hostile_set, tmp_path / "set"))
     for tar in copy.glob("*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
-    page = Page(write_report(Folder.at(str(copy))))
+    page = Page(write_set_page(Folder.at(str(copy))))
     assert not page.pictures() and "no picture" in page.text

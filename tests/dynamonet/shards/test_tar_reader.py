@@ -133,7 +133,7 @@ def test_a_tar_that_changed_in_the_store_is_an_error_that_names_it(
     folder = Folder.at(path)
     name = ShardSet.open(path).tars["shard"].to_pylist()[0]
     cache = TarCache(tmp_path / "other", 10**9)
-    with pytest.raises(OSError, match=f"{name}: .* bytes came instead of 5"):
+    with pytest.raises(OSError, match=f"{name}: .* bytes received instead of 5"):
         cache.fetch(folder, "set", name, 5)
     assert [file.name for file in (tmp_path / "other" / "set").iterdir()] == [f".{name}.lock"]
     boto3.client("s3").delete_object(Bucket="bucket", Key=f"sets/made/{name}")

@@ -238,7 +238,7 @@ def test_a_scale_that_the_stem_contradicts_is_left_and_said() -> None:
     state = resnet_state(8, (1, 1, 1, 1), 3)
     state["bn1.running_var"] *= 1e-6
     foreign = convert_backbone(state, "file.pth")
-    assert "scale of pixels is not known" in str(foreign)
+    assert "pixel scale is unknown" in str(foreign)
     assert torch.equal(foreign.tensors["trunk.stem.conv.weight"], state["conv1.weight"])
 
 
@@ -364,7 +364,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     state = resnet_state(4, (1, 1, 1, 1), 2)
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=1)}, tmp_path / "code.pth")
     told = refused("code.pth")
-    assert "holds argparse.Namespace beside numbers" in told and "weights_only=False" in told
+    assert "holds argparse.Namespace besides numbers" in told and "weights_only=False" in told
     torch.save(state, tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:5000])
     assert "damaged" in refused("cut.pth")

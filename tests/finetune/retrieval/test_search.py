@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_distances_in_blocks_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = unit(np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32))
     group = np.arange(30) // 3
-    monkeypatch.setattr("finetune.neighbours.BLOCK", 7)
+    monkeypatch.setattr("finetune.retrieval.knn.BLOCK", 7)
     naive = np.array([[1 - a @ b for b in rows] for a in rows])
     np.testing.assert_allclose(distances(rows, rows), naive, atol=1e-6)
     wanted = [np.sort(naive[i][group != group[i]])[:4].mean() for i in range(30)]

@@ -44,7 +44,7 @@ TINY = ModelConfig(
 
 def settings(*words: str) -> FinetuneSettings:
     argv = [*BASE.split(), *words]
-    return load(FinetuneSettings, argv, stage="finetune", prog="", description="", examples="")
+    return load(FinetuneSettings, argv, stage="finetune", prog="")
 
 
 @pytest.fixture(scope="module")
