@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import time
 from pathlib import Path
 
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from dynamonet.command_line import load
 from dynamonet.errors import run_entry
+from dynamonet.settings import Settings
 
 EXPERIMENT = "demo"  # its own, so that a real fine-tuning never takes a demo model for the newest
 LABELLED_SHARE = 0.25
 
 
+class DemoSettings(Settings):
+    """Runs three stages in one process, on rendered videos; or two on your own."""
+
+    videos: Path | None = Field(default=None, description="Folder of your own videos.")
+
+
 def main(argv: list[str]) -> None:
     """Runs the demo; see --help."""
-    parser = argparse.ArgumentParser(prog="python demo/run.py", description=__doc__)
-    parser.add_argument("--videos", type=Path, help="folder of your own videos (stages 1 and 2)")
-    options = parser.parse_args(argv)
+    settings = load(DemoSettings, argv, prog="python demo/run.py")
     console, began = Console(), time.monotonic()
     # here, because they take seconds that --help need not wait for
     from dynamonet import cluster
 
     with cluster.connected():  # one Ray for all stages
-        if options.videos:
-            own_videos(console, options.videos)
+        if settings.videos:
+            own_videos(console, settings.videos)
         else:
             motion_videos(console)
     console.print(f"All of it took {time.monotonic() - began:.0f} s.")

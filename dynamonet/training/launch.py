@@ -26,7 +26,14 @@ from dynamonet.training.distributed.coordinator import Coordinator
 from dynamonet.training.distributed.resources import default_processes, worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.console import ConsoleLog, Progress
-from dynamonet.training.run_folder import MODEL, RunState, acquire_run, stage_folder, write_state
+from dynamonet.training.run_folder import (
+    MODEL,
+    RunState,
+    RunStatus,
+    acquire_run,
+    stage_folder,
+    write_state,
+)
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Job, Task
 from dynamonet.training.trainer import train_worker
@@ -66,14 +73,14 @@ def launch(
     task.check()
     home = stage_folder(settings, stage)
     with acquire_run(home, stage, subject, settings, datasets) as (folder, state):
-        if state.status == "finished":
+        if state.status == RunStatus.FINISHED:
             console.print(f"already  run {state.name} is finished; use another --name to run again")
             return TrainingResult(folder / MODEL, TrackedRun(**state.mlflow), folder)
         run = _tracked(stage, state, folder, settings, parents, datasets)
         state.mlflow = asdict(run)
         if not state.origin:  # a resumed run keeps how it began
             state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
-        write_state(folder, state, "running")
+        write_state(folder, state, RunStatus.RUNNING)
         (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
         console.print(f"run      {folder}", soft_wrap=True)
         try:
@@ -83,12 +90,12 @@ def launch(
                 best_by = task.best_by() if task.keeps_best() else None
                 _keep_model(folder, run, best_by)
         except KeyboardInterrupt:
-            write_state(folder, state, "stopped")
+            write_state(folder, state, RunStatus.STOPPED)
             raise
         except BaseException:
-            write_state(folder, state, "failed")
+            write_state(folder, state, RunStatus.FAILED)
             raise
-        write_state(folder, state, "finished")
+        write_state(folder, state, RunStatus.FINISHED)
         return TrainingResult(folder / MODEL, run, folder)
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ FREE_KEYS = frozenset(
 )
 
 
+class RunStatus(str, Enum):
+    """How far a run has come."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"  # by a signal
+    FAILED = "failed"
+    FINISHED = "finished"
+
+
 @dataclass
 class RunState:
     """What run.json holds."""
@@ -44,7 +54,7 @@ class RunState:
     stage: str
     name: str
     settings_digest: str
-    status: str
+    status: RunStatus
     mlflow: dict[str, str]
     dataset_digests: list[str]
     origin: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +99,9 @@ def acquire_run(
                 f"--name {settings.name}: {folder} was made with other settings or data; "
                 "choose another name, or the settings it was made with"
             )
-        wanted = settings.resume and (state.status != "finished" or settings.name is not None)
+        wanted = settings.resume and (
+            state.status != RunStatus.FINISHED or settings.name is not None
+        )
         if not same or not wanted:
             continue
         with _lock(folder) as free:
@@ -100,8 +112,8 @@ def acquire_run(
                 raise UserError(f"{folder}: this run is going on in another process")
     name = settings.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _fresh_folder(home, name, named=settings.name is not None)
-    state = RunState(stage, folder.name, digest, "running", {}, digests)
-    write_state(folder, state, "running")
+    state = RunState(stage, folder.name, digest, RunStatus.RUNNING, {}, digests)
+    write_state(folder, state, RunStatus.RUNNING)
     with _lock(folder):
         yield folder, state
 
@@ -145,12 +157,13 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 def _read_state(folder: Path) -> RunState:
     try:
-        return RunState(**json.loads((folder / RUN_FILE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads((folder / RUN_FILE).read_text("utf-8"))
+        return RunState(**{**values, "status": RunStatus(values["status"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / RUN_FILE}: damaged: {error}; remove {folder}") from None
 
 
-def write_state(folder: Path, state: RunState, status: str) -> None:
+def write_state(folder: Path, state: RunState, status: RunStatus) -> None:
     """Sets a run's status and writes its file, whole or not at all."""
     state.status = status
     growing = folder / f".{RUN_FILE}"

@@ -49,7 +49,7 @@ class Progress:
     @contextmanager
     def receiving_logs(self) -> Iterator[None]:
         """Sends what this package logs here to the driver while the block runs."""
-        handler = QueueHandler(self)
+        handler = logging.handlers.QueueHandler(self)  # type: ignore[arg-type]
         PACKAGE.addHandler(handler)
         PACKAGE.setLevel(logging.INFO)
         try:
@@ -57,7 +57,8 @@ class Progress:
         finally:
             PACKAGE.removeHandler(handler)
 
-    def log(self, record: logging.LogRecord) -> None:
+    def put_nowait(self, record: logging.LogRecord) -> None:
+        """Takes a record; so it is a queue to logging's own handler."""
         self._put(("log", record))
 
     def _put(self, message: tuple[Any, ...]) -> None:
@@ -65,17 +66,6 @@ class Progress:
             self.queue.put_nowait(message)
         except Exception:  # the driver may be gone; training is worth more than its console
             return
-
-
-class QueueHandler(logging.handlers.QueueHandler):
-    """A worker's handler: its records travel to the driver."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(progress.queue)  # type: ignore[arg-type]
-        self.progress = progress
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.progress.log(record)
 
 
 class ConsoleHandler(logging.Handler):
