@@ -92,7 +92,7 @@ def skill_metrics(sums: Tensor, num_beyond: int) -> dict[str, float]:
     }
     for horizon, n in enumerate(range(len(copied) - num_beyond, len(copied)), 1):
         metrics[f"val/skill_h{horizon}"] = float(_skill(predicted[n], copied[n]))
-        metrics[f"val/ceiling_shared_h{horizon}"] = float(_skill(best[n], copied[n]))
+        metrics[f"val/skill_upper_bound_h{horizon}"] = float(_skill(best[n], copied[n]))
     return metrics
 
 

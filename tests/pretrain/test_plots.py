@@ -118,7 +118,7 @@ def test_skill_is_told_for_each_horizon_beyond_the_clip() -> None:
     found = skill_metrics(sums, num_beyond=2)
     assert found["val/skill"] == pytest.approx(float(whole.skill), rel=1e-5)
     assert found["val/skill_h1"] == 0 and found["val/skill_h2"] == 1
-    assert 0 < found["val/ceiling_shared_h1"] < 1 and "val/skill_h3" not in found
+    assert 0 < found["val/skill_upper_bound_h1"] < 1 and "val/skill_h3" not in found
 
 
 def test_the_learning_picture_has_a_curve_for_everything_it_is_given() -> None:
