@@ -20,15 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 
-from benchmarks.report import (
-    Figure,
-    in_own_process,
-    interleaved,
-    peak_bytes,
-    ratio,
-    show,
-    table,
-)
+from benchmarks.report import Figure, in_own_process, interleaved, peak_bytes, ratio, show, table
 from dynamonet.model.config import FilterConfig, ModelConfig
 from dynamonet.model.filtering import apply_filters
 from dynamonet.model.network import DynamoNet

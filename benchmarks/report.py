@@ -17,7 +17,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that a acquire_run rests on."""
+    """One number that a claim rests on."""
 
     name: str
     value: float

@@ -1,41 +1,24 @@
-"""Stage 1 on the driver: list, inspect, plan, write, put together. The work itself is Ray tasks."""
+"""Stage 1 from a folder of videos to a finished set; one that was stopped is completed."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import pyarrow as pa
-
-from data_prep.dedup.duplicates import describe_excluded, find_duplicates, open_excluded
+from data_prep.build import Build
+from data_prep.dedup.duplicates import open_excluded
 from data_prep.progress import OnProgress
-from data_prep.reasons import Rejected, RejectReason
+from data_prep.reasons import Rejected
 from data_prep.report.gallery import draw_galleries
 from data_prep.settings import PrepSettings
-from data_prep.shards.manifest import SETTINGS, Inspected, Record, load_sources, save_sources
-from data_prep.shards.plan import ShardPlan, plan_shards
-from data_prep.shards.tables import make_card, reasons, remove_stale, tables_of
-from data_prep.shards.writer import build_shard, done_record
-from data_prep.sources.labels import Labelling, read_labels
-from data_prep.sources.probe import VideoInfo, inspect
-from dynamonet import cluster
-from dynamonet.child_process import Limits
+from data_prep.shards.manifest import SETTINGS, load_sources, save_sources
+from data_prep.sources.labels import Labelling
+from data_prep.sources.probe import VideoInfo
 from dynamonet.errors import UserError
 from dynamonet.shards import index
-from dynamonet.shards.card import (
-    CARD,
-    Card,
-    ExcludedSet,
-    readable_cards,
-    repair_command,
-    write_card,
-)
-from dynamonet.storage import Folder, is_uri
+from dynamonet.shards.card import CARD, Card, readable_cards, repair_command
 from dynamonet.video.files import Source, find_sources, printable
-
-INSPECT_BATCH = 32  # sources a task inspects: enough to hide the cost of a task
 
 
 @dataclass(frozen=True)
@@ -48,159 +31,6 @@ class PrepResult:
     kept: int  # tars that were there already
     labelling: Labelling | None
     pictures: dict[str, bytes]  # galleries of a set with new content: PNG by file name
-
-
-@dataclass(frozen=True)
-class Build:
-    """The steps from a folder of videos to a shard set, for making one and for repairing it.
-
-    Ray must be connected.
-    """
-
-    settings: PrepSettings
-    videos: Folder
-    output: Folder
-    on_progress: OnProgress
-
-    @classmethod
-    def of(cls, settings: PrepSettings, on_progress: OnProgress) -> Build:
-        """Opens the folders that the settings name."""
-        videos = Folder.at(settings.source or "")
-        return cls(settings, videos, Folder.at(settings.output_path()), on_progress)
-
-    def read_labels(self, sources: list[Source]) -> Labelling | None:
-        """Reads the labels of a labelled set; None for unlabelled videos.
-
-        Raises:
-            UserError: the lists are missing or damaged.
-        """
-        settings = self.settings
-        if settings.dataset is None:
-            return None
-        if is_uri(self.videos.path) and settings.lists is None:
-            raise UserError("--lists: name the folder or file of lists when --source is remote")
-        paths, root = [item.path for item in sources], Path(self.videos.path)
-        return read_labels(settings.dataset, paths, root, settings.lists, settings.test_share)
-
-    def inspect(
-        self,
-        sources: list[Source],
-        labelling: Labelling | None,
-        known: dict[Source, VideoInfo] | None = None,
-    ) -> list[Inspected]:
-        """Reads the headers of all sources, less those whose path, size and time are known.
-
-        A source that could not be used is read again each time.
-        """
-        known = known or {}
-        results: dict[Source, VideoInfo | Rejected] = {s: known[s] for s in sources if s in known}
-        fresh = [item for item in sources if item not in results]
-        groups = (fresh[i : i + INSPECT_BATCH] for i in range(0, len(fresh), INSPECT_BATCH))
-        settings, videos = self.settings, self.videos.path
-        arguments = ((videos, group, settings.min_side_px, settings.limits) for group in groups)
-        for batch in cluster.in_parallel(_inspect_batch, arguments):
-            results |= batch
-            self.on_progress("reading headers", len(results), len(sources))
-        inspected = [_inspected(item, results[item]) for item in sources]
-        if labelling:
-            inspected = _without_unlisted(inspected, set(labelling.unlisted))
-        if settings.dataset in (None, "folder"):  # in official sets all that is listed stays
-            inspected = _without_same_content(inspected, labelling)
-        return inspected
-
-    def plan(self, inspected: list[Inspected], labelling: Labelling | None) -> list[ShardPlan]:
-        """Assigns the usable sources to tars.
-
-        Raises:
-            UserError: there is no usable source.
-        """
-        usable = [(item.source, item.info) for item in inspected if item.info and not item.rejected]
-        if not usable:
-            lost = [item.rejected for item in inspected if item.rejected]
-            raise UserError(f"no usable video among {len(inspected)}:\n  {reasons(lost)}")
-        labels = labelling.labels if labelling else {}
-        return plan_shards(usable, labels, labelling.classes if labelling else [], self.settings)
-
-    def write_missing(self, plans: list[ShardPlan]) -> int:
-        """Writes the tars that are not there whole, or hold what is to be tried again.
-
-        Returns:
-            How many were written.
-        """
-        missing = [plan for plan in plans if self._is_due(done_record(self.output, plan))]
-        seconds = {plan.name: plan.seconds for plan in missing}
-        total, done = sum(seconds.values()), 0.0
-        if missing:
-            self.on_progress("writing shards", done, total)  # so that the rate counts from here
-        # the longest first, so that no core is left with a long tar at the end
-        missing.sort(key=lambda plan: -plan.seconds)
-        arguments = ((p, self.videos.path, self.output.path, self.settings) for p in missing)
-        for name in cluster.in_parallel(build_shard, arguments):
-            done += seconds[name]
-            self.on_progress("writing shards", done, total)
-        return len(missing)
-
-    def records(self, plans: list[ShardPlan]) -> dict[str, Record]:
-        """Reads the records of all tars.
-
-        Raises:
-            UserError: a tar is not done.
-        """
-        records = {}
-        for plan in plans:
-            record = done_record(self.output, plan)
-            if record is None:
-                raise UserError(f"{self.output.path}/{plan.name} changed while the set was made")
-            records[plan.name] = record
-        return records
-
-    def duplicates(self, records: dict[str, Record]) -> tuple[pa.Table, list[ExcludedSet]]:
-        """Finds copies among the segments, and of segments of the excluded sets.
-
-        Raises:
-            UserError: an excluded set cannot be opened or read.
-        """
-        excluded = open_excluded(self.settings)
-        rows = {name: record.rows for name, record in records.items()}
-        table = find_duplicates(self.output, rows, excluded, self.settings, self.on_progress)
-        return table, [describe_excluded(each) for each in excluded]
-
-    def finish(
-        self,
-        records: dict[str, Record],
-        inspected: list[Inspected],
-        labelling: Labelling | None,
-        duplicates: pa.Table,
-        excluded: list[ExcludedSet],
-    ) -> Card:
-        """Writes index, tables and card, and removes tars of older plans.
-
-        Raises:
-            UserError: no video gave a segment.
-        """
-        tables = tables_of(records, inspected, duplicates)
-        card = make_card(tables, inspected, self.settings, labelling, excluded)
-        for before in readable_cards(self.output):
-            if before.digest == card.digest:  # the same content keeps what made it
-                kept = {"made_with": before.made_with, "run": before.run}
-                card = card.model_copy(update=kept)
-                break
-        tables.write(self.output)
-        write_card(self.output, card)
-        remove_stale(self.output, set(records))
-        self.output.clear_incomplete()
-        return card
-
-    def save_settings(self) -> None:
-        """Notes the settings that decide what the tars hold."""
-        text = json.dumps(self.settings.content(), indent=2)
-        self.output.write(SETTINGS, text.encode())
-
-    def _is_due(self, record: Record | None) -> bool:
-        if record is None or not self.settings.retry_quarantined:
-            return record is None
-        rows = record.quarantine.to_pylist()
-        return not all(Rejected.of(row).kind.is_lasting for row in rows)
 
 
 def prepare(settings: PrepSettings, on_progress: OnProgress) -> PrepResult:
@@ -272,49 +102,3 @@ def _check_settings(build: Build) -> None:
             f"{output.path}: was made with other settings:\n  " + "\n  ".join(changed) + "\n"
             "Choose another --output, or the same settings"
         )
-
-
-def _inspect_batch(
-    source: str, sources: list[Source], min_side_px: int, limits: Limits
-) -> dict[Source, VideoInfo | Rejected]:
-    folder = Folder.at(source)
-    return {item: inspect(folder, item, min_side_px, limits) for item in sources}
-
-
-def _inspected(source: Source, result: VideoInfo | Rejected) -> Inspected:
-    if isinstance(result, Rejected):
-        return Inspected(source, None, result)
-    return Inspected(source, result)
-
-
-def _reject(item: Inspected, kind: RejectReason, text: str) -> Inspected:
-    return replace(item, rejected=Rejected(printable(item.source.path), kind, text))
-
-
-def _without_unlisted(inspected: list[Inspected], unlisted: set[str]) -> list[Inspected]:
-    """Rejects files that no list names."""
-    kind = RejectReason.UNLISTED
-    return [
-        _reject(item, kind, kind.value) if item.info and item.source.path in unlisted else item
-        for item in inspected
-    ]
-
-
-def _without_same_content(
-    inspected: list[Inspected], labelling: Labelling | None
-) -> list[Inspected]:
-    """Rejects all files of the same content but the first."""
-    labels = labelling.labels if labelling else {}
-    first: dict[str, str] = {}
-    marked = []
-    for item in inspected:
-        if item.info and item.rejected is None:
-            path = item.source.path
-            twin = first.setdefault(item.info.digest, path)
-            if twin != path:
-                text = f"{RejectReason.SAME_CONTENT.value} {printable(twin)}"
-                if labels.get(twin) != labels.get(path):
-                    text += ", which has another label, side or group"
-                item = _reject(item, RejectReason.SAME_CONTENT, text)
-        marked.append(item)
-    return marked

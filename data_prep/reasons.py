@@ -26,6 +26,11 @@ class RejectReason(str, Enum):
     NEAR_DUPLICATE = "near duplicate"
     IN_EXCLUDED_SET = "in an excluded set"
 
+    @classmethod
+    def _missing_(cls, value: object) -> RejectReason:
+        """Reads a kind of a later version as one that another try may settle."""
+        return cls.UNREADABLE
+
     @property
     def is_lasting(self) -> bool:
         """Tells whether another try could not help; what cannot be read today may be tomorrow."""
@@ -46,9 +51,7 @@ class Rejected:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Rejected:
         """Reads a row of the quarantine table."""
-        known = row["kind"] in {kind.value for kind in RejectReason}
-        kind = RejectReason(row["kind"]) if known else RejectReason.UNREADABLE
-        return cls(**{**row, "kind": kind})
+        return cls(**{**row, "kind": RejectReason(row["kind"])})
 
     @property
     def group(self) -> str:

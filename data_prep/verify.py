@@ -47,52 +47,33 @@ def main(argv: list[str]) -> None:
         prog="python data_prep/verify.py",
         examples=EXAMPLES,
     )
-    verify(
-        Folder.at(settings.shards_path(settings.shards)),
-        decode=settings.decode,
-        repair=settings.repair,
-        source=settings.source,
-        num_shown=settings.show,
-    )
+    verify(settings)
 
 
-def verify(
-    folder: Folder,
-    *,
-    decode: bool = True,
-    repair: bool = False,
-    source: str | None = None,
-    num_shown: int = 20,
-) -> None:
-    """Checks a set and prints what was found.
-
-    Args:
-        decode: Decode every frame, too.
-        repair: Rebuild what is damaged, and check again.
-        source: Where the videos are now; None = where the card says.
-        num_shown: Problems to print.
+def verify(settings: VerifySettings) -> None:
+    """Checks a set, repairs it if that is asked for, and prints what was found.
 
     Raises:
         UserError: something is wrong with the set; the message has the command that repairs it.
     """
     # here, because Ray takes seconds that a mistake need not wait for
-    from data_prep.integrity.repair import repair as repair_set
+    from data_prep.integrity.repair import repair
     from dynamonet import cluster
 
-    console = Console()
+    console, folder = Console(), Folder.at(settings.shards_path(settings.shards))
     console.print(f"shards   {escape(folder.path)}", soft_wrap=True)
     with cluster.connected():
-        result = _check(console, folder, decode, num_shown)
+        result = _check(console, folder, settings)
         if not result.problems:
             console.print("ok")
             return
-        if not repair:
+        if not settings.repair:
             raise UserError(
                 f"{folder.path}: {len(result.problems)} problems",
                 f"Rebuild only what is damaged with\n  {repair_command(folder)}",
             )
         with progress_bars(console) as on_progress:
-            done = repair_set(folder, result, source, on_progress)
+            done = repair(folder, result, settings.source, on_progress)
         tars = ", ".join(done.rebuilt) or "none"
         console.print(f"repaired; tars made again: {tars}", soft_wrap=True)
         if not done.same_content:
@@ -101,7 +82,7 @@ def verify(
                 "this version of FFmpeg decodes or encodes differently",
                 soft_wrap=True,
             )
-        result = _check(console, folder, decode, num_shown)
+        result = _check(console, folder, settings)
     if result.problems:
         raise UserError(
             f"{folder.path}: {len(result.problems)} problems are left after the repair. Make the "
@@ -110,12 +91,12 @@ def verify(
     console.print("ok")
 
 
-def _check(console: Console, folder: Folder, decode: bool, num_shown: int) -> CheckResult:
+def _check(console: Console, folder: Folder, settings: VerifySettings) -> CheckResult:
     from data_prep.integrity.check_set import check_set
 
     began = time.monotonic()
     with progress_bars(console) as on_progress:
-        result = check_set(folder, decode=decode, on_progress=on_progress)
+        result = check_set(folder, decode=settings.decode, on_progress=on_progress)
     table = Table("checked", "count", title="Check", title_justify="left")
     table.columns[1].justify = "right"
     rows = {
@@ -123,7 +104,7 @@ def _check(console: Console, folder: Folder, decode: bool, num_shown: int) -> Ch
         "intact tars": len(result.good),
         "bytes": result.bytes,
         "samples": result.samples,
-        "frames decoded": result.frames if decode else "off",
+        "frames decoded": result.frames if settings.decode else "off",
         "seconds": round(time.monotonic() - began),
         "problems": len(result.problems),
         "warnings": len(result.warnings),
@@ -132,10 +113,10 @@ def _check(console: Console, folder: Folder, decode: bool, num_shown: int) -> Ch
         table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
     console.print(table)
     for lines, kind in ((result.problems, "problem"), (result.warnings, "warning")):
-        for line in lines[:num_shown]:
+        for line in lines[: settings.show]:
             console.print(f"{kind}: {escape(str(line))}", soft_wrap=True, highlight=False)
-        if len(lines) > num_shown:
-            console.print(f"... and {len(lines) - num_shown:,} more; --show N fingerprints N")
+        if len(lines) > settings.show:
+            console.print(f"... and {len(lines) - settings.show:,} more; --show N prints N")
     return result
 
 

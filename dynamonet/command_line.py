@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dynamonet.errors import SettingsError
-from dynamonet.settings import S, closest, flatten, in_yaml, keys, problems, section, to_yaml
+from dynamonet.settings import (
+    S,
+    closest,
+    flatten,
+    in_yaml,
+    keys,
+    members,
+    problems,
+    section,
+    to_yaml,
+)
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -212,23 +221,14 @@ def _holds_words(field: FieldInfo) -> bool:
     return is_tuple and (typing.get_args(hint)[0] is Path or _is_positional(field))
 
 
-def _options(hint: Any) -> list[Any]:
-    """Returns the members of a union, else the hint alone; annotations are looked through."""
-    while typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return [option for member in typing.get_args(hint) for option in _options(member)]
-    return [hint]
-
-
 def _bare(field: FieldInfo) -> Any:
     """Returns a field's type less None."""
-    return next(option for option in _options(field.annotation) if option is not type(None))
+    return next(option for option in members(field.annotation) if option is not type(None))
 
 
 def _metavar(field: FieldInfo) -> str:
     names = []
-    for option in _options(field.annotation):
+    for option in members(field.annotation):
         if typing.get_origin(option) is Literal:
             names += [str(value) for value in typing.get_args(option)]
         elif typing.get_origin(option) is tuple:
@@ -240,7 +240,7 @@ def _metavar(field: FieldInfo) -> str:
 
 def _plain(value: Any, field: FieldInfo) -> Any:
     """Turns words of the command line into what the field's type reads."""
-    nullable = type(None) in _options(field.annotation)
+    nullable = type(None) in members(field.annotation)
     if nullable and value == "null":
         return None
     if typing.get_origin(_bare(field)) is not tuple or _holds_words(field):

@@ -96,12 +96,19 @@ def keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 def section(field: FieldInfo) -> type[BaseModel] | None:
     """Returns the settings model that a field holds, looking through `X | None`."""
-    hint = field.annotation
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
+    for option in members(field.annotation):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
     return None
+
+
+def members(hint: Any) -> list[Any]:
+    """Returns the members of a union, else the hint alone; annotations are looked through."""
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return [option for member in typing.get_args(hint) for option in members(member)]
+    return [hint]
 
 
 def flatten(settings: Settings) -> dict[str, Any]:

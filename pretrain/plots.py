@@ -81,7 +81,7 @@ def filters(values: Tensor, frames: Tensor) -> Figure:
 def learning(
     skill: Tensor, upper_bound: Tensor, num_beyond: int, spectra: dict[str, Tensor]
 ) -> Figure:
-    """Draws the skill of each predicted frame with its upper_bound, and spectra of the features.
+    """Draws the skill of each predicted frame with its upper bound, and spectra of the features.
 
     Args:
         skill, upper_bound: (N,), of each predicted frame.

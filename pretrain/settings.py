@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dynamonet.model.config import ModelConfig
+from dynamonet.doctor.check import PreflightSettings
 from dynamonet.settings import Settings
-from dynamonet.training.settings import TrainSettings
 
 
 class ProbeSettings(Settings):
@@ -24,19 +23,14 @@ class ProbeSettings(Settings):
     )
 
 
-class PretrainSettings(TrainSettings):
+class PretrainSettings(PreflightSettings):
     """Pretrains a 3D-CNN with dynamic motion filters on a shard set."""
 
-    shards: str = Field(
-        default="unlabelled",
-        description="Shard set to learn from: bare name below shards_root, or path.",
-    )
     split: int = Field(
         default=1,
         ge=1,
         description="Labelled sets: learn from the training part of this split only.",
     )
-    model: ModelConfig = Field(default=ModelConfig(), description="The network.")
     loss: Literal["mse", "l1", "smooth_l1"] = Field(
         default="mse",
         description="Difference between predicted and true frames, on normalised RGB.",

@@ -77,7 +77,7 @@ def measure(
 
 
 def skill_metrics(sums: Tensor, num_beyond: int) -> dict[str, float]:
-    """Returns skill and its upper_bound, over all frames and for each horizon.
+    """Returns skill and its upper bound, over all frames and for each horizon.
 
     Args:
         sums: (3, N), errors of the prediction, of a copy, of the best shared filters.

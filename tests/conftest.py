@@ -111,14 +111,12 @@ def training_alone(
 @contextmanager
 def logged(into: list[str]) -> Iterator[None]:
     """Collects what the package logs, at every level."""
-    handler, package = logging.Handler(), logging.getLogger("dynamonet")
+    from dynamonet.training.logs.console import handling_logs
+
+    handler = logging.Handler()
     handler.emit = lambda record: into.append(record.getMessage())
-    package.addHandler(handler)
-    package.setLevel(logging.DEBUG)
-    try:
+    with handling_logs(handler, logging.DEBUG):
         yield
-    finally:
-        package.removeHandler(handler)
 
 
 def moving_frames(num: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

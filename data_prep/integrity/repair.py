@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from data_prep.build import Build
 from data_prep.integrity.check_set import CheckResult
-from data_prep.pipeline import Build
 from data_prep.progress import OnProgress
 from data_prep.settings import PrepSettings
 from data_prep.shards.manifest import Record, load_sources, read_record, record_name, save_sources

@@ -1,7 +1,7 @@
 """One time range of a source -> encoded segments.
 
-    source -> upright, scaled frames at a steady rate (dynamonet.video.steady) -> x264 -> mp4
-                                                            |----> shots    |----> scores -> filters
+    source -> upright, scaled frames at a constant rate (video.constant_rate) -> x264 -> mp4
+                                                           |----> shots    |----> scores -> filters
 
 Frames stream through: no more than a few are in memory, however long the source. The result depends
 on the source and the settings alone: one thread, no clock, no version strings.

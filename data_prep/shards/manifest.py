@@ -5,7 +5,7 @@ records/
   sources.parquet         every video found: header, hash, or why it was left out
   settings.json           the settings that decide what the tars hold
   card.json               a copy of the card
-  fingerprints/                 fingerprints of each tar's segments
+  fingerprints/           fingerprints of each tar's segments
 
 Everything beside the tars can be made again from here, without the videos.
 """

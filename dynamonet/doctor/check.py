@@ -23,7 +23,7 @@ class Check:
 
 
 class PreflightSettings(TrainSettings):
-    """The part of a pretraining's settings that the checks read."""
+    """What a pretraining's settings begin with: all that the checks read."""
 
     shards: str = Field(
         default="unlabelled",

@@ -36,7 +36,7 @@ from dynamonet.training.run_folder import (
 )
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Job, Task
-from dynamonet.training.trainer import train_worker
+from dynamonet.training.worker import train_worker
 
 MAX_TRIES = 30  # of a minute each, to find the workers' resources while the run goes on
 

@@ -3,8 +3,8 @@
 <runs>/<stage>/<name>/
   run.json          settings digest, MLflow run, origin, status: running, finished ...
   settings.yaml     the complete settings
-  step-00000200/    checkpoints, see checkpoint_store
-  nonfinite/       steps that were refused, see numerics.nonfinite
+  step-00000200/    checkpoints, see checkpoint.store
+  nonfinite/        steps that were refused, see numerics.nonfinite
   test/             tables of the test, e.g. the predictions for each video
   model/            the finished model
 """
@@ -82,7 +82,8 @@ def stage_folder(settings: TrainSettings, stage: str) -> Path:
 def settings_digest(settings: TrainSettings) -> str:
     """Returns a digest of the settings that make a training what it is."""
     kept = {key: value for key, value in flatten(settings).items() if key not in FREE_KEYS}
-    return hashlib.blake2b(json.dumps(kept, default=str).encode(), digest_size=8).hexdigest()
+    text = json.dumps(kept, sort_keys=True, default=str)  # whatever order they are declared in
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dynamonet.training.memory import checkpoint_activations, fitting_micro_batc
 from dynamonet.training.numerics.precision import Precision, choose_precision, wanted_dtype
 from dynamonet.training.perf.monitor import PerfMonitor
 from dynamonet.training.schedule import make_optimizer
-from dynamonet.training.task import Task
+from dynamonet.training.task import Job, Task
 from dynamonet.training.train_step import TrainStep, copy_all
 from dynamonet.video.transforms import ClipBatch, View, stack_views
 
@@ -45,6 +45,35 @@ class Setup:
     train_step: TrainStep
     state: LoopState  # where the training stands
     compiled: bool
+
+    def lines(self, job: Job, rank: Rank) -> list[str]:
+        """Returns a line each about clips, batch, order of reading and device."""
+        settings, plan = job.task.settings, self.plan
+        micro = self.train_step.micro_batch
+        parts = plan.batch_size // micro
+        how = f"{plan.batch_size} x {plan.num_ranks} workers"
+        if parts > 1:
+            how = f"{micro} at once x {parts} parts x {plan.num_ranks} workers"
+        order, cache = "all samples shuffled", self.reader.tars.cache
+        if plan.windows is not None:
+            order = f"samples shuffled within {settings.loader.window_shards} tars at a time"
+        if cache is not None:
+            order += f"; tars kept in {cache.home}, at most {settings.loader.cache_gb:g} GB"
+        device = f"{rank.device}, channels last, {self.precision}"
+        device += ", compiled" if self.compiled else ", not compiled"
+        if settings.activation_checkpointing:
+            device += ", activations computed twice"
+        if settings.ema_decay:
+            device += f", weights averaged (decay {settings.ema_decay:g})"
+        return [
+            f"clips    {plan.num_samples:,} in {plan.steps:,} steps an epoch; "
+            f"{plan.left_out:,} left out and {plan.repeated:,} repeated each epoch, "
+            f"{self.reader.too_short:,} segments shorter than a clip",
+            f"batch    {plan.global_batch} = {how}, {job.processes} loader processes and "
+            f"{job.threads} threads each",
+            f"order    {order}",
+            f"device   {device}",
+        ]
 
 
 def set_up(task: Task[Any], rank: Rank, home: Path) -> Setup:

@@ -7,15 +7,11 @@ row): a run that is killed and resumed takes the same steps as one that was not.
 from __future__ import annotations
 
 import logging
-import pickle
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import ray.train
 import torch
-from ray.train.torch import get_device
 
 from dynamonet.errors import UserError
 from dynamonet.model.files import read_weights
@@ -32,7 +28,6 @@ from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.profiler import traced
 from dynamonet.training.schedule import rate_factor, set_rate
 from dynamonet.training.setup import set_up
-from dynamonet.training.startup import startup_lines
 from dynamonet.training.task import Job
 from dynamonet.training.train_step import Gradients
 from dynamonet.video.transforms import ClipBatch
@@ -48,33 +43,6 @@ class StepRequest(NamedTuple):
     save: bool
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Runs on every Ray Train worker."""
-    job: Job = pickle.loads(config["job"])  # made by the driver, brought by Ray
-    coordinator, context = job.coordinator, ray.train.get_context()
-    assert coordinator is not None
-    if coordinator.failure() is not None:
-        return  # restarting would not help; the driver raises it
-    device = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    rank = Rank(context.get_world_rank(), context.get_world_size(), device)
-    torch.set_num_threads(job.threads)
-    with job.progress.receiving_logs():
-        try:
-            Trainer(job, rank, draining=lambda: ray.train.get_preemption_info() is not None).run()
-        except RuntimeError as error:  # PyTorch's when another worker is gone: worth a restart
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            lagging = coordinator.describe_lagging()
-            logger.error(f"failed   rank {rank.index}: {text}. Workers: {lagging}")
-            raise
-        except Exception as error:
-            known = isinstance(error, UserError)
-            coordinator.record_failure(error if known else sendable(error))
-            if rank.count > 1:  # the other ranks wait for this one: Ray must end them
-                raise
-
-
 class Trainer:
     """One worker's training: steps, evaluations and checkpoints until done."""
 
@@ -87,10 +55,10 @@ class Trainer:
         self.draining, self.drained = draining, False
         self.store = CheckpointStore(job.home, settings.keep_checkpoints, self.task.best_by())
         self.tracking = BufferedLogger(job.run, job.home)
-        setup = set_up(self.task, rank, job.home)
+        self.setup = setup = set_up(self.task, rank, job.home)
         self.reader, self.plan, self.total_steps = setup.reader, setup.plan, setup.total_steps
         self.train_state, self.precision = setup.train_state, setup.precision
-        self.train_step, self.state, self.compiled = setup.train_step, setup.state, setup.compiled
+        self.train_step, self.state = setup.train_step, setup.state
         self.window, self.perf = MetricWindow(rank), self.train_step.perf
         self.heartbeat = Heartbeat(job.coordinator, rank.index)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
@@ -239,7 +207,7 @@ class Trainer:
         context = PerfContext.of(
             self.settings,
             self.precision,
-            compiled=self.compiled,
+            compiled=self.setup.compiled,
             processes=self.job.processes,
             threads=self.job.threads,
         )
@@ -296,15 +264,7 @@ class Trainer:
         """Cleans up after an earlier start and tells what is about to run; rank 0 does."""
         self.store.clear_incomplete()
         self.tracking.resume()  # one that was killed may have logged more than its checkpoint holds
-        for line in startup_lines(
-            self.job,
-            self.rank,
-            self.plan,
-            self.reader,
-            self.precision,
-            micro_batch=self.train_step.micro_batch,
-            compiled=self.compiled,
-        ):
+        for line in self.setup.lines(self.job, self.rank):
             logger.info(line)
         logger.info(f"work     {self.perf.capacity}")
         if self.state.step:
@@ -327,8 +287,3 @@ class Trainer:
 
     def _ends_epoch(self, done: int) -> bool:
         return done % self.plan.steps == 0 or done == self.total_steps
-
-
-def sendable(error: Exception) -> Exception:
-    """Returns an error of the program as one that can always be pickled, with its traceback."""
-    return RuntimeError("".join(traceback.format_exception(error)))

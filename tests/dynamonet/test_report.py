@@ -34,7 +34,7 @@ in_browser = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH"
 )
 CLIPS = "--clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0 --precision fp32".split()
-HOSTILE = "<img src=x onerror=alert(1)>"  # as a shard set may be descriptor
+HOSTILE = "<img src=x onerror=alert(1)>"  # as a shard set may be called
 
 
 class Made(NamedTuple):

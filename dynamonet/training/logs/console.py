@@ -34,6 +34,17 @@ SHOWN = {
 }
 
 
+@contextmanager
+def handling_logs(handler: logging.Handler, level: int = logging.INFO) -> Iterator[None]:
+    """Gives a handler what this package logs, from a level on, while the block runs."""
+    PACKAGE.addHandler(handler)
+    PACKAGE.setLevel(level)
+    try:
+        yield
+    finally:
+        PACKAGE.removeHandler(handler)
+
+
 @dataclass(frozen=True)
 class Progress:
     """The worker's end of the line; a console that is gone stops no training."""
@@ -46,16 +57,9 @@ class Progress:
     def note(self, done: int, metrics: dict[str, float]) -> None:
         self._put(("note", done, metrics))
 
-    @contextmanager
-    def receiving_logs(self) -> Iterator[None]:
+    def receiving_logs(self) -> AbstractContextManager[None]:
         """Sends what this package logs here to the driver while the block runs."""
-        handler = logging.handlers.QueueHandler(self)  # type: ignore[arg-type]
-        PACKAGE.addHandler(handler)
-        PACKAGE.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            PACKAGE.removeHandler(handler)
+        return handling_logs(logging.handlers.QueueHandler(self))  # type: ignore[arg-type]
 
     def put_nowait(self, record: logging.LogRecord) -> None:
         """Takes a record; so it is a queue to logging's own handler."""

@@ -1,4 +1,4 @@
-"""The perf of one worker's training: its time by parts, its metrics, and advice on it."""
+"""The performance of one worker's training: its time by parts, its metrics, and advice on it."""
 
 from __future__ import annotations
 
