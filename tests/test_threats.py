@@ -29,7 +29,7 @@ def keyword(call: ast.Call, name: str) -> str:
 
 def test_nothing_is_unpickled_but_jobs_of_our_own_processes() -> None:
     own = (
-        "training/trainer.py",
+        "training/worker.py",
         "child_process.py",
     )  # a job, made by this run's driver or by the caller
     allowed = {ROOT / "dynamonet" / name for name in own}
