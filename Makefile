@@ -4,13 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHES := $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py))
 
-.PHONY: help demo test check format clean $(BENCHES)
+.PHONY: help demo test test-fast check docs format clean $(BENCHES)
 
 help:
 	@echo "make demo              the whole pipeline on rendered videos, under 5 minutes"
 	@echo "make demo VIDEOS=DIR   stages 1 and 2 on your own videos"
-	@echo "make test              all tests"
-	@echo "make check             format, lint, types"
+	@echo "make test              all tests, in about 7 minutes on two cores"
+	@echo "make test-fast         those that need neither Ray nor a browser, in about 1"
+	@echo "make check             format, lint, types, documentation"
+	@echo "make docs              the documentation site, into site/"
 	@echo "make bench-TOPIC       one benchmark table: $(BENCHES)"
 
 .venv: .venv/installed
@@ -26,10 +28,17 @@ demo: .venv
 test: .venv
 	$(BIN)/python -m pytest
 
+test-fast: .venv
+	$(BIN)/python -m pytest -m 'not slow'
+
 check: .venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(MAKE) --no-print-directory docs
+
+docs: .venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: .venv
 	$(BIN)/ruff format .
@@ -39,4 +48,4 @@ $(BENCHES): bench-%: .venv
 	$(BIN)/python -m benchmarks.bench_$*
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache dist site

@@ -42,7 +42,7 @@ from benchmarks.report import Figure, ratio, show, table
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
-from dynamonet.video.transforms import ClipBatch, render
+from dynamonet.video.transforms import ClipBatch
 
 WARM_UP = 8  # batches that are not counted: processes start, queues fill
 ROUNDS = 3
@@ -75,7 +75,7 @@ def planes(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterat
 
 def rendered(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[Tensor]:
     for batch in planes(source, clips, processes):
-        yield render(batch, SIDE)
+        yield batch.render(SIDE)
 
 
 BARE, OWN, OWN_PLANES = "bare decoder, thrown away", "this reader", "this reader, not rendered"
@@ -180,9 +180,9 @@ def waiting(path: str, folder: Path) -> tuple[Table, list[Figure]]:
 
 def make_shards(videos: Path, folder: Path) -> str:
     """Makes shards of a folder of videos, and one file of each segment for the other loaders."""
-    from data_prep import shard
+    from data_prep.shard import main as shard
 
-    shard.main(f"--source {videos} --output {folder}/set --runs {folder}/runs".split())
+    shard(f"--source {videos} --output {folder}/set --runs {folder}/runs".split())
     return str(folder / "set")
 
 

@@ -64,13 +64,13 @@ def kill_after(step: int, words: list[str]) -> None:
 
 
 def make_shards(folder: Path) -> str:
-    from data_prep import shard
+    from data_prep.shard import main as shard
     from demo.motion_videos import write_motion_videos
     from dynamonet import cluster
 
     write_motion_videos(folder / "videos", train_videos=63, test_videos=9)
     with cluster.connected():
-        shard.main(
+        shard(
             f"--source {folder}/videos --output {folder}/set --runs {folder}/prep "
             "--min_seconds 0.5 --shard_mb 0.05".split()
         )

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.report import Figure, in_own_process, peak_bytes, show, table
-from data_prep.build import Build
+from data_prep.builder import Build
 from data_prep.settings import PrepSettings
 from data_prep.shards.manifest import Inspected, Record, load_sources, save_sources
 from data_prep.shards.plan import ShardPlan

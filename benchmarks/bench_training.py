@@ -90,12 +90,11 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
     from dynamonet.training.distributed.rank import Rank
     from dynamonet.training.numerics.precision import choose_precision
     from dynamonet.training.schedule import make_optimizer
-    from dynamonet.video.transforms import render
     from pretrain.objective import Pretraining
     from pretrain.settings import PretrainSettings
 
     words = bench.words("plain")
-    settings = load(PretrainSettings, words, stage="pretrain", prog="")
+    settings = load(PretrainSettings, words, prog="")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     task, rank = Pretraining(settings, bench.shards), Rank(0, 1, torch.device("cpu"))
@@ -112,7 +111,7 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
         if step == warm_up:
             since = time.perf_counter()
         torch.manual_seed(sample_seed(0, step, 0))
-        frames = render(batch, config.frame_px)
+        frames = batch.render(config.frame_px)
         model.train()
         with precision.autocast():
             loss, _ = task.loss(model, frames, batch, upper_bound=False)

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-from data_prep.build import Build
+from data_prep.builder import Build
 from data_prep.dedup.duplicates import open_excluded
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected

@@ -71,6 +71,8 @@ class FilterSettings(Settings):
 class PrepSettings(StageSettings):
     """Cuts raw videos into segments and writes them as WebDataset shards."""
 
+    configs = "data_prep"
+
     source: str | None = Field(
         default=None, description="Folder of raw videos, searched to any depth."
     )

@@ -13,6 +13,7 @@ from data_prep.progress import progress_bars
 from data_prep.segments.scenes import check_installed
 from data_prep.settings import PrepSettings
 from dynamonet.command_line import load
+from dynamonet.commands import command, fill
 from dynamonet.errors import UserError, run_entry
 from dynamonet.storage import Folder, absolute
 from dynamonet.tracking.origin import DatasetUse
@@ -21,34 +22,39 @@ from dynamonet.video.files import printable
 if TYPE_CHECKING:
     from data_prep.pipeline import PrepResult
     from data_prep.sources.labels import Labelling
+    from dynamonet.shards.index import ShardSet
     from dynamonet.tracking.runs import TrackedRun
 
 EXAMPLES = """examples:
-  python data_prep/shard.py --source /data/videos                     unlabelled videos
-  python data_prep/shard.py --source UCF-101 --dataset ucf101 --lists ucfTrainTestlist
-  python data_prep/shard.py --source own --dataset folder --output own    class-named subfolders
+  {shard} --source /data/videos                     unlabelled videos
+  {shard} --source UCF-101 --dataset ucf101 --lists ucfTrainTestlist
+  {shard} --source own --dataset folder --output own    class-named subfolders
 """
 SHOWN = 3  # examples of a disagreement between lists and files
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> ShardSet:
     """Makes shards as the command line says; --help lists all settings."""
     settings = load(
         PrepSettings,
         argv,
-        stage="data_prep",
-        prog="python data_prep/shard.py",
+        prog=command("shard"),
         examples=EXAMPLES,
     )
+    return shard(settings)
+
+
+def shard(settings: PrepSettings) -> ShardSet:
+    """Runs stage 1 under an MLflow run, prints what it did, and returns the set.
+
+    Raises:
+        UserError: no videos there, settings that do not go together, or a set made by others.
+    """
     if settings.source is None:
         raise UserError(
-            "--source is missing: the folder of your videos, searched to any depth.\n" + EXAMPLES
+            "--source is missing: the folder of your videos, searched to any depth.\n"
+            + fill(EXAMPLES)
         )
-    shard(settings)
-
-
-def shard(settings: PrepSettings) -> None:
-    """Runs stage 1 under an MLflow run and prints what it did."""
     # here, because Ray and MLflow take seconds that a mistake need not wait for
     from data_prep.pipeline import prepare
     from data_prep.report.page import write_set_page
@@ -79,6 +85,7 @@ def shard(settings: PrepSettings) -> None:
         console.print(f"filters  {where}: segments next to each threshold", soft_wrap=True)
     console.print(f"shards   {output}", soft_wrap=True)
     console.print(f"report   {output}/{index.REPORT}", soft_wrap=True)
+    return index.ShardSet.open(output)
 
 
 def _track(settings: PrepSettings, result: PrepResult, started: float) -> TrackedRun:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data_prep.progress import progress_bars
 from dynamonet.command_line import load, positional
+from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
 from dynamonet.shards.card import repair_command
 from dynamonet.stage import ShardsRoot
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from data_prep.integrity.check_set import CheckResult
 
 EXAMPLES = """examples:
-  python data_prep/verify.py unlabelled                   the set in data/shards/unlabelled
-  python data_prep/verify.py /data/shards/own --no-decode
-  python data_prep/verify.py own --repair                 rebuilds what is damaged from the videos
+  {verify} unlabelled                   the set in data/shards/unlabelled
+  {verify} /data/shards/own --no-decode
+  {verify} own --repair                 rebuilds what is damaged from the videos
 """
 
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     settings = load(
         VerifySettings,
         argv,
-        prog="python data_prep/verify.py",
+        prog=command("verify"),
         examples=EXAMPLES,
     )
     verify(settings)

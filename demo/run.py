@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 def motion_videos(console: Console) -> None:
     """Renders labelled videos, pretrains without the labels, fine-tunes with a quarter of them."""
-    from data_prep import shard
+    from data_prep.shard import main as shard
     from demo.motion_videos import CLASSES, write_motion_videos
     from finetune import run as finetune
     from pretrain import run as pretrain
@@ -59,7 +59,7 @@ def motion_videos(console: Console) -> None:
         console.rule(f"python {script} {' '.join(arguments)}", align="left")
         return arguments
 
-    shard.main(
+    shard(
         stage(
             "data_prep/shard.py",
             "--source",
@@ -79,7 +79,7 @@ def motion_videos(console: Console) -> None:
         ("from scratch", "none", ""),
         ("pretrained", str(learnt.model), f"{skill:.2f}"),
     ):
-        scores = finetune.main(
+        tuned = finetune.main(
             stage(
                 "finetune/run.py",
                 "--shards",
@@ -90,7 +90,7 @@ def motion_videos(console: Console) -> None:
                 weights,
             )
         )
-        table.add_row(name, f"{scores['top1']:.1%}", f"{scores['top5']:.1%}", shown)
+        table.add_row(name, f"{tuned.metrics['top1']:.1%}", f"{tuned.metrics['top5']:.1%}", shown)
     console.rule()
     console.print(table)
     console.print("Skill: 1 - error / error of copying the last frame; 0 = a copy, 1 = perfect.")
@@ -99,11 +99,11 @@ def motion_videos(console: Console) -> None:
 
 def own_videos(console: Console, videos: Path) -> None:
     """Makes shards of a folder of videos and pretrains on them for a few minutes."""
-    from data_prep import shard
+    from data_prep.shard import main as shard
     from pretrain import run as pretrain
 
     words = ["--config", "tiny", "--experiment", EXPERIMENT]
-    shard.main([*words, "--source", str(videos), "--output", "own"])
+    shard([*words, "--source", str(videos), "--output", "own"])
     learnt = pretrain.main([*words, "--shards", "own"])
     skill = learnt.run.metrics("val/")["skill"]
     console.print(f"Skill of the prediction on videos kept out of training: {skill:.3f}")

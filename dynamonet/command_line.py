@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from dynamonet.commands import IN_CHECKOUT, fill
 from dynamonet.errors import SettingsError
 from dynamonet.settings import (
     S,
@@ -32,7 +33,9 @@ from dynamonet.settings import (
     to_yaml,
 )
 
-CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+HERE = Path(__file__).resolve().parent
+# beside the packages in a checkout, inside this one where it was installed
+CONFIG_ROOT = (HERE.parent if IN_CHECKOUT else HERE) / "configs"
 
 
 def positional(description: str, **options: Any) -> Any:
@@ -47,21 +50,19 @@ def load(
     prog: str,
     description: str = "",
     examples: str = "",
-    stage: str | None = None,
 ) -> S:
     """Builds an entry's settings from the command line; prints and exits for --help.
 
     Args:
         description: Of the entry; else the model's docstring.
-        examples: Shown at the end of `--help`.
-        stage: Folder below `configs/` in which `--config NAME` is looked up; None = no --config.
+        examples: Shown at the end of `--help`, `{name}` of a command as it is typed.
 
     Raises:
         SettingsError: a key is unknown, a value is out of range, or the file is no mapping. The
             message has one line for each key, with where it was given.
     """
     fields = {key: field for key, field in keys(model).items() if section(field) is None}
-    about = description or str(model.__doc__)
+    about, examples, stage = description or str(model.__doc__), fill(examples), model.configs
     parser = _parser(fields, prog, about, examples, stage)
     options, extra = parser.parse_known_args(_fold_switches(argv, fields))
     _refuse_unknown(extra, fields)
@@ -71,7 +72,7 @@ def load(
     given = {key: _plain(value, fields[key]) for key, value in words.items()}
     if name is None and stage is not None:
         name = default_config(given.get("dataset"), stage)
-    in_file = _flat(read_yaml(name, stage)) if name and stage else {}
+    in_file = dotted(read_yaml(name, stage)) if name and stage else {}
     if wants_help:
         effective = {key: field.get_default() for key, field in fields.items()} | in_file | given
         with suppress(SettingsError):  # a mistake does not keep the help from the user
@@ -119,7 +120,7 @@ def config_names(stage: str) -> list[str]:
 def _build(model: type[S], in_file: dict[str, Any], given: dict[str, Any], name: str | None) -> S:
     """Validates what file and command line say together; a mistake is named with its place."""
     try:
-        return model.model_validate(_nested(in_file | given))
+        return model.model_validate(nest(in_file | given))
     except ValidationError as error:
         lines = []
         fields = keys(model)
@@ -134,16 +135,17 @@ def _build(model: type[S], in_file: dict[str, Any], given: dict[str, Any], name:
         raise SettingsError("\n".join(lines)) from None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested values by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= dotted(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by dotted keys as nested ones."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *path, leaf = key.split(".")

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dynamonet.command_line import load, positional
+from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
@@ -59,7 +60,7 @@ class Exported:
     difference: float  # largest over all outputs, relative to each output's largest value
 
 
-def export(place: str | Path, file: Path) -> Exported:
+def export(place: str | Path, file: str | Path) -> Exported:
     """Writes a model as ONNX (`.onnx`) or `torch.export` archive (`.pt2`) and runs it once.
 
     The file appears under its name only after its results were found equal to the model's.
@@ -70,6 +71,7 @@ def export(place: str | Path, file: Path) -> Exported:
     Raises:
         UserError: no model there, an unknown suffix, a missing library, or results that differ.
     """
+    file = Path(file)
     kinds = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}
     if file.suffix not in kinds:
         raise UserError(f"{file}: unknown kind {file.suffix!r}; expected .onnx or .pt2")
@@ -191,7 +193,7 @@ def main(argv: list[str]) -> Exported:
     settings = load(
         ExportSettings,
         argv,
-        prog="python -m dynamonet.export",
+        prog=command("export"),
     )
     done = export(settings.model, settings.output)
     print(f"{done.file}: {done.file.stat().st_size / 1e6:.1f} MB")

@@ -10,7 +10,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +22,7 @@ from dynamonet.errors import SettingsError
 class Settings(BaseModel):
     """Base of every settings model: frozen, unknown keys refused, defaults checked too."""
 
+    configs: ClassVar[str | None] = None  # folder below configs/ with files of such settings
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
     )

@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
 import dynamonet
-from dynamonet.settings import Settings
+from dynamonet.command_line import dotted, nest, read_yaml
+from dynamonet.settings import S, Settings, validate
 from dynamonet.storage import absolute
 
 
@@ -55,6 +57,21 @@ class StageSettings(Places):
     experiment: str = Field(
         default="dynamonet", description="MLflow experiment that the run belongs to."
     )
+
+    @classmethod
+    def from_config(cls: type[S], name_or_file: str, **changes: Any) -> S:
+        """Returns the settings in a YAML file, with changes.
+
+        Args:
+            name_or_file: A path, or a name in `configs/`, as `--config` takes it.
+            changes: Values by key; those of a section as a dict: `optimizer={"lr": 0.001}`.
+
+        Raises:
+            SettingsError: no such file, an unknown key, or a value that is out of range.
+        """
+        assert cls.configs is not None
+        values = dotted(read_yaml(name_or_file, cls.configs)) | dotted(changes)
+        return validate(cls, nest(values), origin=name_or_file)
 
     @field_validator("name")
     @classmethod

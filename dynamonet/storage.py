@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 
 INCOMPLETE = ".incomplete"  # where local files grow until they are whole
@@ -62,7 +63,7 @@ def absolute(path: str) -> str:
             f"{path!r} is a relative path, and this job runs in the temporary copy of the working "
             "folder that --working-dir made: anything written there is lost.\n"
             "Give absolute paths, e.g.\n"
-            "  ray job submit --working-dir . -- python pretrain/run.py "
+            f"  ray job submit --working-dir . -- {command('pretrain')} "
             "--runs $PWD/runs --shards_root $PWD/data/shards"
         )
     return os.path.normpath(local.absolute())

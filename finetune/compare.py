@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dynamonet.command_line import load
+from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
 from finetune.settings import CompareSettings
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from finetune.evaluation.run_results import TestedVideos
 
 EXAMPLES = """examples:
-  python finetune/compare.py --a runs/finetune/scratch --b runs/finetune/pretrained
-  python finetune/compare.py --a runs/finetune/a-seed* --b runs/finetune/b-seed*    seeds averaged
+  {compare} --a runs/finetune/scratch --b runs/finetune/pretrained
+  {compare} --a runs/finetune/a-seed* --b runs/finetune/b-seed*    seeds averaged
 """
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> AccuracyComparison:
     options = load(
         CompareSettings,
         argv,
-        prog="python finetune/compare.py",
+        prog=command("compare"),
         examples=EXAMPLES,
     )
     # here, because these take seconds that --help need not wait for

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dynamonet.command_line import load
+from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
 from finetune.settings import CurveSettings
 from finetune.train.labelled_set import open_labelled
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from finetune.train.label_efficiency import Point
 
 EXAMPLES = """examples:
-  python finetune/label_curve.py --dataset folder --shards own --max_steps 500
-  python finetune/label_curve.py --dataset ucf101 --shares 0.01,0.1,1 --seeds 0,1,2,3,4
-  python finetune/label_curve.py --dataset hmdb51 --pretrained runs/pretrain/NAME --name hmdb-curve
+  {label-curve} --dataset folder --shards own --max_steps 500
+  {label-curve} --dataset ucf101 --shares 0.01,0.1,1 --seeds 0,1,2,3,4
+  {label-curve} --dataset hmdb51 --pretrained runs/pretrain/NAME --name hmdb-curve
 
 Give --max_steps: epochs of a small share are few steps. A curve that was stopped goes on with the
 same --name.
@@ -33,8 +34,7 @@ def main(argv: list[str]) -> list[Point]:
     settings = load(
         CurveSettings,
         argv,
-        stage="finetune",
-        prog="python finetune/label_curve.py",
+        prog=command("label-curve"),
         examples=EXAMPLES,
     )
     if settings.pretrained == "none":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dynamonet.command_line import load
+from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
 from dynamonet.video.files import find_videos
 from finetune.settings import PredictSettings
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
     from finetune.prediction.videos import FilePredictions
 
 EXAMPLES = """examples:
-  python finetune/predict.py runs/finetune/<name>/model clip.mp4
-  python finetune/predict.py MODEL videos/ --window_seconds 2 --output predictions.csv
-  python finetune/predict.py MODEL long.mkv --step_seconds 10 --filmstrip strips/
-  python finetune/predict.py PRETRAINED videos/ --features features.parquet
+  {predict} runs/finetune/<name>/model clip.mp4
+  {predict} MODEL videos/ --window_seconds 2 --output predictions.csv
+  {predict} MODEL long.mkv --step_seconds 10 --filmstrip strips/
+  {predict} PRETRAINED videos/ --features features.parquet
 """
 KINDS = (".json", ".csv", ".parquet")
 
@@ -28,15 +29,36 @@ def main(argv: list[str]) -> FilePredictions:
     """Predicts as the command line says; --help lists all options.
 
     Raises:
-        UserError: no model, no classifier where one is needed, a file that cannot be written, or
-            a video that could not be read (after all others are done).
+        UserError: see `predict`, or a video that could not be read (after all others are done).
     """
     options = load(
         PredictSettings,
         argv,
-        prog="python finetune/predict.py",
+        prog=command("predict"),
         examples=EXAMPLES,
     )
+    result = predict(options)
+    if result.failed:
+        from finetune.prediction.videos import lines
+
+        total = len(result.failed) + len(result.videos)
+        raise UserError(
+            f"{len(result.failed)} of {total} could not be read:\n  {lines(result.failed)}"
+        )
+    return result
+
+
+def predict(options: PredictSettings) -> FilePredictions:
+    """Reads videos window by window, prints what the model says, and writes what is asked for.
+
+    Returns:
+        The classes of each video and of each of its windows, and what could not be read, with
+        reasons.
+
+    Raises:
+        UserError: no model, no classifier where one is needed, a file that cannot be written, or
+            no video that could be read.
+    """
     _check_outputs(options)
     console = Console()
     videos, failed = find_videos(list(options.videos))
@@ -45,7 +67,7 @@ def main(argv: list[str]) -> FilePredictions:
         raise UserError(f"no video to read:\n  {reasons}")
     # here, because torch takes seconds that a mistake need not wait for
     from finetune.prediction.predictor import Predictor
-    from finetune.prediction.videos import lines, predict_files, print_line
+    from finetune.prediction.videos import predict_files, print_line
     from finetune.prediction.writers import write_predictions
 
     predictor = Predictor(
@@ -59,11 +81,6 @@ def main(argv: list[str]) -> FilePredictions:
         model = str(predictor.folder)
         write_predictions(options.output, model, predictor.classes, result.videos, result.failed)
         print_line(console, f"written  {options.output}")
-    if result.failed:
-        total = len(result.failed) + len(result.videos)
-        raise UserError(
-            f"{len(result.failed)} of {total} could not be read:\n  {lines(result.failed)}"
-        )
     return result
 
 
@@ -90,7 +107,7 @@ def _check_classifier(predictor: Predictor, options: PredictSettings) -> None:
     if not predictor.classes and (wants_classes or options.features is None):
         raise UserError(
             f"{predictor.folder}: this model has no classifier. Give it one with\n"
-            f"  python finetune/run.py --dataset folder --pretrained {predictor.folder}\n"
+            f"  {command('finetune')} --dataset folder --pretrained {predictor.folder}\n"
             "or ask for its features alone with --features FILE.parquet"
         )
 

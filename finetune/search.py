@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamonet.command_line import load
+from dynamonet.commands import command, fill
 from dynamonet.errors import SettingsError, UserError, run_entry
 from finetune.settings import LabelNextSettings, NearestSettings, OutlierSettings
 
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from finetune.retrieval.features import FeatureTable
 
 EXAMPLES = """examples:
-  python finetune/predict.py MODEL videos/ --features features.parquet
-  python finetune/search.py nearest features.parquet --query videos/a.mp4@12.5 --gallery near.html
-  python finetune/search.py nearest features.parquet --query new.mp4 --model MODEL
-  python finetune/search.py outliers features.parquet --top 50 --output odd.csv
-  python finetune/search.py label-next features.parquet --budget 30 --output labels.csv
-  python finetune/search.py label-next features.parquet --labelled labels.csv --budget 30
+  {predict} MODEL videos/ --features features.parquet
+  {search} nearest features.parquet --query videos/a.mp4@12.5 --gallery near.html
+  {search} nearest features.parquet --query new.mp4 --model MODEL
+  {search} outliers features.parquet --top 50 --output odd.csv
+  {search} label-next features.parquet --budget 30 --output labels.csv
+  {search} label-next features.parquet --labelled labels.csv --budget 30
 """
 SHOWN = 30  # rows printed
 
@@ -50,8 +51,8 @@ def main(argv: list[str]) -> list[Hit]:
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         abouts = "\n".join(f"  {each:12}{own.__doc__}" for each, (own, _) in COMMANDS.items())
-        print(f"usage: python finetune/search.py COMMAND FEATURES [--key value ...]\n\n{abouts}")
-        print(f"\nCOMMAND --help shows its settings.\n\n{EXAMPLES}", end="")
+        print(f"usage: {command('search')} COMMAND FEATURES [--key value ...]\n\n{abouts}")
+        print(f"\nCOMMAND --help shows its settings.\n\n{fill(EXAMPLES)}", end="")
         return []
     if name not in COMMANDS:
         raise SettingsError(f"{name or 'COMMAND'}: expected one of {', '.join(COMMANDS)}")
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> list[Hit]:
     options = load(
         model,
         argv[1:],
-        prog=f"python finetune/search.py {name}",
+        prog=f"{command('search')} {name}",
         examples=EXAMPLES,
     )
     for file in (options.output, options.gallery):
@@ -162,7 +163,7 @@ def _write(file: Path, hits: list[Hit], windows: FeatureTable, labels: bool) -> 
         rows = [{"path": below(hit.path, base), "label": ""} for hit in hits]
         print(
             "fill in the column label, then\n"
-            f"  python data_prep/shard.py --source {base} --dataset folder --lists {file}"
+            f"  {command('shard')} --source {base} --dataset folder --lists {file}"
         )
     with atomic_file(file) as growing:
         if file.suffix == ".json":

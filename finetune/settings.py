@@ -46,6 +46,8 @@ class AugmentSettings(Settings):
 class FinetuneSettings(TrainSettings):
     """Fine-tunes a pretrained model on a labelled shard set and measures it."""
 
+    configs = "finetune"
+
     epochs: float = Field(default=60.0, gt=0, description="Passes over the data.")
     dataset: Literal["hmdb51", "ucf101", "kinetics400", "folder"] = Field(
         default="folder", description="Labelled set; also chooses configs/finetune/<dataset>.yaml."

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
 from dynamonet.training.features import KnnBank
@@ -45,7 +46,7 @@ def probe_rows(shards: ShardSet, split: int, max_clips: int) -> ProbeRows:
     if not shards.classes:
         raise UserError(
             f"probe.shards: {shards.folder.path} has no labels. Make labelled shards with\n"
-            "  python data_prep/shard.py --source VIDEOS --dataset folder --output ANOTHER"
+            f"  {command('shard')} --source VIDEOS --dataset folder --output ANOTHER"
         )
     names, groups = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
     rows = shards.rows(split=split, part="train")

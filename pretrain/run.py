@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dynamonet.command_line import load
+from dynamonet.commands import command
 from dynamonet.errors import run_entry
 from pretrain.settings import PretrainSettings
 
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from dynamonet.training.launch import TrainingResult
 
 EXAMPLES = """examples:
-  python pretrain/run.py                                   with the defaults
-  python pretrain/run.py --config tiny --shards motion --optimizer.lr 0.001
-  ray job submit -- python pretrain/run.py --num_workers 8
+  {pretrain}                                   with the defaults
+  {pretrain} --config tiny --shards motion --optimizer.lr 0.001
+  ray job submit -- {pretrain} --num_workers 8
 """
 
 
@@ -25,15 +26,18 @@ def main(argv: list[str]) -> TrainingResult:
     settings = load(
         PretrainSettings,
         argv,
-        stage="pretrain",
-        prog="python pretrain/run.py",
+        prog=command("pretrain"),
         examples=EXAMPLES,
     )
     return pretrain(settings)
 
 
 def pretrain(settings: PretrainSettings) -> TrainingResult:
-    """Runs stage 2 and prints where its results are."""
+    """Runs stage 2, prints where its results are, and returns them.
+
+    Raises:
+        UserError: no shards, too few resources, or something else that the user can mend.
+    """
     from dynamonet.shards.index import ShardSet
 
     console = Console()
@@ -65,7 +69,7 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
     console.print(
-        f"next     python finetune/run.py --dataset ... --pretrained {done.model}",
+        f"next     {command('finetune')} --dataset ... --pretrained {done.model}",
         soft_wrap=True,
     )
     return done

@@ -26,6 +26,8 @@ class ProbeSettings(Settings):
 class PretrainSettings(PreflightSettings):
     """Pretrains a 3D-CNN with dynamic motion filters on a shard set."""
 
+    configs = "pretrain"
+
     split: int = Field(
         default=1,
         ge=1,

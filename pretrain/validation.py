@@ -14,7 +14,6 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import middle_clips
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.video.transforms import render
 from pretrain import plots
 from pretrain.collapse import effective_rank, spectrum, spread
 from pretrain.settings import PretrainSettings
@@ -39,7 +38,7 @@ def measure(
     seen: list[tuple[Tensor, Tensor]] = []
     drawn: tuple[Tensor, Output] | None = None
     for batch in middle_clips(reader, rows, rank, size):
-        frames = render(batch.to(rank.device), config.frame_px)
+        frames = batch.to(rank.device).render(config.frame_px)
         with precision.autocast():
             output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)

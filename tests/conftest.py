@@ -192,10 +192,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shard_set(video_folder: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of `video_folder`, labelled by class folder, made by stage 1 itself."""
-    from data_prep import shard
+    from data_prep.shard import main as shard
 
     root = tmp_path_factory.mktemp("made")
     words = f"--source {video_folder} --dataset folder --output {root}/set --runs {root}/runs"
     more = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.005 --test_share 0.4"
-    shard.main([*words.split(), *more.split()])
+    shard([*words.split(), *more.split()])
     return root / "set"

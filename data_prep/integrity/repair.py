@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from data_prep.build import Build
+from data_prep.builder import Build
 from data_prep.integrity.check_set import CheckResult
 from data_prep.progress import OnProgress
 from data_prep.settings import PrepSettings
@@ -23,6 +23,7 @@ from data_prep.shards.tables import Tables, remove_stale, tables_of
 from data_prep.sources.probe import digest_of
 from dynamonet import cluster
 from dynamonet.command_line import default_config, read_yaml
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 from dynamonet.settings import flatten, validate
 from dynamonet.shards import index
@@ -60,7 +61,7 @@ def repair(
         raise UserError(
             f"{folder.path}: neither {CARD} nor {CARD_COPY} can be read, so the videos and "
             f"settings of this set are unknown. {UNCHANGED}\nRun stage 1 again as it was run "
-            f"before:\n  python data_prep/shard.py --source VIDEOS --output "
+            f"before:\n  {command('shard')} --source VIDEOS --output "
             f"{shlex.quote(folder.path)} ..."
         )
     only_tables = result.knows_sources and result.shards == result.good.keys()
@@ -228,7 +229,7 @@ def _settings(card: Card, folder: Folder, source: str | None) -> PrepSettings:
 
 def _stage_one(settings: PrepSettings) -> str:
     """Returns the command of stage 1 with these settings."""
-    return " ".join(["python data_prep/shard.py", *_flags(settings)])
+    return " ".join([command("shard"), *_flags(settings)])
 
 
 def _flags(settings: PrepSettings) -> Iterator[str]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dynamonet.command_line import load
+from dynamonet.commands import command
 from dynamonet.doctor import machine, places, ray_cluster
 from dynamonet.doctor.check import Check, PreflightSettings
 from dynamonet.errors import UserError, run_entry
@@ -34,9 +35,9 @@ CHECKS: dict[str, Callable[[PreflightSettings], list[Check]]] = {
     "ray": ray_cluster.cluster_checks,
 }
 EXAMPLES = """examples:
-  python -m dynamonet.doctor                                   before python pretrain/run.py
-  python -m dynamonet.doctor --config tiny --num_workers 2     before the same words to it
-  ray job submit -- python -m dynamonet.doctor                 where the job's driver will run
+  {doctor}                                   before {pretrain}
+  {doctor} --config tiny --num_workers 2     before the same words to it
+  ray job submit -- {doctor}                 where the job's driver will run
 """
 
 
@@ -69,8 +70,7 @@ def main(argv: list[str]) -> list[Check]:
     settings = load(
         cast("type[PreflightSettings]", resolve_name(SETTINGS)),
         argv,
-        stage="pretrain",
-        prog="python -m dynamonet.doctor",
+        prog=command("doctor"),
         description="Checks what a pretraining depends on, before it starts.",
         examples=EXAMPLES,
     )

@@ -8,12 +8,13 @@ import tempfile
 
 from pyarrow import fs as pafs
 
+from dynamonet.commands import command
 from dynamonet.doctor.check import Check, PreflightSettings, nearest_folder
 from dynamonet.errors import UserError
 from dynamonet.storage import Folder, is_uri
 
 WARN_GB, FAIL_GB = 10, 1
-MAKE = "python data_prep/shard.py --source VIDEOS --output"
+MAKE = f"{command('shard')} --source VIDEOS --output"
 PROBE_RUN = "doctor: may this store be written to?"
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dynamonet.command_line import load, positional
+from dynamonet.commands import command
 from dynamonet.errors import run_entry
 from dynamonet.lineage.tracer import LineageNode, Tracer
 from dynamonet.stage import Places
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> LineageNode:
     settings = load(
         LineageSettings,
         argv,
-        prog="python -m dynamonet.lineage",
+        prog=command("lineage"),
     )
     with answering_soon():
         tracer = Tracer(settings.runs_path(), settings.shards_root_path())

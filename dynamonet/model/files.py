@@ -19,6 +19,22 @@ from dynamonet.errors import UserError
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_digest"  # key in the description
+_OWN_KEYS = ("format_version", WEIGHTS_DIGEST, "model")
+MODEL_CARD = "README.md"  # on the hub
+_CARD = """---
+library_name: dynamonet
+pipeline_tag: video-classification
+tags: [video, self-supervised, 3d-cnn]
+---
+A 3D-CNN with dynamic motion filters. What it is, which clips it was trained on and where it comes
+from is in `model.json`.
+
+```python
+from dynamonet import DynamoNet
+
+model = DynamoNet.from_pretrained("{repo_id}")
+```
+"""
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 
 
@@ -30,6 +46,11 @@ def write_model(folder: Path, weights: dict[str, Tensor], description: dict[str,
     head = {"format_version": FORMAT_VERSION, WEIGHTS_DIGEST: weights_digest(folder)}
     text = json.dumps({**head, **description}, indent=2)
     (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
+
+
+def facts(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a description holds beside the architecture and the file's own keys."""
+    return {key: value for key, value in description.items() if key not in _OWN_KEYS}
 
 
 def weights_digest(folder: Path) -> str:
@@ -51,22 +72,45 @@ def locate(place: str | Path) -> Path:
     match = None if folder.exists() else _HUB_ID.fullmatch(str(place))
     if match is None:
         return folder
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise UserError(
-            f"{place}: no such folder. To take it for a model on the Hugging Face hub:\n"
-            "  pip install 'dynamonet[hub]'"
-        ) from None
+    hub = _hub(f"{place}: no such folder. To take it for a model on the Hugging Face hub:")
     repo, revision = match["repo"], match["revision"]
     try:
         for name in (WEIGHTS, DESCRIPTION):
-            file = hf_hub_download(repo, name, revision=revision)
+            file = hub.hf_hub_download(repo, name, revision=revision)
     except Exception as error:  # the library raises its own, requests' and the system's errors
         raise UserError(
             f"{place}: no folder here and cannot be downloaded from the hub: {error}"
         ) from None
     return Path(file).parent
+
+
+def upload(
+    folder: Path, repo_id: str, *, commit_message: str, private: bool | None, token: str | None
+) -> str:
+    """Uploads a model's folder to the Hugging Face hub, with a model card; returns the address.
+
+    Raises:
+        UserError: `huggingface_hub` is not installed, or the hub refuses.
+    """
+    hub = _hub("Models are put on the Hugging Face hub by its own library:")
+    (folder / MODEL_CARD).write_text(_CARD.format(repo_id=repo_id), "utf-8")
+    api = hub.HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+    except Exception as error:  # the library raises its own, requests' and the system's errors
+        raise UserError(
+            f"{repo_id}: cannot be uploaded to the hub: {error}", "Check `hf auth whoami`"
+        ) from None
+    return str(done)
+
+
+def _hub(purpose: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{purpose}\n  pip install 'dynamonet[hub]'") from None
+    return huggingface_hub
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 from dynamonet.errors import UserError
 from dynamonet.model.classifier import Classifier
 from dynamonet.model.config import ModelConfig
-from dynamonet.model.files import DESCRIPTION, locate, read_description, read_weights, write_model
+from dynamonet.model.files import (
+    DESCRIPTION,
+    facts,
+    locate,
+    read_description,
+    read_weights,
+    upload,
+    write_model,
+)
 from dynamonet.model.motion_filters import MotionFilters
 from dynamonet.model.prediction import predict_levels
 from dynamonet.model.trunk import Trunk
@@ -64,6 +73,7 @@ class DynamoNet(nn.Module):
             else Classifier(config, config.num_classes, self.motion.dmr_dim)
         )
         self.frozen: tuple[nn.Module, ...] = ()
+        self.facts: dict[str, Any] = {}  # JSON-able, kept beside the weights: classes, clips, run
 
     def freeze(self) -> None:
         """Leaves only the classifier to be trained; all else also keeps its running statistics."""
@@ -106,14 +116,37 @@ class DynamoNet(nn.Module):
         logits = None if self.classifier is None else self.classifier(features, dmr)
         return Output(features, pooled, filters, dmr, predicted, logits)
 
-    def save_pretrained(self, folder: Path, *, extra: dict[str, Any] | None = None) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights (safetensors) and the JSON that rebuilds the model into a folder.
 
-        Args:
-            extra: JSON-able facts to keep beside the configuration, e.g. class names.
+        The JSON holds the architecture and `facts`.
         """
-        model = self.config.model_dump(mode="json")
-        write_model(folder, self.state_dict(), {"model": model, **(extra or {})})
+        description = {"model": self.config.model_dump(mode="json"), **self.facts}
+        write_model(Path(folder), self.state_dict(), description)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Uploads the model to the Hugging Face hub and returns the commit's address.
+
+        Args:
+            repo_id: `owner/name`; made if it is missing.
+            private: Of a repository that is made; None = as the owner's account says.
+            token: None = of `hf auth login`.
+
+        Raises:
+            UserError: `huggingface_hub` is not installed, or the hub refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(
+                Path(folder), repo_id, commit_message=commit_message, private=private, token=token
+            )
 
     @classmethod
     def from_pretrained(cls, place: str | Path) -> DynamoNet:
@@ -133,4 +166,5 @@ class DynamoNet(nn.Module):
             model.load_state_dict(read_weights(folder))
         except RuntimeError as error:
             raise UserError(f"{folder}: weights do not fit {DESCRIPTION}: {error}") from None
+        model.facts = facts(description)
         return model.eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dynamonet.command_line import load, positional
+from dynamonet.commands import command
 from dynamonet.errors import run_entry
 from dynamonet.report.page import write_report
 from dynamonet.stage import Places
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> Path:
     settings = load(
         ReportSettings,
         argv,
-        prog="python -m dynamonet.report",
+        prog=command("report"),
     )
     file = write_report(settings.run, settings)
     Console().print(f"report   {file}", soft_wrap=True)

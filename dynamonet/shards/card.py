@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 from dynamonet.storage import Folder
 
@@ -95,7 +96,7 @@ def read_card(folder: Folder, name: str = CARD) -> Card:
     if folder.size(name) is None:
         raise UserError(
             f"{folder.path}: no shards here (expected {CARD}, its tables and tars)",
-            f"Make them with\n  python data_prep/shard.py --source VIDEOS --output {folder.path}",
+            f"Make them with\n  {command('shard')} --source VIDEOS --output {folder.path}",
         )
     try:
         values = json.loads(folder.read(name))
@@ -130,4 +131,4 @@ def write_card(folder: Folder, card: Card) -> None:
 
 def repair_command(folder: Folder) -> str:
     """Returns the command that checks a set and rebuilds what is damaged."""
-    return f"python data_prep/verify.py {shlex.quote(folder.path)} --repair"
+    return f"{command('verify')} {shlex.quote(folder.path)} --repair"

@@ -2,7 +2,7 @@
 
     step -> EpochPlan.batch -> rows -> Request (row + its own seed)      here, in the main process
     Request -> bytes by offset -> frames -> canvas                       in a loader process
-    batch of canvases -> ClipBatch -> device -> transforms.render        back in the main process
+    batch of canvases -> ClipBatch -> device -> ClipBatch.render         back in the main process
 
 What a request yields depends on (seed, epoch, row) alone, never on the rank, the worker or what was
 read before.
@@ -64,17 +64,18 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
     def __init__(
         self,
         shards: ShardSet,
-        rows: NDArray[np.int64],
-        settings: ClipSettings,
+        rows: NDArray[np.int64] | None = None,
+        settings: ClipSettings | None = None,
         *,
         num_frames: int,
-        loop_short: bool,
-        eval_side: float,
+        loop_short: bool = True,
+        eval_side: float = 1.0,
         loader: LoaderSettings | None = None,
         never_mirrored: frozenset[int] = frozenset(),
     ) -> None:
         """Args:
-        rows: Rows of the index that may be read.
+        rows: Rows of the index that may be read; None = all.
+        settings: How clips are cut; None = the defaults.
         num_frames: Frames of a clip, those beyond the clip included.
         loop_short: A segment shorter than the clip goes round again; else it is left out.
         eval_side: Side of the centre crop as a share of the canvas.
@@ -84,7 +85,8 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         Raises:
             UserError: the cache is too small for that order.
         """
-        self.settings, self.num_frames = settings, num_frames
+        rows = np.arange(len(shards)) if rows is None else rows
+        self.settings, self.num_frames = settings or ClipSettings(), num_frames
         self.loop_short, self.eval_side = loop_short, eval_side
         self.never_mirrored = never_mirrored
         self.columns = shards.columns
@@ -104,8 +106,9 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
             windows = TarWindows.of(tar_of, loader.window_shards)
         return EpochPlan(len(self.rows), loader.batch_size, num_ranks, seed, windows)
 
-    def __getitem__(self, request: Request) -> ClipBatch | FailedBatch:
-        return self.__getitems__([request])
+    def __getitem__(self, request: Request | int) -> ClipBatch | FailedBatch:
+        """Reads one clip; a row number stands for the middle of that segment."""
+        return self.__getitems__([Request(request) if isinstance(request, int) else request])
 
     def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | FailedBatch:
         """Reads a batch. A sample that fails is replaced by one drawn from its own seed."""

@@ -15,7 +15,7 @@ from dynamonet.shards.order import even_share
 from dynamonet.shards.reader import ClipReader, Request, batches
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.video.transforms import ClipBatch, render
+from dynamonet.video.transforms import ClipBatch
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Source: InstDisc (Wu et al. 2018), whose k is 200
 
@@ -74,7 +74,7 @@ def clip_features(
     config = model.config
     parts: list[tuple[list[int], Tensor, Tensor]] = []
     for batch in middle_clips(reader, rows, rank, batch_size):
-        frames = render(batch.to(rank.device), config.frame_px)[:, :, : config.num_frames]
+        frames = batch.to(rank.device).render(config.frame_px)[:, :, : config.num_frames]
         with torch.no_grad(), precision.autocast():
             output: Output = model(frames, predict_frames=False)
         parts.append((batch.row.tolist(), descriptor(output), batch.label.cpu()))

@@ -24,7 +24,7 @@ from dynamonet.training.logs.metrics import Sums
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.perf.monitor import PerfMonitor
 from dynamonet.training.task import Task
-from dynamonet.video.transforms import ClipBatch, render
+from dynamonet.video.transforms import ClipBatch
 
 MAX_OVERFLOWS = 20  # fp16: in a row; the loss scale has then been halved from 65,536 to below 1
 
@@ -118,7 +118,7 @@ class TrainStep:
         return sample_seed(self.task.settings.seed, step, place)
 
     def _loss(self, part: ClipBatch, *, upper_bound: bool) -> tuple[Tensor, Sums]:
-        frames = render(part.to(self.rank.device), self.train_state.model.config.frame_px)
+        frames = part.to(self.rank.device).render(self.train_state.model.config.frame_px)
         self.perf.lap("copy")
         with self.precision.autocast():
             loss_and_sums = self.task.loss(self.parallel, frames, part, upper_bound=upper_bound)

@@ -84,6 +84,29 @@ class ClipBatch:
             label=self.label.to(**move),
         )
 
+    def render(self, size: int) -> Tensor:
+        """Crops, mirrors, resizes, converts and normalises the self.
+
+        Args:
+            size: Height and width of the result in pixels.
+
+        Returns:
+            (B, 3, T, size, size) float32, RGB, mean 0.45 and deviation 0.225 taken out, in
+            channels-last memory.
+        """
+        grid = _grid(self.views, size)
+        sample = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+        # scaled and centred before they are enlarged: fewer values, and the same sum
+        luma = self.luma.float().sub_(16).mul_(1 / 219)
+        chroma = self.chroma.flatten(1, 2).float().sub_(128).mul_(1 / 224)
+        luma = F.grid_sample(luma, grid, **sample)
+        chroma = F.grid_sample(chroma, grid, **sample)
+        rgb = yuv_to_rgb(luma, *chroma.unflatten(1, (-1, 2)).unbind(2))
+        if self.views.colour is not None:
+            rgb = _adjust_colours(rgb, self.views.colour)
+        normalised = rgb.sub_(MEAN).div_(STD)
+        return normalised.contiguous(memory_format=torch.channels_last_3d)
+
 
 @dataclass(frozen=True)
 class View:
@@ -123,30 +146,6 @@ def stack_views(views: list[View]) -> Views:
         flip=torch.tensor([view.flip for view in views]),
         colour=None if bool((colour == 1).all()) else colour,
     )
-
-
-def render(batch: ClipBatch, size: int) -> Tensor:
-    """Crops, mirrors, resizes, converts and normalises a batch.
-
-    Args:
-        size: Height and width of the result in pixels.
-
-    Returns:
-        (B, 3, T, size, size) float32, RGB, mean 0.45 and deviation 0.225 taken out, in
-        channels-last memory.
-    """
-    grid = _grid(batch.views, size)
-    sample = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
-    # scaled and centred before they are enlarged: fewer values, and the same sum
-    luma = batch.luma.float().sub_(16).mul_(1 / 219)
-    chroma = batch.chroma.flatten(1, 2).float().sub_(128).mul_(1 / 224)
-    luma = F.grid_sample(luma, grid, **sample)
-    chroma = F.grid_sample(chroma, grid, **sample)
-    rgb = yuv_to_rgb(luma, *chroma.unflatten(1, (-1, 2)).unbind(2))
-    if batch.views.colour is not None:
-        rgb = _adjust_colours(rgb, batch.views.colour)
-    normalised = rgb.sub_(MEAN).div_(STD)
-    return normalised.contiguous(memory_format=torch.channels_last_3d)
 
 
 def yuv_to_rgb(luma: Tensor, u: Tensor, v: Tensor) -> Tensor:

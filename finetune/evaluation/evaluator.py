@@ -21,7 +21,6 @@ from dynamonet.shards.reader import ClipReader, Request, batches
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.video.transforms import render
 from finetune.evaluation.metrics import Predictions, interval
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
 
@@ -77,7 +76,7 @@ def predict_videos(
     rows, probabilities = [], []
     config = model.config
     for batch in batches(reader, groups, processes=0, prefetch=1):
-        frames = render(batch.to(rank.device), config.frame_px)[:, :, : config.num_frames]
+        frames = batch.to(rank.device).render(config.frame_px)[:, :, : config.num_frames]
         with precision.autocast():
             output = model(frames, predict_frames=False)
         rows += batch.row.tolist()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader, FailedBatch, Request
-from dynamonet.video.transforms import denormalise, render
+from dynamonet.video.transforms import denormalise
 from finetune.evaluation.metrics import Predictions
 
 _NAMED_CLASSES = 30  # more names than this cannot be read beside a matrix
@@ -89,7 +89,7 @@ def _frames(reader: ClipReader, row: int) -> NDArray[np.uint8] | None:
     batch = reader[Request(row)]
     if isinstance(batch, FailedBatch):
         return None
-    clip = render(batch, _FRAME_PX)
+    clip = batch.render(_FRAME_PX)
     shown = np.linspace(0, clip.shape[2] - 1, min(_FRAMES, clip.shape[2])).round().astype(int)
     pixels = denormalise(clip[0, :, shown]).permute(1, 2, 3, 0)
     return (pixels * 255).round().byte().numpy()

@@ -36,7 +36,7 @@ from dynamonet.video.decode import (
 from dynamonet.video.files import Source, open_source
 from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
-from dynamonet.video.transforms import ClipBatch, View, denormalise, render, stack_views
+from dynamonet.video.transforms import ClipBatch, View, denormalise, stack_views
 from finetune.prediction.sliding_window import Clip, ClipCutter, Window, WindowPlan
 
 
@@ -108,7 +108,7 @@ class Predictor:
             label=torch.full((len(clips),), -1),
             row=torch.arange(len(clips)),
         )
-        frames = render(batch.to(self.device), self.config.frame_px)
+        frames = batch.to(self.device).render(self.config.frame_px)
         output = self.model(frames, predict_frames=False)
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
         shares = pictures = [None] * len(clips)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import DESCRIPTION, WEIGHTS, locate, read_description, read_weights
@@ -93,7 +94,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
         if newest is None:
             raise UserError(
                 f"no finished pretraining run in {uri}. Make one with\n"
-                "  python pretrain/run.py\nor train from scratch with --pretrained none"
+                f"  {command('pretrain')}\nor train from scratch with --pretrained none"
             )
         return _at(Path(newest[1]))
     file = Path(wanted).expanduser().absolute()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 from finetune.prediction.writers import (
     DIGEST_KEY,
@@ -76,7 +77,7 @@ def read_features(file: Path, by: str) -> FeatureTable:
         UserError: missing, damaged, no features file, of an older format or several models, empty,
             or with numbers that are not finite.
     """
-    remedy = "expected what `python finetune/predict.py MODEL VIDEO... --features FILE` writes"
+    remedy = f"expected what `{command('predict')} MODEL VIDEO... --features FILE` writes"
     if not file.is_file():
         raise UserError(f"{file}: no such file; {remedy}")
     try:

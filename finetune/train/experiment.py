@@ -32,7 +32,26 @@ class Result:
 
     settings: FinetuneSettings
     folder: Path
+    model: Path
     metrics: dict[str, float]  # of the test part
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What stage 3 found."""
+
+    runs: list[Result]  # one for each split and seed
+
+    @property
+    def model(self) -> Path:
+        """The folder of the first run's model."""
+        return self.runs[0].model
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean of each metric over the runs."""
+        names = self.runs[0].metrics
+        return {name: float(np.mean([run.metrics[name] for run in self.runs])) for name in names}
 
 
 def run_once(settings: FinetuneSettings, shards: ShardSet, console: Console) -> Result:
@@ -75,7 +94,7 @@ def run_once(settings: FinetuneSettings, shards: ShardSet, console: Console) -> 
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
-    return Result(settings, done.folder, metrics)
+    return Result(settings, done.folder, done.model, metrics)
 
 
 def accuracy(metrics: dict[str, float]) -> str:
@@ -139,12 +158,6 @@ def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> l
             done.append(run_once(single, shards, console))
     _summarise(settings, done, console)
     return done
-
-
-def mean_metrics(results: list[Result]) -> dict[str, float]:
-    """Returns the mean of each metric over runs."""
-    names = results[0].metrics
-    return {name: float(np.mean([r.metrics[name] for r in results])) for name in names}
 
 
 def _summarise(settings: FinetuneSettings, results: list[Result], console: Console) -> None:

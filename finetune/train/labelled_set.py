@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynamonet.commands import command
 from dynamonet.errors import UserError
 from finetune.settings import FinetuneSettings
 
@@ -24,14 +25,14 @@ def open_labelled(settings: FinetuneSettings) -> ShardSet:
     if Folder.at(path).size(CARD) is None:
         raise UserError(
             f"{path}: no shards of {settings.dataset} here. Make them with\n"
-            f"  python data_prep/shard.py --source VIDEOS --dataset {settings.dataset} "
+            f"  {command('shard')} --source VIDEOS --dataset {settings.dataset} "
             f"--output {path}"
         )
     shards = ShardSet.open(path)
     if not shards.classes:
         raise UserError(
             f"{path}: these shards have no labels. Make labelled ones with\n"
-            f"  python data_prep/shard.py --source VIDEOS --dataset {settings.dataset} "
+            f"  {command('shard')} --source VIDEOS --dataset {settings.dataset} "
             "--output ANOTHER"
         )
     return shards

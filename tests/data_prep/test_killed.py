@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.mutants import lost, render_formats, write_mutants
-from data_prep import shard
 from data_prep.integrity.check_tar import check_tar
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.settings import EncodeSettings, PrepSettings
+from data_prep.shard import main as shard
 from data_prep.shards.manifest import Record, read_record
 from data_prep.shards.plan import ShardPlan, plan_shards
 from data_prep.shards.writer import build_shard
@@ -171,7 +171,7 @@ def test_files_that_were_videos_are_taken_or_quarantined_with_a_reason(
         shutil.copy(path, videos)
     words = "--encode.short_side_px 32 --segment_seconds 1 --min_seconds 0.5 --shard_mb 0.05"
     words += " --limits.stall_seconds 20"
-    shard.main([*words.split(), "--source", str(videos), "--output", str(tmp_path / "set")])
+    shard([*words.split(), "--source", str(videos), "--output", str(tmp_path / "set")])
     taken = set(ShardSet.open(str(tmp_path / "set")).table["source"].to_pylist())
     rows = pq.read_table(tmp_path / "set/quarantine.parquet").to_pylist()
     assert not lost(videos.iterdir(), taken, {row["source"]: row["reason"] for row in rows})

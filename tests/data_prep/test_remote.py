@@ -13,7 +13,7 @@ import boto3
 import psutil
 import pytest
 
-from data_prep import shard
+from data_prep.shard import main as shard
 from dynamonet.shards.index import ShardSet
 from tests.conftest import ROOT, moving_frames, write_video
 
@@ -47,7 +47,7 @@ def test_videos_in_a_bucket_become_the_same_shards_in_a_bucket(
     videos: Path, store: str, tmp_path: Path, cluster: None
 ) -> None:
     local = ["--source", str(videos), "--output", str(tmp_path / "local")]
-    shard.main([*local, "--runs", str(tmp_path / "runs"), *SMALL])
+    shard([*local, "--runs", str(tmp_path / "runs"), *SMALL])
     client = boto3.client("s3")
     for path in videos.rglob("*.mp4"):
         client.upload_file(str(path), "bucket", f"raw/{path.relative_to(videos)}")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from webdataset.compat import WebDataset
 
-from data_prep import shard
+from data_prep.shard import main as shard
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.shards.index import ShardSet
 from dynamonet.video.decode import decode_planes
@@ -26,7 +26,7 @@ SMALL = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.02".split()
 
 
 def prepare(source: Path, output: Path, *words: str) -> ShardSet:
-    shard.main(["--source", str(source), "--output", str(output), *SMALL, *words])
+    shard(["--source", str(source), "--output", str(output), *SMALL, *words])
     return ShardSet.open(str(output))
 
 
@@ -147,7 +147,7 @@ def test_users_mistakes_are_refused_before_anything_is_written(
     video_folder: Path, tmp_path: Path, cluster: None
 ) -> None:
     with pytest.raises(UserError, match=r"(?s)--source is missing.*ucf101"):
-        shard.main([])
+        shard([])
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no video found"):
@@ -198,7 +198,7 @@ def test_runs_stopped_midway_end_with_the_same_tars_when_run_again(
         write_video(videos / f"{number}.mp4", moving_frames(96, 96, 128, seed=number), fps=12)
     words = ["--source", str(videos), "--shard_mb", "0.1", "--output"]
     command = [sys.executable, str(ROOT / "data_prep/shard.py"), *words]
-    shard.main([*words, str(tmp_path / "whole")])
+    shard([*words, str(tmp_path / "whole")])
     whole = tars(tmp_path / "whole")
 
     def begun() -> int:
@@ -222,7 +222,7 @@ def test_runs_stopped_midway_end_with_the_same_tars_when_run_again(
     assert not list(output.glob(".incomplete/*"))
     # the workers of a driver that was killed may write more whole tars before they notice
     assert stopped(signal.SIGKILL)[0] == -signal.SIGKILL
-    shard.main([*words, str(output)])
+    shard([*words, str(output)])
     assert tars(output) == whole
     for path in sorted(output.glob("*.tar")):
         with tarfile.open(path) as tar:

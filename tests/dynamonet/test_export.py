@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dynamonet import export
 from dynamonet.errors import UserError
+from dynamonet.export import export, main, read_exported
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.video.transforms import MEAN, STD
@@ -27,13 +27,14 @@ def saved(folder: Path, num_classes: int | None = 3) -> DynamoNet:
     torch.manual_seed(0)
     model = DynamoNet(TINY.model_copy(update={"num_classes": num_classes})).eval()
     torch.nn.init.normal_(model.motion.generator.linear.weight)  # type: ignore[union-attr]
-    model.save_pretrained(folder, extra=FACTS)
+    model.facts = FACTS
+    model.save_pretrained(folder)
     return model
 
 
 def test_a_torch_archive_gives_the_models_own_results(tmp_path: Path) -> None:
     model = saved(tmp_path / "model")
-    done = export.export(tmp_path / "model", tmp_path / "model.pt2")
+    done = export(tmp_path / "model", tmp_path / "model.pt2")
     assert done.difference < 1e-5
     program = torch.export.load(tmp_path / "model.pt2").module()
     clip = torch.rand(5, 3, 8, 32, 32)
@@ -48,7 +49,7 @@ def test_a_torch_archive_gives_the_models_own_results(tmp_path: Path) -> None:
 
 def test_an_onnx_file_runs_elsewhere_and_says_how_to_feed_it(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", num_classes=None)
-    export.export(str(tmp_path / "model"), tmp_path / "model.onnx")
+    export(str(tmp_path / "model"), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [value.name for value in session.get_outputs()] == ["features", "dmr"]
     clip = torch.rand(1, 3, 8, 32, 32)
@@ -57,7 +58,7 @@ def test_an_onnx_file_runs_elsewhere_and_says_how_to_feed_it(tmp_path: Path) -> 
         own = model((clip - MEAN) / STD)
     for found, expected in ((features, own.pooled), (dmr, own.dmr)):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
-    told = export.read_exported(tmp_path / "model.onnx")
+    told = read_exported(tmp_path / "model.onnx")
     assert told["input"]["shape"] == ["batch", 3, 8, 32, 32]
     assert told["input"]["between_frames"] == {"seconds": 0.1}
     assert "scaled to 48 px, of which the middle 32 px" in told["input"]["crop"]
@@ -68,21 +69,22 @@ def test_the_command_prints_what_it_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path / "model")
-    export.main([str(tmp_path / "model"), "--output", str(tmp_path / "out.pt2")])
+    main([str(tmp_path / "model"), "--output", str(tmp_path / "out.pt2")])
     shown = capsys.readouterr().out
     assert "out.pt2:" in shown and "differ" in shown and "RGB, 0 = black" in shown
 
 
 def test_results_that_differ_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "model")
-    run = export._run_pt2
+    module = sys.modules[export.__module__]
+    run = module._run_pt2
 
     def wrong(file: Path, clip: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(value + 1 for value in run(file, clip))
 
-    monkeypatch.setattr(export, "_run_pt2", wrong)
+    monkeypatch.setattr(module, "_run_pt2", wrong)
     with pytest.raises(UserError, match="not written, its results differ"):
-        export.export(tmp_path / "model", tmp_path / "model.pt2")
+        export(tmp_path / "model", tmp_path / "model.pt2")
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
@@ -91,11 +93,11 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(
 ) -> None:
     saved(tmp_path / "model")
     with pytest.raises(UserError, match=r"expected \.onnx or \.pt2"):
-        export.export(tmp_path / "model", tmp_path / "model.tflite")
+        export(tmp_path / "model", tmp_path / "model.tflite")
     with pytest.raises(UserError, match="there is no folder"):
-        export.export(tmp_path / "model", tmp_path / "nowhere" / "model.pt2")
+        export(tmp_path / "model", tmp_path / "nowhere" / "model.pt2")
     with pytest.raises(UserError, match="no model here"):
-        export.export(tmp_path, tmp_path / "model.pt2")
+        export(tmp_path, tmp_path / "model.pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install 'dynamonet\[onnx\]'"):
-        export.export(tmp_path / "model", tmp_path / "model.onnx")
+        export(tmp_path / "model", tmp_path / "model.onnx")

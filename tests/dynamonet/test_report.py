@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from mlflow import MlflowClient
 
-from data_prep import shard
+from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.report import __main__ as report
 from dynamonet.report.curves import POINTS, Chart, draw, draw_charts, thinned
@@ -51,7 +51,7 @@ def made(video_folder: Path, cluster: None, tmp_path_factory: pytest.TempPathFac
     root = tmp_path_factory.mktemp("told")
     runs = ["--runs", f"{root}/runs"]
     words = f"--source {video_folder} --dataset folder --output {root}/set --min_seconds 0.5"
-    shard.main([*words.split(), "--encode.short_side_px", "32", "--test_share", "0.4", *runs])
+    shard([*words.split(), "--encode.short_side_px", "32", "--test_share", "0.4", *runs])
     shards = ["--shards", f"{root}/set"]
     steps = "--max_steps 4 --evaluate_every_steps 2 --log_every_steps 1 --holdout_share 0.3".split()
     probe = ["--probe.shards", f"{root}/set", "--name", "a-run", "--precision", "fp32"]

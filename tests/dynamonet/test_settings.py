@@ -35,7 +35,7 @@ STAGES = {"data_prep": PrepSettings, "pretrain": PretrainSettings, "finetune": F
 CONFIGS = [(stage, name) for stage in STAGES for name in config_names(stage)]
 # every entry that reads settings files, with those it may be given
 ENTRIES = [
-    (model, stage, name)
+    (model, name)
     for model, stage in (*((m, s) for s, m in STAGES.items()), (CurveSettings, "finetune"))
     for name in (None, *config_names(stage))
 ]
@@ -54,7 +54,7 @@ def leaves(model: type[Settings]) -> list[str]:
 
 
 def pretraining(*words: str) -> PretrainSettings:
-    return load(PretrainSettings, words, stage="pretrain", prog="run")
+    return load(PretrainSettings, words, prog="run")
 
 
 def test_the_command_line_wins_over_the_file_which_wins_over_the_default(tmp_path: Path) -> None:
@@ -109,14 +109,14 @@ def test_an_unknown_configuration_lists_those_there_are() -> None:
         pretraining("--config", "tinny")
 
 
-@pytest.mark.parametrize(("model", "stage", "name"), ENTRIES)
+@pytest.mark.parametrize(("model", "name"), ENTRIES)
 def test_help_and_configuration_and_run_agree(
-    model: type[Settings], stage: str, name: str | None, capsys: pytest.CaptureFixture[str]
+    model: type[Settings], name: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [] if name is None else ["--config", name]
 
     def read(*more: str) -> Settings:
-        return load(model, [*words, *more], stage=stage, prog="run")
+        return load(model, [*words, *more], prog="run")
 
     seed = ("--seed", "7") if "seed" in keys(model) else ()
     run = read(*seed)
@@ -154,10 +154,10 @@ def test_defaults_of_the_typed_settings_are_those_of_a_bare_run() -> None:
 
 def test_the_data_set_chooses_its_configuration() -> None:
     words = ["--dataset", "ucf101"]
-    found = load(FinetuneSettings, words, stage="finetune", prog="")
+    found = load(FinetuneSettings, words, prog="")
     assert (found.dataset, found.epochs, found.test_clips) == ("ucf101", 40, 10)
     assert default_config("folder", "finetune") is None
-    curve = load(CurveSettings, words, stage="finetune", prog="")
+    curve = load(CurveSettings, words, prog="")
     assert curve.seeds == (0, 1, 2)
 
 
@@ -203,7 +203,7 @@ def test_a_mistake_is_named_with_the_place_where_it_was_made(tmp_path: Path) -> 
     with pytest.raises(SettingsError, match=r"^compile: on and activation_checkpointing do not go"):
         pretraining("--compile", "on", "--activation_checkpointing")
     with pytest.raises(SettingsError, match="--split: expected a valid integer or 'all', found"):
-        load(FinetuneSettings, ["--split", "x"], stage="finetune", prog="")
+        load(FinetuneSettings, ["--split", "x"], prog="")
 
 
 @pytest.mark.parametrize(("stage", "name"), CONFIGS)

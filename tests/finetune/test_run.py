@@ -27,7 +27,7 @@ CLIPS = "--clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0 --clips
 
 def finetune(shards: Path, *words: str) -> dict[str, float]:
     base = ["--dataset", "folder", "--shards", str(shards), *CLIPS, *SHORT]
-    return run.main([*base, *words])
+    return run.main([*base, *words]).metrics
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +117,10 @@ def test_users_mistakes_name_what_to_do(shard_set: Path, tmp_path: Path, pretrai
 
 
 def test_unlabelled_shards_are_refused(video_folder: Path, tmp_path: Path, cluster: None) -> None:
-    from data_prep import shard
+    from data_prep.shard import main as shard
 
     words = ["--source", str(video_folder), "--output", str(tmp_path / "set")]
-    shard.main([*words, "--encode.short_side_px", "32", "--min_seconds", "0.5"])
+    shard([*words, "--encode.short_side_px", "32", "--min_seconds", "0.5"])
     with pytest.raises(UserError, match="these shards have no labels"):
         finetune(tmp_path / "set", "--pretrained", "none")
 

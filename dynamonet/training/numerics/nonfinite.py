@@ -21,7 +21,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.video.transforms import ClipBatch, Views, render
+from dynamonet.video.transforms import ClipBatch, Views
 
 FOLDER = "nonfinite"
 MAX_NAMED = 8  # layers and samples in a message
@@ -59,7 +59,7 @@ class Replay:
 
     def layers(self) -> list[str]:
         """Returns the layers whose output is not finite, in the order of the computation."""
-        frames = render(self.batch, self.model.config.frame_px)
+        frames = self.batch.render(self.model.config.frame_px)
         return broken_layers(self.model.train(), frames[:, :, : self.model.config.num_frames])
 
 
@@ -84,7 +84,7 @@ def diagnose(
     torch.manual_seed(torch_seed)
     layers: list[str] = []
     for part in batch.parts(micro_batch):
-        frames = render(part.to(rank.device), model.config.frame_px)
+        frames = part.to(rank.device).render(model.config.frame_px)
         with precision.autocast():
             layers = layers or broken_layers(model, frames[:, :, : model.config.num_frames])
     facts = {**facts, "rank": rank.index, "layers": layers, "gradients": gradients}

@@ -15,11 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data_prep import shard, verify
+from data_prep import verify
 from data_prep.dedup.duplicates import decide
 from data_prep.dedup.fingerprints import RATE, Fingerprint, fingerprint, thumbnails
 from data_prep.dedup.matching import Match, candidates, match_segments
 from data_prep.integrity.check_set import check_set
+from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.shards.card import ExcludedSet
 from dynamonet.shards.index import ShardSet
@@ -156,7 +157,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(source: Path, output: Path, *words: str) -> ShardSet:
-    shard.main(["--source", str(source), "--output", str(output), *SMALL, *words])
+    shard(["--source", str(source), "--output", str(output), *SMALL, *words])
     return ShardSet.open(str(output))
 
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import shard, verify
+from data_prep import verify
 from data_prep.integrity.check_set import CheckResult, check_set
+from data_prep.shard import main as shard
 from data_prep.shards.manifest import read_record
 from dynamonet.errors import UserError, run_entry
 from dynamonet.shards.index import ShardSet
@@ -60,7 +61,7 @@ def made(videos: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) 
     root = tmp_path_factory.mktemp("whole")
     words = ["--source", str(videos), "--output", str(root / "set"), "--runs", str(root / "runs")]
     lists = str(videos.parent / "lists.csv")
-    shard.main([*words, "--dataset", "folder", "--lists", lists, *SMALL])
+    shard([*words, "--dataset", "folder", "--lists", lists, *SMALL])
     card = json.loads((root / "set/card.json").read_text())
     assert card["counts"]["shards"] >= 4 and card["run"] and card["counts"]["samples"] == 8
     assert pq.read_table(root / "set/quarantine.parquet").num_rows >= 3
@@ -416,7 +417,7 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
     damaged_video(videos / "4.mp4", videos / "4.mp4")
     words = ["--source", str(videos), "--output", str(output), *SMALL, "--segment_seconds", "2"]
     words += ["--min_seconds", "1"]  # each video's last third of a second is too short
-    shard.main(words)
+    shard(words)
 
     def state() -> tuple[set[str], set[str], dict[str, int]]:
         taken = set(pq.read_table(output / "index.parquet")["source"].to_pylist())
@@ -435,7 +436,7 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
         return old
 
     replace("3.mp4", restored)
-    shard.main(words)
+    shard(words)
     assert state() == (taken, bad, times)
     folder = Folder.at(str(output))
     records = {name: record for name in times if (record := read_record(folder, name))}
@@ -451,7 +452,7 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
         if not tars_with(source) & tars_with("3.mp4")
     ]
     content = replace(neighbour, bytes(len((videos / neighbour).read_bytes())))
-    shard.main([*words, "--retry_quarantined", "true"])
+    shard([*words, "--retry_quarantined", "true"])
     replace(neighbour, content)
     taken, bad, after = state()
     assert bad == {"4.mp4"} and len(taken) == 15 and neighbour in taken
@@ -459,6 +460,6 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
     assert {name for name in times if after[name] != times[name]} == tried < times.keys()
     assert not check(output).problems
     fresh = [word if word != str(output) else str(tmp_path / "fresh") for word in words]
-    shard.main(fresh)
+    shard(fresh)
     for name in ("index.parquet", "quarantine.parquet", *times):
         assert (output / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep import shard, verify
+from data_prep import verify
 from data_prep.report.gallery import SHOWN, choose
 from data_prep.segments.filters import FILTERS, Filter
 from data_prep.settings import FilterSettings
+from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.shards.index import ShardSet
@@ -40,7 +41,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def filtered(videos: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("filtered")
     words = ["--source", str(videos), "--output", f"{root}/set", "--runs", f"{root}/runs"]
-    shard.main([*words, *SMALL, "--cut", "shots"])
+    shard([*words, *SMALL, "--cut", "shots"])
     return root / "set"
 
 
@@ -78,7 +79,7 @@ def test_such_a_set_is_checked_and_made_again_like_any_other(
     assert lost.read_bytes() == whole
     times = {p: p.stat().st_mtime_ns for p in copy.glob("*.tar")}
     words = ["--source", str(videos), "--output", str(copy), *SMALL, "--cut", "shots"]
-    shard.main([*words, "--retry_quarantined", "true"])  # filters would say the same again
+    shard([*words, "--retry_quarantined", "true"])  # filters would say the same again
     assert {p: p.stat().st_mtime_ns for p in copy.glob("*.tar")} == times
 
 
@@ -103,7 +104,7 @@ def test_without_thresholds_everything_is_kept_with_its_scores(
     videos: Path, tmp_path: Path, cluster: None
 ) -> None:
     words = "--filters.max_black_share null --filters.max_static_share null".split()
-    shard.main(["--source", str(videos), "--output", str(tmp_path / "set"), *SMALL, *words])
+    shard(["--source", str(videos), "--output", str(tmp_path / "set"), *SMALL, *words])
     found = ShardSet.open(str(tmp_path / "set"))
     scores = {row["source"]: row for row in found.table.to_pylist()}
     assert len(scores) == 5 and not found.card.counts.videos_quarantined
@@ -158,7 +159,7 @@ def test_sets_of_version_1_can_be_read_and_are_not_added_to(
     assert not opened.frames.crop_letterbox
     for command in (
         lambda: verify.main([str(old)]),
-        lambda: shard.main(["--source", str(videos), "--output", str(old), *SMALL]),
+        lambda: shard(["--source", str(videos), "--output", str(old), *SMALL]),
     ):
         with pytest.raises(UserError, match="version 1, which can be trained on; only"):
             command()

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep import shard
 from data_prep.report.page import _columns, _histogram, write_set_page
+from data_prep.shard import main as shard
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import Folder
 from tests.conftest import moving_frames, write_video
@@ -54,7 +54,7 @@ def hostile_set(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_video(root / f"videos/a&b/{HOSTILE}.mp4", np.ascontiguousarray(frames), fps=12)
     (root / f"videos/a&b/bad{HOSTILE}.mp4").write_text("no video")
     words = ["--source", str(root / "videos"), "--output", str(root / "set"), *SMALL]
-    shard.main([*words, "--dataset", "folder", "--runs", str(root / "runs")])
+    shard([*words, "--dataset", "folder", "--runs", str(root / "runs")])
     return root / "set"
 
 

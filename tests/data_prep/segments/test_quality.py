@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_prep import shard
 from data_prep.reasons import Rejected
 from data_prep.segments.filters import FILTERS, verdict
 from data_prep.segments.quality import Scorer
 from data_prep.segments.transcode import Segment
 from data_prep.settings import EncodeSettings, FilterSettings
+from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from tests.conftest import moving_frames, write_video
@@ -210,4 +210,4 @@ def test_shots_without_the_package_name_the_extra(
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     monkeypatch.delitem(sys.modules, "scenedetect.detectors", raising=False)
     with pytest.raises(UserError, match=r"(?s)pip install 'dynamonet\[shots\]'.*--cut fixed"):
-        shard.main(["--source", str(tmp_path), "--cut", "shots"])
+        shard(["--source", str(tmp_path), "--cut", "shots"])

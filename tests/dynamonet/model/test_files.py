@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +37,33 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
         def do_GET(self) -> None:
             self.answer(with_body=True)
+
+        def do_POST(self) -> None:
+            """Takes a commit as the hub does: a line of JSON a file, its content in base64."""
+            lines = self.rfile.read(int(self.headers["Content-Length"])).splitlines()
+            sent = [json.loads(line) for line in lines]
+            if self.path == "/api/repos/create":
+                if (sent[0]["organization"], sent[0]["name"]) != ("lab", "model"):
+                    self.send_error(403, "You have no rights to create a model there")
+                    return
+                answer = {"url": f"http://{self.headers['Host']}/lab/model"}
+            elif self.path == "/api/validate-yaml":
+                answer = {"errors": [], "warnings": []}
+            elif self.path.startswith("/api/models/lab/model/preupload/"):
+                files = [each["path"] for each in sent[0]["files"]]
+                kinds = {"uploadMode": "regular", "shouldIgnore": False}
+                answer = {"files": [{"path": name, **kinds} for name in files]}
+            else:
+                assert self.path.startswith("/api/models/lab/model/commit/main")
+                for each in (line["value"] for line in sent if line["key"] == "file"):
+                    (folder / each["path"]).write_bytes(base64.b64decode(each["content"]))
+                where = f"http://{self.headers['Host']}/lab/model/commit/{'c' * 40}"
+                answer = {"commitUrl": where, "commitOid": "c" * 40, "hookOutput": ""}
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def answer(self, *, with_body: bool) -> None:
             wanted = self.path.split("?")[0]
@@ -76,6 +105,21 @@ def test_a_model_is_loaded_by_its_hub_id(hub: Path) -> None:
     clip = torch.randn(1, 3, 8, 32, 32)
     torch.testing.assert_close(again(clip).pooled, model(clip).pooled)
     assert locate("lab/model").name == "c" * 40
+
+
+def test_a_model_is_put_on_the_hub_and_comes_back_with_all_it_knew(hub: Path) -> None:
+    model = DynamoNet(TINY).eval()
+    model.facts = {"classes": ["left", "right"]}
+    assert model.push_to_hub("lab/model", token="hf_secret").endswith("/commit/" + "c" * 40)
+    assert 'from_pretrained("lab/model")' in (hub / "README.md").read_text()
+    again = DynamoNet.from_pretrained("lab/model")
+    assert again.facts == model.facts
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
+
+
+def test_what_the_hub_refuses_is_told_without_a_traceback(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"lab/other: cannot be uploaded to the hub: .*403"):
+        DynamoNet(TINY).push_to_hub("lab/other", token="hf_secret")
 
 
 def test_a_name_that_is_neither_folder_nor_on_the_hub_is_refused(hub: Path) -> None:

@@ -94,7 +94,8 @@ def test_future_targets_emit_one_filter_for_each_frame_beyond_the_clip() -> None
 
 def test_a_saved_model_rebuilds_itself(tmp_path: Path) -> None:
     model = DynamoNet(TINY.model_copy(update={"num_classes": 3})).eval()
-    model.save_pretrained(tmp_path, extra={"classes": ["a", "b", "c"]})
+    model.facts = {"classes": ["a", "b", "c"]}
+    model.save_pretrained(tmp_path)
     again = DynamoNet.from_pretrained(tmp_path)
     clip = torch.randn(1, 3, 8, 32, 32)
     torch.testing.assert_close(again(clip).logits, model(clip).logits)

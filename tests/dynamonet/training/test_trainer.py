@@ -64,7 +64,7 @@ class Bench:
 
     def settings(self, *words: str) -> PretrainSettings:
         argv = [*BASE, *words]
-        return load(PretrainSettings, argv, stage="pretrain", prog="")
+        return load(PretrainSettings, argv, prog="")
 
     def training(self, *words: str, nan_at: tuple[int, ...] = (), **more: Any) -> Trainer:
         CALLS.clear()

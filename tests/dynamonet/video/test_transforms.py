@@ -10,7 +10,6 @@ from dynamonet.video.transforms import (
     ClipBatch,
     View,
     denormalise,
-    render,
     stack_views,
     yuv_to_rgb,
 )
@@ -34,7 +33,7 @@ def grey(clip: ClipBatch) -> torch.Tensor:
 
 def test_the_whole_canvas_at_its_own_size_is_untouched() -> None:
     clip = batch([View((0, 0, 1))])
-    out = render(clip, 32)
+    out = clip.render(32)
     assert out.shape == (1, 3, 3, 32, 32)
     assert out.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(out[:, 0], grey(clip), atol=1e-4, rtol=0)
@@ -42,7 +41,7 @@ def test_the_whole_canvas_at_its_own_size_is_untouched() -> None:
 
 def test_a_crop_of_whole_pixels_is_exact_and_a_mirror_mirrors() -> None:
     clip = batch([View((4 / 32, 8 / 32, 0.5)), View((4 / 32, 8 / 32, 0.5), flip=True)])
-    out = render(clip, 16)
+    out = clip.render(16)
     expected = grey(clip)[..., 4:20, 8:24]
     torch.testing.assert_close(out[0, 0], expected[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(out[1, 0], expected[1].flip(-1), atol=1e-4, rtol=0)
@@ -55,7 +54,7 @@ def test_all_frames_of_a_clip_are_seen_alike() -> None:
     still = ClipBatch(
         clip.luma[:, :1].expand(-1, 3, -1, -1), clip.chroma, clip.views, clip.label, clip.row
     )
-    out = render(still, 24)
+    out = still.render(24)
     torch.testing.assert_close(out[:, :, 0], out[:, :, 1])
     torch.testing.assert_close(out[:, :, 0], out[:, :, 2])
 
@@ -90,7 +89,7 @@ def test_colours_are_bt601(yuv: tuple[int, ...], rgb: tuple[int, ...]) -> None:
 def test_colour_factors_change_what_they_name() -> None:
     plain, bright = View((0, 0, 1)), View((0, 0, 1), colour=(1.2, 1, 1))
     flat = View((0, 0, 1), colour=(1, 0.5, 1))
-    seen = denormalise(render(batch([plain, bright, flat]), 32))
+    seen = denormalise(batch([plain, bright, flat]).render(32))
     assert stack_views([plain]).colour is None
     assert seen[1].mean() > seen[0].mean() * 1.1
     assert seen[2].std() < seen[0].std() * 0.7

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_prep import shard
+from data_prep.shard import main as shard
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
@@ -28,8 +28,8 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.decode import Planes
 from dynamonet.video.files import find_videos
-from finetune import predict
 from finetune.evaluation import evaluator
+from finetune.predict import main as predict
 from finetune.prediction.filmstrip import Filmstrip
 from finetune.prediction.predictor import Predictor, slide
 from finetune.prediction.sliding_window import ClipCutter, WindowPlan
@@ -55,7 +55,8 @@ def save_model(folder: Path, classes: list[str] | None, **clips: object) -> Path
     if model.classifier is not None:
         torch.nn.init.normal_(model.classifier.linear.weight, std=2.0)
     facts = {"classes": classes or [], "frames": {"short_side_px": 32}}
-    model.save_pretrained(folder, extra={**facts, "clips": {"canvas_px": 32, **clips}})
+    model.facts = {**facts, "clips": {"canvas_px": 32, **clips}}
+    model.save_pretrained(folder)
     return folder
 
 
@@ -71,7 +72,7 @@ def bare_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def seen(model: str, *words: object) -> list[VideoScores]:
-    return predict.main([model, *map(str, words)]).videos
+    return predict([model, *map(str, words)]).videos
 
 
 def see(model: str, *words: object) -> VideoScores:
@@ -199,7 +200,7 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
 ) -> None:
     more = f"--encode.short_side_px 32 --encode.crf {crf} --min_seconds 0.5 --test_share 0.4"
     words = f"--source {video_folder} --dataset folder --output {tmp_path}/set {more}"
-    shard.main(words.split())
+    shard(words.split())
     shards = ShardSet.open(str(tmp_path / "set"))
     predictor = Predictor(model, batch_size=5, pictures=False)
     reader = ClipReader(
@@ -460,7 +461,7 @@ def test_a_filmstrip_shows_windows_and_is_thinned_when_there_are_many(
 )
 def test_outputs_that_cannot_be_are_refused_first(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        predict.main(["no/model", "no/video", *words])
+        predict(["no/model", "no/video", *words])
 
 
 @pytest.mark.parametrize(
@@ -468,7 +469,7 @@ def test_outputs_that_cannot_be_are_refused_first(words: list[str], message: str
 )
 def test_numbers_out_of_range_end_with_status_2(words: list[str]) -> None:
     with pytest.raises(SettingsError, match=f"{words[0]}: expected") as caught:
-        predict.main(["model", "video", *words])
+        predict(["model", "video", *words])
     assert caught.value.exit_status == 2
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dynamonet.errors import UserError
-from finetune import predict, search
+from finetune import search
+from finetune.predict import main as predict
 from finetune.retrieval.knn import cover, distances, isolation, unit
 from tests.conftest import moving_frames, write_video
 from tests.finetune.prediction.test_predict import save_model
@@ -27,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = rng.integers(0, 255, (24, 48, 64, 3), np.uint8)
     write_video(folder / "videos/noise.mp4", noise)
     run = [str(folder / "model"), str(folder / "videos")]
-    predict.main([*run, "--features", str(folder / "f.parquet")])
+    predict([*run, "--features", str(folder / "f.parquet")])
     return folder
 
 

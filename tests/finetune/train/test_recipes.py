@@ -44,7 +44,7 @@ TINY = ModelConfig(
 
 def settings(*words: str) -> FinetuneSettings:
     argv = [*BASE.split(), *words]
-    return load(FinetuneSettings, argv, stage="finetune", prog="")
+    return load(FinetuneSettings, argv, prog="")
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ FP32: Any = _Fp32()
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> ShardSet:
     """Videos of three classes and six scenes; a class of one scene alone; one wide video."""
-    from data_prep import shard
+    from data_prep.shard import main as shard
 
     folder = tmp_path_factory.mktemp("grouped")
     rows = ["path,label,split,group"]
@@ -200,7 +200,7 @@ def grouped(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> ShardSet
     rows[14] = rows[14].replace("s9", "s21")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     words = f"--source {folder} --dataset folder --output {folder}/set --runs {folder}/runs"
-    shard.main([*words.split(), "--encode.short_side_px", "32", "--min_seconds", "0.5"])
+    shard([*words.split(), "--encode.short_side_px", "32", "--min_seconds", "0.5"])
     return ShardSet.open(f"{folder}/set")
 
 
