@@ -8,6 +8,7 @@ one that is taken where none is given. VS Code, PyCharm and Jupytext open this f
 import sys
 
 import matplotlib.pyplot as plt
+import ray
 import torch
 
 from data_prep import PrepSettings, shard
@@ -18,6 +19,7 @@ from pretrain import PretrainSettings, pretrain
 
 videos = sys.argv[1] if len(sys.argv) > 1 else "data/motion_videos"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 130  # two cores do one in about half a second
+ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)  # for all stages
 
 # %% Stage 1: shards. Settings are typed; a file of configs/ gives those of the demo.
 prepared = shard(

@@ -1,13 +1,17 @@
-"""Fixtures: tiny videos made here, one private Ray for all tests, folders that leave no trace."""
+"""Fixtures: tiny videos made here, one private Ray a process, folders that leave no trace."""
 
 from __future__ import annotations
 
 import logging
 import os
 import queue
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# several processes share the cores: threads that wait for each other must not keep them busy
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import av
-import boto3
 import numpy as np
 import psutil
 import pytest
 import ray
 import torch
+from filelock import FileLock
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
 
 from dynamonet.stage import StageSettings
@@ -49,12 +55,43 @@ TINY_MODEL = (
 ).split()
 
 
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not REAL_DATA.is_dir():
-        skip = pytest.mark.skip(reason=f"no real videos in {REAL_DATA} (DYNAMONET_REAL_DATA)")
-        for item in items:
-            if "real_data" in item.keywords:
-                item.add_marker(skip)
+    slow = set[Path]()
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        if "cluster" in item.fixturenames or "browser" in item.keywords:
+            item.add_marker("slow")
+        if "slow" in item.keywords:
+            slow.add(item.path)
+    # files with the longest first, so that the processes end together: whole programs, then
+    # the stages from the last to the first, then what needs no Ray
+    items.sort(key=lambda item: item.path.as_posix(), reverse=True)
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "real_data" in item.keywords and not REAL_DATA.is_dir():
+        pytest.skip("no real videos; DYNAMONET_REAL_DATA=DIR names a folder of them")
+    if "browser" in item.keywords and BROWSER is None:
+        missing = "no browser; apt install chromium"
+        # what a package can provide is there where everything is to be tried
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """Says in the last line what was left out, and how to get it."""
+    yield
+    told = session.config.pluginmanager.get_plugin("terminalreporter")
+    if told is not None and (skipped := told.stats.get("skipped")):
+        reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+        parts = (f"{count} ({reason})" for reason, count in reasons.items())
+        told.write_line(f"left out: {', '.join(parts)}")
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +104,27 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One Ray for all tests of the session."""
+    """One Ray for all tests of this process."""
     from dynamonet import cluster as engine
 
     with engine.connected():
         yield
     assert not ray.is_initialized()
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Lets `launch` train in this process, where Ray is not what is tried."""
+    from dynamonet.tracking.runs import TrackedRun
+    from dynamonet.training import launch
+
+    def fit(task: Task[Any], home: Path, state: launch.RunState, *_: object) -> None:
+        run = TrackedRun(**state.mlflow)
+        training_alone(task, run, home, queue.Queue(), origin=state.origin).run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_fit", fit)
+        yield
 
 
 def stop_driver(driver: subprocess.Popen[bytes], how: signal.Signals) -> bytes:
@@ -98,13 +150,20 @@ def tracked(stage: str, home: Path, own: StageSettings) -> TrackedRun:
 
 
 def training_alone(
-    task: Task[Any], run: TrackedRun, home: Path, messages: queue.Queue[Any], **more: Any
+    task: Task[Any],
+    run: TrackedRun,
+    home: Path,
+    messages: queue.Queue[Any],
+    *,
+    origin: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Trainer:
     """Returns a training in this process, without Ray."""
     from dynamonet.training.trainer import Trainer
 
     torch.set_num_threads(1)
-    job = Job(task, run, {}, Progress(messages), None, home, 0, 1)  # type: ignore[arg-type]
+    progress = Progress(messages)  # type: ignore[arg-type]
+    job = Job(task, run, origin or {}, progress, None, home, 0, 1)
     return Trainer(job, Rank(0, 1, torch.device("cpu")), **more)
 
 
@@ -160,22 +219,37 @@ def write_video(
     return path
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Returns a folder that all processes of a run share; the first to need it makes it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dozen videos of two seconds, in two class folders, with names that tempt trouble."""
-    folder = tmp_path_factory.mktemp("videos")
+    return made_once(tmp_path_factory, "videos", _write_videos)
+
+
+def _write_videos(folder: Path) -> None:
     names = ["plain", "with space", "with.dots.in", "ünïcode-名", "UPPER", "x" * 60]
     for label in ("left", "right"):
         for number, name in enumerate(names):
             frames = moving_frames(24, 48, 64, seed=number)
             frames = frames if label == "right" else frames[::-1]
             write_video(folder / label / f"{name}.mp4", np.ascontiguousarray(frames))
-    return folder
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of an S3 server on this machine, known by the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -190,12 +264,26 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shard_set(video_folder: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shard_set(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of `video_folder`, labelled by class folder, made by stage 1 itself."""
-    from data_prep.shard import main as shard
 
-    root = tmp_path_factory.mktemp("made")
-    words = f"--source {video_folder} --dataset folder --output {root}/set --runs {root}/runs"
-    more = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.005 --test_share 0.4"
-    shard([*words.split(), *more.split()])
-    return root / "set"
+    def make(root: Path) -> None:
+        words = f"--source {video_folder} --dataset folder --output {root}/set --runs {root}/runs"
+        more = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.005 --test_share 0.4"
+        script = ROOT / "data_prep/shard.py"
+        subprocess.run([sys.executable, script, *words.split(), *more.split()], check=True)
+
+    return made_once(tmp_path_factory, "made", make) / "set"
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder that may not be written to; root is somebody else meanwhile."""
+    folder, root = Path(tempfile.mkdtemp()), os.geteuid() == 0
+    folder.chmod(0o555)
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    folder.rmdir()

@@ -116,6 +116,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     shutil.rmtree(temp, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ray_job_submit_works_in_the_root_and_from_a_shipped_copy(
     ray_cluster: tuple[str, Path], shard_set: Path, tmp_path: Path

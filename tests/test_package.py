@@ -41,6 +41,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "env/bin"
 
 
+@pytest.mark.slow
 def test_the_example_runs_all_stages_on_the_wheel_alone(
     programs: Path, video_folder: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ read before.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -266,6 +267,8 @@ def batches(
     Raises:
         UserError: a batch could not be made at all; the message names the samples.
     """
+    if processes:  # once for all loaders of this process, or each loader process imports torch
+        multiprocessing.set_forkserver_preload([__name__])
     loader = DataLoader(
         reader,
         batch_sampler=order,  # type: ignore[arg-type]  # any iterable of lists works

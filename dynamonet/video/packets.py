@@ -89,6 +89,8 @@ def _read(data: bytes) -> PacketTable:
     if "ctts" in boxes:  # packets are not in the order of showing
         step = numbers("stts", 0, 2)[0, 1]
         shifts = numbers("ctts", 0, 2, ">i4")
+        if shifts[:, 0].sum() != count:  # before a damaged number takes gigabytes
+            raise ValueError(f"{shifts[:, 0].sum()} packets have a time, {count} a size")
         times = shown * step + np.repeat(shifts[:, 1], shifts[:, 0])
         shown = np.empty(count, np.int64)
         shown[np.argsort(times, kind="stable")] = np.arange(count)

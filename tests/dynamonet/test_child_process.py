@@ -3,62 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dynamonet.child_process import ChildFailed, Limits, call, heartbeat, stream
+from dynamonet.child_process import ChildFailed, Limits, call, stream
 from tests.conftest import ROOT
+from tests.dynamonet.children import Large, beats, keep, killed_unless, numbers, two_then
 
 QUICK = Limits(stall_seconds=1.0, memory_mb=200)
-
-
-def numbers(count: int) -> Iterator[tuple[int, int]]:
-    for number in range(count):
-        yield number, os.getpid()
-
-
-def two_then(end: str) -> Iterator[int]:
-    yield 0
-    yield 1
-    if end == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    elif end == "abort":
-        os.abort()
-    elif end == "exit":
-        os._exit(3)
-    elif end == "hang":
-        while True:
-            pass
-    elif end == "swallow memory":
-        held = []
-        while True:
-            held.append(bytearray(1_000_000))
-    elif end == "raise":
-        raise ValueError("of its own")
-
-
-def beats(seconds: float) -> float:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        heartbeat()
-    return seconds
-
-
-def killed_unless(marker: str, kills: int) -> Iterator[int]:
-    """Yields three numbers; is killed after the second, the first few times."""
-    yield 0
-    yield 1
-    if len(list(Path(marker).iterdir())) < kills:
-        (Path(marker) / str(os.getpid())).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    yield 2
 
 
 @pytest.mark.parametrize(
@@ -122,8 +79,9 @@ def test_a_child_that_somebody_else_kills_is_not_the_cause(tmp_path: Path) -> No
 def test_no_child_outlives_its_caller(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from tests.dynamonet import test_child_process as t\n"
-        "for item in t.stream(t.numbers, 9, limits=t.QUICK):\n"
+        "from dynamonet.child_process import Limits, stream\n"
+        "from tests.dynamonet.children import numbers\n"
+        "for item in stream(numbers, 9, limits=Limits()):\n"
         "    print(item[1], flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -139,21 +97,6 @@ def test_no_child_outlives_its_caller(tmp_path: Path) -> None:
 def test_memory_that_old_work_keeps_is_not_counted() -> None:
     for _ in range(4):
         assert call(keep, 120, limits=QUICK) == 120
-
-
-kept = []
-
-
-def keep(megabytes: int) -> int:
-    kept.append(bytearray(megabytes * 1_000_000))
-    return megabytes
-
-
-class Large:
-    """Takes memory while it is unpickled, as modules do while they are imported."""
-
-    def __reduce__(self) -> tuple[type, tuple[int]]:
-        return bytearray, (300_000_000,)
 
 
 def test_a_limit_holds_for_its_own_work_alone() -> None:

@@ -94,10 +94,8 @@ def test_results_that_cannot_be_written_fail(tmp_path: Path) -> None:
     assert remote.state == "fail" and "mounted file system" in remote.text
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_results_folder_without_permission_fails(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    (check,) = places.results(PreflightSettings(runs=str(tmp_path / "locked")))
+def test_a_results_folder_without_permission_fails(locked: Path) -> None:
+    (check,) = places.results(PreflightSettings(runs=str(locked)))
     assert check.state == "fail" and "Permission denied" in check.text
 
 

@@ -24,7 +24,7 @@ from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.training.checkpoint.state import read_origin
 from dynamonet.training.launch import TrainingResult
 from pretrain import run
-from tests.conftest import TINY_MODEL, tracked
+from tests.conftest import TINY_MODEL, tracked, without_ray
 
 SHORT = "--max_steps 2 --checkpoint_every_steps 1 --holdout_share 0.3 --precision fp32".split()
 
@@ -34,7 +34,8 @@ def finished(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     """One pretraining of two steps."""
     runs = str(tmp_path_factory.mktemp("runs"))
     words = ["--shards", str(shard_set), *TINY_MODEL, *SHORT, "--runs", runs, "--name", "first"]
-    return run.main(words)
+    with without_ray():
+        return run.main(words)
 
 
 def edited(home: Path, file_name: str, /, **values: Any) -> None:

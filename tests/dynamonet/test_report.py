@@ -24,15 +24,9 @@ from dynamonet.report.curves import POINTS, Chart, draw, draw_charts, thinned
 from dynamonet.stage import StageSettings
 from finetune import run as finetuning
 from pretrain import run as pretraining
-from tests.conftest import TINY_MODEL
+from tests.conftest import BROWSER, TINY_MODEL, without_ray
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 pytestmark = pytest.mark.timeout(600)  # three stages, a browser and a server
-in_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH"
-)
 CLIPS = "--clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0 --precision fp32".split()
 HOSTILE = "<img src=x onerror=alert(1)>"  # as a shard set may be called
 
@@ -55,8 +49,9 @@ def made(video_folder: Path, cluster: None, tmp_path_factory: pytest.TempPathFac
     shards = ["--shards", f"{root}/set"]
     steps = "--max_steps 4 --evaluate_every_steps 2 --log_every_steps 1 --holdout_share 0.3".split()
     probe = ["--probe.shards", f"{root}/set", "--name", "a-run", "--precision", "fp32"]
-    done = pretraining.main([*shards, *TINY_MODEL, *steps, *probe, *runs])
-    finetuning.main([*shards, *CLIPS, "--max_steps", "2", "--name", "tuned", *runs])
+    with without_ray():
+        done = pretraining.main([*shards, *TINY_MODEL, *steps, *probe, *runs])
+        finetuning.main([*shards, *CLIPS, "--max_steps", "2", "--name", "tuned", *runs])
     return Made(root / "runs", done.folder, root / "runs/finetune/tuned", root / "set")
 
 
@@ -76,7 +71,7 @@ def plain(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page))
 
 
-@in_browser
+@pytest.mark.browser
 def test_a_browser_shows_curves_pictures_settings_lineage_and_shards(made: Made) -> None:
     file = made.pretrained / "report.html"  # written by the training itself
     page = shown(file.as_uri())
@@ -106,7 +101,7 @@ def test_a_browser_shows_curves_pictures_settings_lineage_and_shards(made: Made)
     assert {f"curves: {title}" for title in titles} <= alternatives
 
 
-@in_browser
+@pytest.mark.browser
 def test_every_picture_is_drawn_and_nothing_is_fetched(made: Made, tmp_path: Path) -> None:
     page = (made.pretrained / "report.html").read_text("utf-8")
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "http://" not in plain(page)
@@ -119,7 +114,7 @@ def test_every_picture_is_drawn_and_nothing_is_fetched(made: Made, tmp_path: Pat
     assert counted and counted[1] == counted[2] and int(counted[1]) >= 12
 
 
-@in_browser
+@pytest.mark.browser
 def test_a_fine_tuning_shows_its_test_results_and_both_parents(made: Made) -> None:
     text = plain(shown((made.tuned / "report.html").as_uri()))
     for word in ("top-1", "class_mean", "Accuracy of each class", "test/confusion.png"):
@@ -127,7 +122,7 @@ def test_a_fine_tuning_shows_its_test_results_and_both_parents(made: Made) -> No
     assert text.index("pretrain a-run") < text.index("data_prep set")
 
 
-@in_browser
+@pytest.mark.browser
 def test_text_from_outside_is_shown_and_not_run(made: Made, tmp_path: Path) -> None:
     copy = tmp_path / "runs/pretrain/copy"
     shutil.copytree(made.pretrained, copy)
@@ -210,7 +205,7 @@ def pages(made: Made) -> Iterator[str]:
         server.wait(30)
 
 
-@in_browser
+@pytest.mark.browser
 def test_mlflows_pages_show_the_three_linked_runs_and_their_pictures(
     made: Made, pages: str
 ) -> None:

@@ -19,7 +19,7 @@ from finetune import run
 from finetune.pretrained.load import find_pretrained, transfer
 from finetune.settings import FinetuneSettings
 from pretrain import run as pretraining
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, without_ray
 
 SHORT = "--max_steps 3 --epochs 50 --test_clips 2 --precision fp32".split()
 CLIPS = "--clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0 --clips.flip false".split()
@@ -35,12 +35,13 @@ def pretrained(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Results folder with one finished pretraining."""
     runs = tmp_path_factory.mktemp("runs")
     words = ["--max_steps", "2", "--holdout_share", "0.3", "--precision", "fp32"]
-    pretraining.main(["--shards", str(shard_set), *TINY_MODEL, *words, "--runs", str(runs)])
+    with without_ray():
+        pretraining.main(["--shards", str(shard_set), *TINY_MODEL, *words, "--runs", str(runs)])
     return runs
 
 
 def test_the_newest_pretrained_model_is_taken_measured_and_linked(
-    shard_set: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+    shard_set: Path, pretrained: Path, capsys: pytest.CaptureFixture[str], cluster: None
 ) -> None:
     scores = finetune(shard_set, "--runs", str(pretrained), "--name", "first")
     assert set(scores) >= {"top1", "class_mean", "videos"} and "top5" not in scores
@@ -86,13 +87,14 @@ def test_a_model_is_found_by_folder_and_by_run_id(pretrained: Path) -> None:
 
 
 def test_from_scratch_without_auxiliary_loss_and_without_dmr(
-    shard_set: Path, capsys: pytest.CaptureFixture[str], cluster: None
+    shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [word for word in TINY_MODEL if not word.startswith(("--clips", "--loader"))]
     words = "--pretrained none --aux_weight 0 --use_dmr false --label_share 0.5".split()
     tiny = "--model.num_frames 8 --model.frame_px 32 --model.trunk.depth 10 --model.trunk.width 4"
     assert model
-    scores = finetune(shard_set, *words, *tiny.split())
+    with without_ray():
+        scores = finetune(shard_set, *words, *tiny.split())
     assert 0 <= scores["top1"] <= 1
     assert "from scratch" in capsys.readouterr().out
     (folder,) = Path("runs/finetune").iterdir()

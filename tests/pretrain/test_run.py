@@ -36,7 +36,9 @@ def losses(done: TrainingResult) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def finished(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+def finished(
+    shard_set: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> TrainingResult:
     """One pretraining of six steps on one worker."""
     runs = tmp_path_factory.mktemp("runs")
     return train(shard_set, "--runs", str(runs), "--name", "whole")
@@ -135,29 +137,6 @@ def test_a_killed_run_goes_on_to_the_same_losses(finished: TrainingResult, shard
     assert done.folder == folder.absolute()
     assert losses(done) == losses(finished)
     assert MlflowClient(done.run.uri).get_run(done.run.run_id).info.status == "FINISHED"
-
-
-@pytest.mark.timeout(300)
-def test_a_signal_stops_with_a_checkpoint(shard_set: Path) -> None:
-    words = ["--shards", str(shard_set), *TINY_MODEL, *SHORT, "--checkpoint_every_steps", "1000"]
-    command = [sys.executable, "-u", str(ROOT / "pretrain/run.py"), *words]
-    words = "--max_steps 100000 --epochs 100000 --evaluate_every_steps 100000".split()
-    running = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert running.stdout is not None
-    for line in running.stdout:
-        if line.startswith(b"step "):
-            break
-    running.send_signal(signal.SIGTERM)
-    printed, error = running.communicate(timeout=120)
-    assert running.returncode == 128 + signal.SIGTERM and b"Run the same command again" in error
-    assert b"stopping after this step" in printed and b"stopped  after step" in printed
-    (folder,) = Path("runs/pretrain").iterdir()
-    state = json.loads((folder / "run.json").read_text())
-    assert state["status"] == "stopped"
-    (last,) = folder.glob("step-*")
-    assert json.loads((last / "state.json").read_text())["step"] > 0
-    client = MlflowClient(state["mlflow"]["uri"])
-    assert client.get_run(state["mlflow"]["run_id"]).info.status == "KILLED"
 
 
 def test_what_was_logged_before_a_kill_is_not_logged_again(finished: TrainingResult) -> None:

@@ -67,6 +67,14 @@ def test_another_codec_is_named(tmp_path: Path) -> None:
         decode_planes(data, np.array([0]))
 
 
+def test_a_damaged_count_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
+    data = bytearray(encoded(tmp_path / "a.mp4", LAYOUTS["frames out of order"]))
+    count = data.index(b"ctts") + 12  # after the name, the flags and the number of rows
+    data[count : count + 4] = b"\x7f\xff\xff\xff"
+    with pytest.raises(DecodeError, match="packets have a time, 50 a size"):
+        decode_planes(bytes(data), np.array([3]))
+
+
 def test_whatever_is_damaged_is_an_error_or_a_frame(tmp_path: Path) -> None:
     data = write_video(tmp_path / "a.mp4", moving_frames(20, 32, 48), fps=12).read_bytes()
     head = data.index(b"moov")
