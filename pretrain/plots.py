@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,26 +26,22 @@ def filmstrip(pair: FramePairs) -> Figure:
         "predicted": pair.predicted,
         "true": pair.true,
     }
-    figure = Figure(figsize=(1.3 * len(steps) + 1, 6.8), layout="constrained")
-    axes = figure.subplots(5, len(steps), squeeze=False)
-    for line, (name, frames) in enumerate(rows.items()):
-        for place, step in enumerate(steps):
-            axes[line, place].imshow(_image(frames[0, :, step]))
-        axes[line, 0].set_ylabel(name)
+    figure, axes = _rows(5, len(steps))
+    middles: list[float] = []
+    for axis, (name, frames) in zip(axes, rows.items(), strict=False):
+        strip, middles = _side_by_side([_image(frames[0, :, step]) for step in steps])
+        axis.imshow(strip)
+        axis.set_ylabel(name)
+    _name_above(axes[0], middles, [f"to frame {step + 2}" for step in steps])
     errors = {
         "|copy - true|": (pair.copied - pair.true)[0].abs().mean(0),
         "|predicted - true|": (pair.predicted.float() - pair.true)[0].abs().mean(0),
     }
     top = max(float(e.max()) for e in errors.values()) or 1.0
-    for line, (name, error) in enumerate(errors.items(), 3):
-        for place, step in enumerate(steps):
-            axes[line, place].imshow(error[step].cpu().numpy(), cmap="magma", vmin=0, vmax=top)
-        axes[line, 0].set_ylabel(name)
-    for place, step in enumerate(steps):
-        axes[0, place].set_title(f"to frame {step + 2}", fontsize=8)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+    for axis, (name, error) in zip(axes[len(rows) :], errors.items(), strict=True):
+        strip, _ = _side_by_side([error[step].cpu().numpy() for step in steps])
+        axis.imshow(strip, cmap="magma", vmin=0, vmax=top)
+        axis.set_ylabel(name)
     return figure
 
 
@@ -60,21 +57,18 @@ def filters(values: Tensor, frames: Tensor) -> Figure:
     side = round(first.shape[1] ** 0.5)
     mean = first.mean((2, 3)).view(-1, side, side)
     limit = float(mean.abs().max())
-    figure = Figure(figsize=(1.3 * len(steps) + 1, 3.4), layout="constrained")
-    axes = figure.subplots(2, len(steps), squeeze=False)
+    figure, (kernels, pictures) = _rows(2, len(steps))
+    strip, middles = _side_by_side([mean[step].numpy() for step in steps])
+    kernels.imshow(strip, cmap="coolwarm", vmin=-limit, vmax=limit)
+    kernels.set_ylabel("mean kernel")
+    _name_above(kernels, middles, [f"filter {step + 1}" for step in steps])
+    shown = [frames[0, :, min(step, frames.shape[2] - 1)] for step in steps]
+    strip, middles = _side_by_side([_image(frame) for frame in shown])
+    pictures.imshow(strip, alpha=0.6)
+    pictures.set_ylabel("motion")
     flow_x, flow_y = _centre_of_mass(first, side)
-    for place, step in enumerate(steps):
-        kernel = axes[0, place]
-        kernel.imshow(mean[step].numpy(), cmap="coolwarm", vmin=-limit, vmax=limit)
-        kernel.set_title(f"filter {step + 1}", fontsize=8)
-        picture = axes[1, place]
-        picture.imshow(_image(frames[0, :, min(step, frames.shape[2] - 1)]), alpha=0.6)
-        _arrows(picture, flow_x[step].numpy(), flow_y[step].numpy(), frames.shape[-2:])
-    axes[0, 0].set_ylabel("mean kernel")
-    axes[1, 0].set_ylabel("motion")
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+    height, width = frames.shape[-2:]
+    _arrows(pictures, flow_x[steps].numpy(), flow_y[steps].numpy(), (height, width), middles)
     return figure
 
 
@@ -130,25 +124,60 @@ def _centre_of_mass(kernels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return -(weights * dx).sum(1), -(weights * dy).sum(1)
 
 
-def _arrows(axis: object, x: NDArray[np.float32], y: NDArray[np.float32], size: object) -> None:
-    height, width = size  # type: ignore[misc]
-    rows, columns = x.shape
+def _arrows(
+    axis: Axes,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    size: tuple[int, int],
+    middles: list[float],
+) -> None:
+    """Draws arrows (N, gh, gw) over N pictures side by side."""
+    height, width = size
+    rows, columns = x.shape[1:]
     every = max(1, rows // 8)
     cy = (np.arange(rows) + 0.5) * height / rows
-    cx = (np.arange(columns) + 0.5) * width / columns
-    here = np.s_[::every, ::every]
-    grid_x, grid_y = np.meshgrid(cx, cy)
-    axis.quiver(  # type: ignore[attr-defined]
-        grid_x[here],
-        grid_y[here],
-        x[here],
-        y[here],
+    cx = (np.arange(columns) + 0.5) * width / columns - width / 2
+    here = np.s_[:, ::every, ::every]
+    axis.quiver(
+        np.broadcast_to(cx + np.asarray(middles)[:, None, None], x.shape)[here].ravel(),
+        np.broadcast_to(cy[:, None], x.shape)[here].ravel(),
+        x[here].ravel(),
+        y[here].ravel(),
         angles="xy",
         scale_units="xy",
         scale=2 * every / 16,
-        width=0.012,
+        units="dots",
+        width=1.5,
         color="crimson",
     )
+
+
+def _rows(count: int, num_pictures: int) -> tuple[Figure, list[Axes]]:
+    """Makes a figure of rows of pictures, an axis a row: an axis a picture takes far longer."""
+    size = (1.3 * num_pictures + 1, 1.35 * count + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(count, 1))
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _side_by_side(pictures: list[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[float]]:
+    """Joins pictures (H, W) or (H, W, 3) with white gaps; returns the middle of each as well."""
+    height, width = pictures[0].shape[:2]
+    gap = max(1, width // 24)
+    white = 1.0 if pictures[0].ndim == 3 else np.nan  # a colour map draws nothing there
+    blank = np.full((height, gap, *pictures[0].shape[2:]), white, np.float32)
+    parts = [part for picture in pictures for part in (picture, blank)][:-1]
+    middles = [place * (width + gap) + (width - 1) / 2 for place in range(len(pictures))]
+    return np.concatenate(parts, axis=1), middles
+
+
+def _name_above(axis: Axes, middles: list[float], names: list[str]) -> None:
+    axis.xaxis.tick_top()
+    axis.set_xticks(middles, names, fontsize=8)
+    axis.tick_params(length=0)
 
 
 def _spread(count: int) -> list[int]:

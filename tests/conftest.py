@@ -8,7 +8,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -28,19 +27,15 @@ import av
 import numpy as np
 import psutil
 import pytest
-import ray
-import torch
 from filelock import FileLock
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from dynamonet.stage import StageSettings
-from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.logs.console import Progress
-from dynamonet.training.task import Job, Task
-
 if TYPE_CHECKING:
+    from dynamonet.stage import StageSettings
     from dynamonet.tracking.runs import TrackedRun
+    from dynamonet.training import launch
+    from dynamonet.training.task import Task
     from dynamonet.training.trainer import Trainer
 
 settings.register_profile("no clock", deadline=None)  # the machine may be shared
@@ -105,6 +100,8 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One Ray for all tests of this process."""
+    import ray
+
     from dynamonet import cluster as engine
 
     with engine.connected():
@@ -159,6 +156,11 @@ def training_alone(
     **more: Any,
 ) -> Trainer:
     """Returns a training in this process, without Ray."""
+    import torch
+
+    from dynamonet.training.distributed.rank import Rank
+    from dynamonet.training.logs.console import Progress
+    from dynamonet.training.task import Job
     from dynamonet.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -264,14 +266,18 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shard_set(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shard_set(
+    video_folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     """The shards of `video_folder`, labelled by class folder, made by stage 1 itself."""
 
     def make(root: Path) -> None:
+        from data_prep.shard import main as shard
+
+        request.getfixturevalue("cluster")  # only where the shards are made
         words = f"--source {video_folder} --dataset folder --output {root}/set --runs {root}/runs"
         more = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.005 --test_share 0.4"
-        script = ROOT / "data_prep/shard.py"
-        subprocess.run([sys.executable, script, *words.split(), *more.split()], check=True)
+        shard([*words.split(), *more.split()])
 
     return made_once(tmp_path_factory, "made", make) / "set"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -107,9 +107,24 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
             windows = TarWindows.of(tar_of, loader.window_shards)
         return EpochPlan(len(self.rows), loader.batch_size, num_ranks, seed, windows)
 
+    @overload
+    def __getitem__(self, request: int) -> ClipBatch: ...
+
+    @overload
+    def __getitem__(self, request: Request) -> ClipBatch | FailedBatch: ...
+
     def __getitem__(self, request: Request | int) -> ClipBatch | FailedBatch:
-        """Reads one clip; a row number stands for the middle of that segment."""
-        return self.__getitems__([Request(request) if isinstance(request, int) else request])
+        """Reads one clip; a row number asks for the one in the middle of that segment.
+
+        Raises:
+            UserError: a row's clip cannot be read.
+        """
+        if isinstance(request, Request):
+            return self.__getitems__([request])
+        batch = self.__getitems__([Request(request)])
+        if isinstance(batch, FailedBatch):
+            raise UserError(f"no clip can be read: {batch.reasons[0]}")
+        return batch
 
     def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | FailedBatch:
         """Reads a batch. A sample that fails is replaced by one drawn from its own seed."""

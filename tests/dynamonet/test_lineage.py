@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from dynamonet import __version__
 from dynamonet.errors import UserError
 from dynamonet.lineage import __main__ as lineage
 from dynamonet.lineage.tracer import LineageNode
@@ -62,7 +63,7 @@ def test_a_model_is_traced_to_its_run_and_to_the_shards_run(
     assert step.id == finished.run.run_id and step.folder == str(finished.folder)
     assert step.settings == f"{finished.folder}/settings.yaml" and Path(step.settings).is_file()
     assert step.datasets == [DatasetUse("set", str(shard_set), shards.digest, "training")]
-    assert step.code.startswith("0.1.0") and step.started.endswith("UTC")
+    assert step.code.startswith(__version__) and step.started.endswith("UTC")
     (made,) = step.parents
     assert (made.stage, made.name, made.parents) == ("data_prep", "set", [])
     assert made.id == (shards.card.run or {})["id"] and made.status == "finished"
@@ -166,7 +167,7 @@ def test_changed_shards_and_code_are_told(
         return lineage.main([str(model)])
 
     (code,) = traced().changed
-    assert code.startswith("the code is now 0.1.0")
+    assert code.startswith(f"the code is now {__version__}")
     tar = sorted(shards.glob("*.tar"))[0]
     content = tar.read_bytes()
     tar.write_bytes(content[:-1000])

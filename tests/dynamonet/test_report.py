@@ -18,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from data_prep.shard import main as shard
+from dynamonet import __version__
 from dynamonet.errors import UserError
 from dynamonet.report import __main__ as report
 from dynamonet.report.curves import POINTS, Chart, draw, draw_charts, thinned
@@ -91,7 +92,7 @@ def test_a_browser_shows_curves_pictures_settings_lineage_and_shards(made: Made)
         "data_prep set",
         "videos taken",
         "2: left, right",
-        "code 0.1.0",
+        f"code {__version__}",
         "evaluate_every_steps: 2",
     ):
         assert word in text, word
