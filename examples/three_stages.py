@@ -5,6 +5,7 @@ one that is taken where none is given. VS Code, PyCharm and Jupytext open this f
 """
 
 # %% Names and places
+import logging
 import sys
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,8 @@ from pretrain import PretrainSettings, pretrain
 
 videos = sys.argv[1] if len(sys.argv) > 1 else "data/motion_videos"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 130  # two cores do one in about half a second
-ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)  # for all stages
+# one Ray for all stages; without it each starts and ends its own
+ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 # %% Stage 1: shards. Settings are typed; a file of configs/ gives those of the demo.
 prepared = shard(

@@ -22,6 +22,8 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # several processes share the cores: threads that wait for each other must not keep them busy
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a process of a second's work that watches for nodes that are drained; test_commands has it
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 import av
 import numpy as np

@@ -96,7 +96,11 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PATH": f"{ray.parent}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            "PATH": f"{ray.parent}:{os.environ['PATH']}",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
+        },
     )
     address = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 60

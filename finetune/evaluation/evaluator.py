@@ -30,7 +30,7 @@ _PAIRS_LISTED, _PAIRS_DRAWN = 20, 4
 
 
 @dataclass(frozen=True)
-class TestViews:
+class ViewPlan:
     """How each segment is looked at: clips spread evenly x squares along the longer side."""
 
     clips: int
@@ -56,7 +56,7 @@ def predict_videos(
     model: DynamoNet,
     reader: ClipReader,
     shards: ShardSet,
-    views: TestViews,
+    views: ViewPlan,
     *,
     rank: Rank,
     precision: Precision,

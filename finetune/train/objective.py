@@ -27,7 +27,7 @@ from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
 from finetune.evaluation.evaluator import (
-    TestViews,
+    ViewPlan,
     evaluate_test,
     metrics_of,
     predict_videos,
@@ -179,7 +179,7 @@ class Finetuning(Task[FinetuneSettings]):
             model,
             self.reader(self.parts.validation),
             self.data,
-            TestViews(clips=1, crops=1),
+            ViewPlan(clips=1, crops=1),
             rank=rank,
             precision=precision,
             batch_size=batch_size,
@@ -203,7 +203,7 @@ class Finetuning(Task[FinetuneSettings]):
             model,
             reader,
             self.data,
-            TestViews(settings.test_clips, settings.test_crops),
+            ViewPlan(settings.test_clips, settings.test_crops),
             rank=rank,
             precision=precision,
             batch_size=size,

@@ -86,6 +86,7 @@ def samples(folder: Path) -> dict[str, bytes]:
         return {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_files_that_crash_or_hang_the_decoder_are_quarantined_and_the_others_made(
     tmp_path: Path, poison: None
 ) -> None:

@@ -59,6 +59,7 @@ def test_videos_in_a_bucket_become_the_same_shards_in_a_bucket(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_cluster_that_runs_already_does_the_work(videos: Path, tmp_path: Path) -> None:
     ray = str(Path(sys.executable).parent / "ray")
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # short, for the names of sockets

@@ -51,6 +51,7 @@ def test_two_streams_at_once_do_not_mix() -> None:
         assert a == b and first != second
 
 
+@pytest.mark.slow
 def test_work_that_is_slow_but_beats_is_left_alone() -> None:
     assert call(beats, 2.5, limits=QUICK) == 2.5
     beats(0.01)  # does nothing here

@@ -35,7 +35,7 @@ def only(checks: list[Check], name: str) -> Check:
 
 
 def test_a_machine_that_is_ready_passes_and_keeps_nothing(
-    shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
 ) -> None:
     words = ["--shards", str(shard_set), "--precision", "fp32", *TINY_MODEL]
     found = doctor.main(words)
@@ -221,6 +221,7 @@ def test_a_check_that_breaks_is_a_line_and_not_a_traceback(
     assert "fail  disk       OSError: the disk is on fire" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_servers_that_do_not_answer_fail_soon_and_end_with_status_1(tmp_path: Path) -> None:
     began = time.monotonic()
     command = [sys.executable, "-m", "dynamonet.doctor", "--precision", "fp32", *TINY_MODEL]

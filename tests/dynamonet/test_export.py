@@ -47,6 +47,7 @@ def test_a_torch_archive_gives_the_models_own_results(tmp_path: Path) -> None:
     torch.testing.assert_close(probabilities, own.logits.softmax(1))
 
 
+@pytest.mark.slow
 def test_an_onnx_file_runs_elsewhere_and_says_how_to_feed_it(tmp_path: Path) -> None:
     model = saved(tmp_path / "model", num_classes=None)
     export(str(tmp_path / "model"), tmp_path / "model.onnx")
@@ -74,6 +75,7 @@ def test_the_command_prints_what_it_wrote(
     assert "out.pt2:" in shown and "differ" in shown and "RGB, 0 = black" in shown
 
 
+@pytest.mark.slow
 def test_results_that_differ_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "model")
     module = sys.modules[export.__module__]

@@ -188,6 +188,7 @@ def test_a_run_deleted_in_the_store_is_told(finished: TrainingResult, tmp_path: 
     assert step.notes == ["the run was deleted in the tracking store"]
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_named_with_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)nothing to trace.*model.json.*run.json.*card.json"):
         lineage.main([str(tmp_path)])

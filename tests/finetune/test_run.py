@@ -41,9 +41,10 @@ def pretrained(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_the_newest_pretrained_model_is_taken_measured_and_linked(
-    shard_set: Path, pretrained: Path, capsys: pytest.CaptureFixture[str], cluster: None
+    shard_set: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = finetune(shard_set, "--runs", str(pretrained), "--name", "first")
+    with without_ray():
+        scores = finetune(shard_set, "--runs", str(pretrained), "--name", "first")
     assert set(scores) >= {"top1", "class_mean", "videos"} and "top5" not in scores
     printed = capsys.readouterr().out
     assert "100% of the weights" in printed and "8 frames x 2 clips x 1 crop" in printed

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynamonet.training.perf.timer import OTHER_PARTS, STEP_PARTS
 
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices; a device's pipelines are full with these
-PEAK_SECONDS = 0.2
+PEAK_SECONDS = 0.1
 BACKWARD = 2  # times the forward arithmetic: gradients of inputs and of weights. Source: PaLM
 
 

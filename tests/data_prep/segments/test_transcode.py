@@ -194,6 +194,7 @@ def test_a_file_without_a_frame_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 def test_phone_videos_come_out_upright() -> None:
     sizes = {}
     for path in sorted((REAL_DATA / "awkward").glob("*.mov")):

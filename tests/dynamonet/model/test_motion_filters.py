@@ -171,6 +171,7 @@ def test_settings_that_cannot_be_built_are_refused() -> None:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2)])
+@pytest.mark.slow
 def test_the_layer_compiles_without_graph_breaks(grid: tuple[int, int]) -> None:
     torch._dynamo.reset()
     frames = torch.randn(1, 3, 2, 8, 8)

@@ -139,6 +139,7 @@ def test_wrong_clips_are_refused_with_what_was_found() -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "grid"])
 @pytest.mark.parametrize("targets", ["within_clip", "future"])
+@pytest.mark.slow
 def test_the_whole_network_compiles_without_graph_breaks(kind: str, targets: str) -> None:
     torch._dynamo.reset()
     filters = TINY.filters.model_copy(update={"kind": kind})

@@ -127,7 +127,7 @@ def test_nothing_stands_in_for_a_damaged_sample_in_evaluation(
 ) -> None:
     source = reader(damaged(shard_set, tmp_path, [5]))
     assert isinstance(source[Request(5)], FailedBatch)
-    with pytest.raises(UserError, match="no clip can be read: .*sample"):
+    with pytest.raises(UserError, match=r"no clip can be read: .*sample"):
         source[5]
     with pytest.raises(UserError, match="no batch can be read"):
         list(batches(source, [[Request(5)]], processes=0, prefetch=1))

@@ -80,6 +80,7 @@ def test_a_remote_set_gives_the_same_clips_as_a_local_one(
         assert clips(path, {**loader, "cache_gb": 0}) == expected  # ranges
 
 
+@pytest.mark.slow
 def test_loader_processes_share_one_cache(
     remote_set: tuple[str, list[str]], shard_set: Path, tmp_path: Path
 ) -> None:

@@ -265,6 +265,7 @@ def test_settings_of_the_update_change_the_weights(bench: Callable[..., Bench], 
         assert isinstance(training.train_state.optimizer, torch.optim.SGD)
 
 
+@pytest.mark.slow
 def test_fp16_scales_its_loss_and_the_scale_is_resumed(bench: Callable[..., Bench]) -> None:
     run, words = bench(), ["--precision", "fp16"]
     training = run.training(*words, "--max_steps", "1")
@@ -275,6 +276,7 @@ def test_fp16_scales_its_loss_and_the_scale_is_resumed(bench: Callable[..., Benc
     assert run.training(*words).train_state.scaler.get_scale() == 64.0
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_said(bench: Callable[..., Bench]) -> None:
     whole, run = bench("whole"), bench("run")
     whole.train()

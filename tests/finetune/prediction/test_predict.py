@@ -216,7 +216,7 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
         predictor.model,
         reader,
         replace(shards, card=shards.card.model_copy(update={"classes": tuple(CLASSES)})),
-        evaluator.TestViews(clips=3, crops=1),
+        evaluator.ViewPlan(clips=3, crops=1),
         rank=Rank(0, 1, torch.device("cpu")),
         precision=Precision(torch.float32, "cpu"),
         batch_size=6,

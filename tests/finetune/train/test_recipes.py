@@ -26,7 +26,7 @@ from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.schedule import make_optimizer
-from finetune.evaluation.evaluator import TestViews
+from finetune.evaluation.evaluator import ViewPlan
 from finetune.settings import FinetuneSettings
 from finetune.train.experiment import single_runs
 from finetune.train.objective import Finetuning
@@ -236,7 +236,7 @@ def test_three_crops_see_both_ends_of_a_wide_video(grouped: ShardSet, model: Pat
     task = Finetuning(own, grouped.folder.path, str(model))
     parts = Splits.of(grouped, own)
     (wide,) = [row for row in parts.test if grouped.columns["width"][row] > 32]
-    requests = TestViews(1, 3).requests(int(wide))
+    requests = ViewPlan(1, 3).requests(int(wide))
     assert [request.offset for request in requests] == [0, 0.5, 1]
     reader = task.reader(parts.test)
     left, middle, right = (reader[request].luma for request in requests)  # type: ignore[union-attr]
