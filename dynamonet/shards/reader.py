@@ -18,7 +18,6 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dynamonet.digest import digest_of_bytes
@@ -35,7 +34,7 @@ from dynamonet.video.sampling import (
     stride_in_frames,
     tiled_starts,
 )
-from dynamonet.video.transforms import ClipBatch, View, stack_views
+from dynamonet.video.transforms import ClipBatch, View, resize_planes, stack_views
 
 REPLACEMENTS = 8  # tries before a batch is given up
 
@@ -217,20 +216,6 @@ def _tars(shards: ShardSet, loader: LoaderSettings) -> TarReader:
     window = largest if loader.shuffle == "shard_window" else None
     cache = choose_cache(shards.folder, sum(sizes.values()), window, loader.cache_gb)
     return TarReader(shards.folder.path, shards.digest, sizes, cache)
-
-
-def resize_planes(planes: Planes, side: int) -> Planes:
-    """Scales square planes to a canvas of `side` pixels; those of that size stay untouched."""
-    if planes.luma.shape[1:] == (side, side):
-        return planes
-
-    def scaled(plane: NDArray[np.uint8], to: int) -> NDArray[np.uint8]:
-        tensor = torch.from_numpy(plane).float()
-        shape = (-1, 1, *tensor.shape[-2:])
-        out = F.interpolate(tensor.reshape(shape), size=(to, to), mode="bilinear", antialias=True)
-        return out.round().clamp(0, 255).byte().view(*plane.shape[:-2], to, to).numpy()
-
-    return Planes(scaled(planes.luma, side), scaled(planes.chroma, side // 2))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from dynamonet.video.decode import Planes
 
 MEAN, STD = 0.45, 0.225  # of RGB in [0, 1]. Source: the Kinetics convention of PySlowFast
 
@@ -106,6 +109,20 @@ class ClipBatch:
             rgb = _adjust_colours(rgb, self.views.colour)
         normalised = rgb.sub_(MEAN).div_(STD)
         return normalised.contiguous(memory_format=torch.channels_last_3d)
+
+
+def resize_planes(planes: Planes, side: int) -> Planes:
+    """Scales square planes to a canvas of `side` pixels; those of that size stay untouched."""
+    if planes.luma.shape[1:] == (side, side):
+        return planes
+
+    def scaled(plane: NDArray[np.uint8], to: int) -> NDArray[np.uint8]:
+        tensor = torch.from_numpy(plane).float()
+        shape = (-1, 1, *tensor.shape[-2:])
+        out = F.interpolate(tensor.reshape(shape), size=(to, to), mode="bilinear", antialias=True)
+        return out.round().clamp(0, 255).byte().view(*plane.shape[:-2], to, to).numpy()
+
+    return Planes(scaled(planes.luma, side), scaled(planes.chroma, side // 2))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from dynamonet.errors import UserError
 from dynamonet.model.files import locate, read_description, weights_digest
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
-from dynamonet.shards.reader import resize_planes
 from dynamonet.shards.settings import ClipSettings, FrameSettings
 from dynamonet.storage import Folder
 from dynamonet.video.constant_rate import Damage, TimeRange, constant_rate_frames, output_rate
@@ -36,7 +35,7 @@ from dynamonet.video.decode import (
 from dynamonet.video.files import Source, open_source
 from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
-from dynamonet.video.transforms import ClipBatch, View, denormalise, stack_views
+from dynamonet.video.transforms import ClipBatch, View, denormalise, resize_planes, stack_views
 from finetune.prediction.sliding_window import Clip, ClipCutter, Window, WindowPlan
 
 

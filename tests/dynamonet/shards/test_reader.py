@@ -17,11 +17,10 @@ from dynamonet.shards.reader import (
     Request,
     TrainingOrder,
     batches,
-    resize_planes,
 )
 from dynamonet.shards.settings import ClipSettings
 from dynamonet.video.decode import Planes
-from dynamonet.video.transforms import ClipBatch
+from dynamonet.video.transforms import ClipBatch, resize_planes
 
 
 def reader(path: Path, *, frames: int = 9, loop: bool = False, canvas: int = 32) -> ClipReader:
