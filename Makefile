@@ -9,7 +9,7 @@ BENCHES := $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_
 help:
 	@echo "make demo              the whole pipeline on rendered videos, under 5 minutes"
 	@echo "make demo VIDEOS=DIR   stages 1 and 2 on your own videos"
-	@echo "make test              all tests, in about 7 minutes on two cores"
+	@echo "make test              all tests, in 6 to 7 minutes on two cores"
 	@echo "make test-fast         those that need neither Ray nor a browser, in about 1"
 	@echo "make check             format, lint, types, documentation"
 	@echo "make docs              the documentation site, into site/"
