@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dynamonet.commands import IN_CHECKOUT, fill
+from dynamonet.commands import CONFIG_ROOT, fill
 from dynamonet.errors import SettingsError
 from dynamonet.settings import (
     S,
@@ -32,10 +32,6 @@ from dynamonet.settings import (
     section,
     to_yaml,
 )
-
-HERE = Path(__file__).resolve().parent
-# beside the packages in a checkout, inside this one where it was installed
-CONFIG_ROOT = (HERE.parent if IN_CHECKOUT else HERE) / "configs"
 
 
 def positional(description: str, **options: Any) -> Any:

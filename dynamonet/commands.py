@@ -19,7 +19,9 @@ COMMANDS = {
     "lineage": ("dynamonet.lineage.__main__", "what a model was made from"),
     "doctor": ("dynamonet.doctor.__main__", "is everything there that a pretraining needs?"),
 }
-IN_CHECKOUT = Path(__file__).parents[1].joinpath("pyproject.toml").is_file()
+_HERE = Path(__file__).resolve().parent
+IN_CHECKOUT = not (_HERE / "configs").is_dir()  # a wheel has them inside this package
+CONFIG_ROOT = (_HERE.parent if IN_CHECKOUT else _HERE) / "configs"
 
 
 def command(name: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -39,6 +40,21 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_status = 128 + number
+
+
+def need(library: str, extra: str, purpose: str) -> Any:
+    """Imports a library that only an extra brings.
+
+    Args:
+        purpose: What it is wanted for; begins the message.
+
+    Raises:
+        UserError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise UserError(f"{purpose}:\n  pip install 'dynamonet[{extra}]'") from None
 
 
 def run_entry(main: Callable[[list[str]], object]) -> NoReturn:

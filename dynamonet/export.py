@@ -11,7 +11,6 @@ entry `dynamonet` of an ONNX file, as the extra file `dynamonet.json` of a `torc
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import warnings
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from dynamonet.command_line import load, positional
 from dynamonet.commands import command
-from dynamonet.errors import UserError, run_entry
+from dynamonet.errors import UserError, need, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import Settings
@@ -169,12 +168,7 @@ def _onnx_session(file: Path) -> Any:
 
 
 def _need(library: str) -> Any:
-    try:
-        return importlib.import_module(library)
-    except ImportError:
-        raise UserError(
-            f"ONNX needs {library}, which is not installed:\n  pip install 'dynamonet[onnx]'"
-        ) from None
+    return need(library, "onnx", f"ONNX needs {library}, which is not installed")
 
 
 def _difference(wanted: Tensor, given: Tensor) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -27,21 +29,18 @@ def filmstrip(pair: FramePairs) -> Figure:
         "true": pair.true,
     }
     figure, axes = _rows(5, len(steps))
-    middles: list[float] = []
     for axis, (name, frames) in zip(axes, rows.items(), strict=False):
-        strip, middles = _side_by_side([_image(frames[0, :, step]) for step in steps])
-        axis.imshow(strip)
-        axis.set_ylabel(name)
-    _name_above(axes[0], middles, [f"to frame {step + 2}" for step in steps])
+        middles = _draw_row(axis, name, [_image(frames[0, :, step]) for step in steps])
+        if axis is axes[0]:
+            _name_above(axis, middles, [f"to frame {step + 2}" for step in steps])
     errors = {
         "|copy - true|": (pair.copied - pair.true)[0].abs().mean(0),
         "|predicted - true|": (pair.predicted.float() - pair.true)[0].abs().mean(0),
     }
     top = max(float(e.max()) for e in errors.values()) or 1.0
     for axis, (name, error) in zip(axes[len(rows) :], errors.items(), strict=True):
-        strip, _ = _side_by_side([error[step].cpu().numpy() for step in steps])
-        axis.imshow(strip, cmap="magma", vmin=0, vmax=top)
-        axis.set_ylabel(name)
+        shown = [error[step].cpu().numpy() for step in steps]
+        _draw_row(axis, name, shown, cmap="magma", vmin=0, vmax=top)
     return figure
 
 
@@ -58,14 +57,11 @@ def filters(values: Tensor, frames: Tensor) -> Figure:
     mean = first.mean((2, 3)).view(-1, side, side)
     limit = float(mean.abs().max())
     figure, (kernels, pictures) = _rows(2, len(steps))
-    strip, middles = _side_by_side([mean[step].numpy() for step in steps])
-    kernels.imshow(strip, cmap="coolwarm", vmin=-limit, vmax=limit)
-    kernels.set_ylabel("mean kernel")
+    scale = {"cmap": "coolwarm", "vmin": -limit, "vmax": limit}
+    middles = _draw_row(kernels, "mean kernel", [mean[step].numpy() for step in steps], **scale)
     _name_above(kernels, middles, [f"filter {step + 1}" for step in steps])
-    shown = [frames[0, :, min(step, frames.shape[2] - 1)] for step in steps]
-    strip, middles = _side_by_side([_image(frame) for frame in shown])
-    pictures.imshow(strip, alpha=0.6)
-    pictures.set_ylabel("motion")
+    shown = [_image(frames[0, :, min(step, frames.shape[2] - 1)]) for step in steps]
+    middles = _draw_row(pictures, "motion", shown, alpha=0.6)
     flow_x, flow_y = _centre_of_mass(first, side)
     height, width = frames.shape[-2:]
     _arrows(pictures, flow_x[steps].numpy(), flow_y[steps].numpy(), (height, width), middles)
@@ -163,15 +159,18 @@ def _rows(count: int, num_pictures: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _side_by_side(pictures: list[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[float]]:
-    """Joins pictures (H, W) or (H, W, 3) with white gaps; returns the middle of each as well."""
+def _draw_row(
+    axis: Axes, name: str, pictures: list[NDArray[np.float32]], **options: Any
+) -> list[float]:
+    """Draws pictures (H, W) or (H, W, 3) side by side with white gaps; returns their middles."""
     height, width = pictures[0].shape[:2]
     gap = max(1, width // 24)
     white = 1.0 if pictures[0].ndim == 3 else np.nan  # a colour map draws nothing there
     blank = np.full((height, gap, *pictures[0].shape[2:]), white, np.float32)
     parts = [part for picture in pictures for part in (picture, blank)][:-1]
-    middles = [place * (width + gap) + (width - 1) / 2 for place in range(len(pictures))]
-    return np.concatenate(parts, axis=1), middles
+    axis.imshow(np.concatenate(parts, axis=1), **options)
+    axis.set_ylabel(name)
+    return [place * (width + gap) + (width - 1) / 2 for place in range(len(pictures))]
 
 
 def _name_above(axis: Axes, middles: list[float], names: list[str]) -> None:

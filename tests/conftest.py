@@ -227,9 +227,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     """Returns a folder that all processes of a run share; the first to need it makes it."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    whole = folder.with_suffix(".whole")
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed midway
             make(folder)
+            whole.touch()
     return folder
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynamonet.digest import digest_of_stream
-from dynamonet.errors import UserError
+from dynamonet.errors import UserError, need
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -72,7 +72,8 @@ def locate(place: str | Path) -> Path:
     match = None if folder.exists() else _HUB_ID.fullmatch(str(place))
     if match is None:
         return folder
-    hub = _hub(f"{place}: no such folder. To take it for a model on the Hugging Face hub:")
+    purpose = f"{place}: no such folder. To take it for a model on the Hugging Face hub"
+    hub = need("huggingface_hub", "hub", purpose)
     repo, revision = match["repo"], match["revision"]
     try:
         for name in (WEIGHTS, DESCRIPTION):
@@ -92,7 +93,8 @@ def upload(
     Raises:
         UserError: `huggingface_hub` is not installed, or the hub refuses.
     """
-    hub = _hub("Models are put on the Hugging Face hub by its own library:")
+    purpose = "Models are put on the Hugging Face hub by its own library"
+    hub = need("huggingface_hub", "hub", purpose)
     (folder / MODEL_CARD).write_text(_CARD.format(repo_id=repo_id), "utf-8")
     api = hub.HfApi(token=token)
     try:
@@ -103,14 +105,6 @@ def upload(
             f"{repo_id}: cannot be uploaded to the hub: {error}", "Check `hf auth whoami`"
         ) from None
     return str(done)
-
-
-def _hub(purpose: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"{purpose}\n  pip install 'dynamonet[hub]'") from None
-    return huggingface_hub
 
 
 def read_description(folder: Path) -> dict[str, Any]:
