@@ -76,7 +76,7 @@ def learning(
     Args:
         skill, upper_bound: (N,), of each predicted frame.
         num_beyond: The last so many of them lie beyond the clip.
-        spectra: name -> singular values as shares of their sum, see `pretrain.features`.
+        spectra: name -> singular values as shares of their sum, see `pretrain.collapse`.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -88,7 +88,7 @@ class ClipBatch:
         )
 
     def render(self, size: int) -> Tensor:
-        """Crops, mirrors, resizes, converts and normalises the self.
+        """Crops, mirrors, resizes, converts and normalises the batch.
 
         Args:
             size: Height and width of the result in pixels.
