@@ -17,6 +17,8 @@ from dynamonet.settings import Settings
 
 EXPERIMENT = "demo"  # its own, so that a real fine-tuning never takes a demo model for the newest
 LABELLED_SHARE = 0.25
+# from scratch: as many steps as pretraining and fine-tuning have together, all at the full rate
+SCRATCH = ("--pretrained", "none", "--max_steps", "178")
 
 
 class DemoSettings(Settings):
@@ -75,9 +77,10 @@ def motion_videos(console: Console) -> None:
     table = Table(title=f"{720 * LABELLED_SHARE:.0f} labelled videos, 270 test videos, 9 motions")
     for column in ("", "top-1", "top-5", "skill of the prediction"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, weights, shown in (
-        ("from scratch", "none", ""),
-        ("pretrained", str(learnt.model), f"{skill:.2f}"),
+    pretrained = ("--pretrained", str(learnt.model), "--trunk_rate", "0.33")
+    for name, start, shown in (
+        ("from scratch", SCRATCH, ""),
+        ("pretrained", pretrained, f"{skill:.2f}"),
     ):
         tuned = finetune.main(
             stage(
@@ -86,8 +89,7 @@ def motion_videos(console: Console) -> None:
                 "motion",
                 "--label_share",
                 str(LABELLED_SHARE),
-                "--pretrained",
-                weights,
+                *start,
             )
         )
         table.add_row(name, f"{tuned.metrics['top1']:.1%}", f"{tuned.metrics['top5']:.1%}", shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -66,7 +66,10 @@ class FinetuneSettings(TrainSettings):
         default="test", description="Part that is measured; Kinetics publishes labels of val only."
     )
     label_share: float = Field(
-        default=1.0, gt=0, le=1, description="Share of each class's training videos that is used."
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of each class's training videos that is used; the seed says which.",
     )
     val_share: float = Field(
         default=0.0,
@@ -104,10 +107,11 @@ class FinetuneSettings(TrainSettings):
         ge=0,
         description="full: weight of frame prediction added to cross-entropy; 0 = off.",
     )
-    trunk_rate: float = Field(
-        default=0.1,
+    trunk_rate: float | None = Field(
+        default=None,
         gt=0,
-        description="full: learning rate of trunk and filters, as a share of the classifier's.",
+        description="full: learning rate of trunk and filters, as a share of the classifier's; "
+        "null = 0.1 of a pretrained model, 1 from scratch.",
     )
     layer_decay: float = Field(
         default=1.0,
@@ -156,12 +160,34 @@ class FinetuneSettings(TrainSettings):
         return self.split
 
 
+class ScratchSettings(Settings):
+    """What trainings from scratch have of their own; null = as the pretrained ones have it."""
+
+    lr: float | None = Field(default=None, gt=0, description="Peak learning rate, of all parts.")
+    max_steps: int | None = Field(default=None, ge=1, description="Steps.")
+    max_minutes: float | None = Field(
+        default=None, gt=0, description="Minutes, say those of the pretraining too."
+    )
+
+    def applied(self, settings: FinetuneSettings) -> FinetuneSettings:
+        """Returns the settings of a training from scratch beside a pretrained one's."""
+        update: dict[str, Any] = {"pretrained": "none", "trunk_rate": 1.0}
+        if self.lr is not None:
+            update["optimizer"] = settings.optimizer.model_copy(update={"lr": self.lr})
+        given = {"max_steps": self.max_steps, "max_minutes": self.max_minutes}
+        update |= {name: value for name, value in given.items() if value is not None}
+        return settings.model_copy(update=update)
+
+
 class CurveSettings(FinetuneSettings):
     """Compares pretrained with from scratch at growing shares of the labels."""
 
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
         description="Shares of each class's training videos.",
+    )
+    scratch: ScratchSettings = Field(
+        default=ScratchSettings(), description="What trainings from scratch have of their own."
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=(0, 1, 2), description="Seeds of each point; null = seed alone."

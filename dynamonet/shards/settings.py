@@ -73,3 +73,9 @@ class LoaderSettings(Settings):
     cache_gb: float = Field(
         default=20.0, ge=0, description="Remote sets: local disk for tars; 0 = none is kept."
     )
+    decoded_gb: float = Field(
+        default=0.0,
+        ge=0,
+        description="Memory in which each loader process keeps segments decoded, for small sets "
+        "that are read many times; 0 = none.",
+    )

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step, and which parameters decay."""
+"""Learning rate as a function of what is done, and which parameters decay."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import nn
 from dynamonet.training.settings import OptimizerSettings
 
 
-def rate_factor(step: int, total_steps: int, warmup_share: float) -> float:
-    """Returns the learning rate of a step as a share of its peak: linear up, cosine down to 0."""
-    warmup = max(1, round(total_steps * warmup_share))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
+def rate_factor(done: float, warmup_share: float) -> float:
+    """Returns the learning rate as a share of its peak: linear up, cosine down to 0.
+
+    Args:
+        done: Share of the training that is done, 0 to 1.
+    """
+    if done < warmup_share:
+        return done / warmup_share
+    progress = (done - warmup_share) / (1 - warmup_share)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -11,6 +11,7 @@ from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.stage import StageSettings
 
 COMPILE_PAYS_STEPS = 1000  # not studied
+NO_LIMIT = 10**9  # steps of a training that the clock ends
 
 
 class OptimizerSettings(Settings):
@@ -35,6 +36,12 @@ class TrainSettings(StageSettings):
     epochs: float = Field(default=100.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(
         default=None, ge=1, description="Stop after this many steps; null = never."
+    )
+    max_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Train for so long by the clock, instead of `epochs`; the learning rate "
+        "follows the clock too. null = by epochs.",
     )
     seed: int = Field(
         default=0, ge=0, description="Seed of the weights, the order and all randomness."
@@ -127,8 +134,10 @@ class TrainSettings(StageSettings):
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Returns how many steps the whole training takes, at least one."""
+        """Returns how many steps the whole training takes at most, at least one."""
         steps = max(1, round(self.epochs * steps_per_epoch))
+        if self.max_minutes is not None:
+            steps = NO_LIMIT
         return min(steps, self.max_steps or steps)
 
     def compiles(self, device_type: str, total_steps: int) -> bool:

@@ -1,7 +1,8 @@
 """The training loop, the same for both stages; a stage brings a `Task`.
 
 Everything random depends on (seed, step, place in the batch), everything read on (seed, epoch,
-row): a run that is killed and resumed takes the same steps as one that was not.
+row): a run that is killed and resumed takes the same steps as one that was not. Where the clock
+ends the training (`max_minutes`), how many steps it takes and their rates depend on the machine.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Trainer:
         self.window, self.perf = MetricWindow(rank), self.train_step.perf
         self.heartbeat = Heartbeat(job.coordinator, rank.index)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
-        self.saved_at = time.monotonic()
+        self.saved_at = self.began = time.monotonic()
+        self.share_done = 0.0  # of the training
         self.failed_samples = 0
         self.advised = False
 
@@ -70,6 +72,7 @@ class Trainer:
         """The loop itself."""
         if self.rank.is_main:
             self._start()
+        self.began = time.monotonic() - 60 * self.state.minutes
         traces = self.settings.profile and self.rank.is_main
         tracer = traced(self.job.run, self.rank.device, traces)
         with self.heartbeat, self.store, tracer as step_traced:
@@ -77,6 +80,7 @@ class Trainer:
                 self._count_failures(batch)
                 gradients = self._gradients(step, batch)
                 request = self._request(step, gradients)
+                self.share_done = self._share_done(step + 1)
                 if request.refuse:
                     self._refuse(step, batch, gradients)
                 else:
@@ -84,8 +88,10 @@ class Trainer:
                 self.heartbeat.step = step + 1
                 self.store.check()
                 step_traced()
+                if self.share_done >= 1:
+                    self.total_steps = step + 1
                 self._end_step(step + 1, request)
-                if request.stop:
+                if request.stop or self.share_done >= 1:
                     break
             self._close()
 
@@ -116,6 +122,22 @@ class Trainer:
         self.drained = self.drained or drains
         return StepRequest(*flags)
 
+    def _share_done(self, done: int) -> float:
+        """Returns the share of the training that `done` steps are, by rank 0's clock too."""
+        share, most = done / self.total_steps, self.settings.max_minutes
+        if most is None:
+            return share
+        spent = self._minutes() / most if self.rank.is_main else 0.0
+        return min(1.0, max(share, float(self.rank.sum(torch.tensor(spent)))))
+
+    def _expected_steps(self, done: int) -> int:
+        """Returns how many steps the whole training will have, if it goes on as so far."""
+        by_clock = self.settings.max_minutes is not None
+        return round(done / self.share_done) if by_clock else self.total_steps
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self.began) / 60
+
     def _save_is_due(self) -> bool:
         """Tells whether a checkpoint is due by the clock."""
         minutes = self.settings.checkpoint_every_minutes
@@ -123,7 +145,8 @@ class Trainer:
         return self.rank.is_main and minutes is not None and spent >= 60 * minutes
 
     def _update(self, step: int, batch: ClipBatch, gradients: Gradients) -> None:
-        factor = rate_factor(step, self.total_steps, self.settings.optimizer.warmup_share)
+        middle = self.share_done * (step + 0.5) / (step + 1)  # of this step
+        factor = rate_factor(middle, self.settings.optimizer.warmup_share)
         set_rate(self.train_state.optimizer, factor)
         self.train_step.apply()
         lr = self.settings.optimizer.lr * factor
@@ -133,7 +156,7 @@ class Trainer:
         """Leaves the weights as they are, and stops the run unless such steps are skipped."""
         self.state.skipped += 1
         skips, most = self.settings.on_nonfinite == "skip", self.settings.max_skipped_share
-        stops = not skips or self.state.skipped > max(1, most * self.total_steps)
+        stops = not skips or self.state.skipped > max(1, most * self._expected_steps(step + 1))
         text = ""
         if stops or self.state.skipped <= nonfinite.MAX_KEPT:
             text = self._replay(step, batch, gradients)
@@ -198,7 +221,7 @@ class Trainer:
         if self.rank.is_main:
             self.tracking.metrics(rows)
             if self._is_due(done):
-                self.job.progress.step(done, self.total_steps, row)
+                self.job.progress.step(done, self._expected_steps(done), row)
             if not self.advised and self.perf.can_advise(last=done == self.total_steps):
                 self._advise()
 
@@ -243,6 +266,7 @@ class Trainer:
         """Copies the state and lets a thread write it; only rank 0 does."""
         state, batch = self.state, self.plan.global_batch
         state.step, state.total_steps = done, self.total_steps
+        state.minutes = self._minutes()
         state.samples, state.global_batch = done * batch, batch
         if self.rank.is_main:
             extra = {**self.task.describe(), "run": self.job.origin}
@@ -268,7 +292,9 @@ class Trainer:
             logger.info(line)
         logger.info(f"work     {self.perf.capacity}")
         if self.state.step:
-            logger.info(f"resumed  after step {self.state.step:,} of {self.total_steps:,}")
+            most = self.settings.max_minutes
+            end = f" of {self.total_steps:,}" if most is None else f", {most:g} minutes in all"
+            logger.info(f"resumed  after step {self.state.step:,}{end}")
 
     def _count_failures(self, batch: ClipBatch) -> None:
         for failure in batch.failures:

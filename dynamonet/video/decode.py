@@ -66,6 +66,19 @@ class Planes:
     luma: Bytes  # (T, H, W)
     chroma: Bytes  # (T, 2, H // 2, W // 2), U then V
 
+    @property
+    def nbytes(self) -> int:
+        return self.luma.nbytes + self.chroma.nbytes
+
+    def cut(self, indices: NDArray[np.int64], box: Box) -> Planes:
+        """Returns the frames with the given numbers, inside a box."""
+        top, left, half = box.top, box.left, (box.top // 2, box.left // 2)
+        rows, columns = slice(top, top + box.height), slice(left, left + box.width)
+        small_rows = slice(half[0], half[0] + box.height // 2)
+        small_columns = slice(half[1], half[1] + box.width // 2)
+        luma = self.luma[:, rows, columns][indices]
+        return Planes(luma, self.chroma[:, :, small_rows, small_columns][indices])
+
 
 def open_video(source: str | bytes | IO[bytes]) -> InputContainer:
     """Opens a path, the bytes of a file, or an open file; tags that are not UTF-8 are ignored.

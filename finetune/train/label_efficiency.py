@@ -65,9 +65,11 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
                 short = "scratch" if way == SCRATCH else way
                 own = f"{name}-{100 * share:g}-{short}"
                 update = {"label_share": share, "pretrained": weights, "name": own}
+                single = base.model_copy(update=update)
                 if way == SCRATCH:
-                    update["model"] = task.architecture  # not the default one
-                done[way] = run_all(base.model_copy(update=update), shards, console)
+                    own_model = {"model": task.architecture}  # not the default one
+                    single = settings.scratch.applied(single).model_copy(update=own_model)
+                done[way] = run_all(single, shards, console)
             points.append(_point(share, done, shards))
             folder = done[SCRATCH][0].folder.parent
     _show(points, console)

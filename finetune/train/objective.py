@@ -33,10 +33,13 @@ from finetune.evaluation.evaluator import (
     predict_videos,
     softmax,
 )
+from finetune.evaluation.metrics import Predictions
 from finetune.pretrained.load import pretrained_config, pretrained_weights, transfer
 from finetune.settings import FinetuneSettings
 from finetune.train.augment import augment
 from finetune.train.splits import Splits
+
+TRUNK_RATE = 0.1  # of a pretrained trunk. Source: Hara's fine-tuning
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Finetuning(Task[FinetuneSettings]):
     def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
         """Gives the classifier the full rate, the trunk less from stage to stage downwards."""
         rate, decay = self.settings.trunk_rate, self.settings.layer_decay
+        if rate is None:
+            rate = 1.0 if self.pretrained is None else TRUNK_RATE
         stages = [model.trunk.stem, *model.trunk.stages]
         below = zip(reversed(stages), range(len(stages)), strict=True)
         groups = [(stage, rate * decay**depth) for stage, depth in below]
@@ -187,7 +192,17 @@ class Finetuning(Task[FinetuneSettings]):
         return Evaluation(metrics_of(predictions, "val"), {}, {})
 
     def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        settings, reader = self.settings, self.reader(self.parts.test)
+        reader = self.reader(self.parts.test)
+        predictions = self.predict(model, reader, rank, precision)
+        if not rank.is_main:
+            return Evaluation(metrics_of(predictions, "test"), {}, {})
+        return evaluate_test(predictions, reader, self.data)
+
+    def predict(
+        self, model: DynamoNet, reader: ClipReader, rank: Rank, precision: Precision
+    ) -> Predictions:
+        """Predicts videos as the test does: by all the views that the settings ask for."""
+        settings = self.settings
         size = max(1, settings.loader.batch_size // rank.count)
         classify = softmax
         if settings.recipe == "knn":
@@ -199,7 +214,7 @@ class Finetuning(Task[FinetuneSettings]):
             def classify(output: Output) -> Tensor:
                 return bank.votes(descriptor(output), len(self.data.classes))
 
-        predictions = predict_videos(
+        return predict_videos(
             model,
             reader,
             self.data,
@@ -209,9 +224,6 @@ class Finetuning(Task[FinetuneSettings]):
             batch_size=size,
             classify=classify,
         )
-        if not rank.is_main:
-            return Evaluation(metrics_of(predictions, "test"), {}, {})
-        return evaluate_test(predictions, reader, self.data)
 
     def describe(self) -> dict[str, Any]:
         return {

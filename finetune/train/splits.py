@@ -55,7 +55,8 @@ class Splits:
             train, validation = kept_apart(shards, train, settings.val_share)
         elif settings.test_part != "val":
             validation = shards.rows(split=split, part="val")
-        return cls(labelled_share(shards, train, settings.label_share), validation, test)
+        labelled = labelled_share(shards, train, settings.label_share, settings.seed)
+        return cls(labelled, validation, test)
 
 
 def kept_apart(shards: ShardSet, rows: Rows, share: float) -> tuple[Rows, Rows]:
@@ -89,8 +90,11 @@ def kept_apart(shards: ShardSet, rows: Rows, share: float) -> tuple[Rows, Rows]:
     return stay, rows[apart]
 
 
-def labelled_share(shards: ShardSet, rows: Rows, share: float) -> Rows:
-    """Keeps a share of each class's videos, at least one; the smaller share lies in the larger."""
+def labelled_share(shards: ShardSet, rows: Rows, share: float, seed: int) -> Rows:
+    """Keeps a share of each class's videos, at least one, others for another seed.
+
+    With one seed the smaller share lies in the larger.
+    """
     if share == 1.0:
         return rows
     names = shards.table["source"].to_pylist()
@@ -98,7 +102,7 @@ def labelled_share(shards: ShardSet, rows: Rows, share: float) -> Rows:
     kept = {
         video
         for members in _by_class(shards, videos).values()
-        for video in _drawn(members)[: max(1, math.ceil(share * len(members)))]
+        for video in _drawn(members, seed)[: max(1, math.ceil(share * len(members)))]
     }
     return rows[[videos[int(row)] in kept for row in rows]]
 
@@ -110,6 +114,11 @@ def _by_class(shards: ShardSet, names: dict[int, str]) -> dict[int, set[str]]:
     return groups
 
 
-def _drawn(names: Iterable[str]) -> list[str]:
-    """Returns names in a random order that depends on each name alone."""
-    return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
+def _drawn(names: Iterable[str], seed: int = 0) -> list[str]:
+    """Returns names in a random order that depends on each name and the seed alone."""
+    salt = seed.to_bytes(8, "big")
+
+    def place(name: str) -> bytes:
+        return hashlib.blake2b(name.encode(), digest_size=8, salt=salt).digest()
+
+    return sorted(names, key=place)

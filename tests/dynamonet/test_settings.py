@@ -161,6 +161,20 @@ def test_the_data_set_chooses_its_configuration() -> None:
     assert curve.seeds == (0, 1, 2)
 
 
+def test_a_training_from_scratch_has_its_own_rate_and_length() -> None:
+    words = "--max_steps 50 --optimizer.lr 0.01 --trunk_rate 0.1".split()
+    curve = load(CurveSettings, words, prog="")
+    plain = curve.scratch.applied(curve)
+    assert (plain.pretrained, plain.trunk_rate, plain.max_steps) == ("none", 1.0, 50)
+    assert plain.optimizer == curve.optimizer
+    own = load(
+        CurveSettings, [*words, "--scratch.lr", "0.003", "--scratch.max_steps", "90"], prog=""
+    )
+    scratch = own.scratch.applied(own)
+    assert (scratch.optimizer.lr, scratch.max_steps) == (0.003, 90)
+    assert (own.optimizer.lr, own.max_steps) == (0.01, 50)
+
+
 def test_plain_words_and_lists_of_words_are_read() -> None:
     class Words(Settings):
         model: str = positional("d")

@@ -33,6 +33,7 @@ class LoopState:
 
     step: int = 0  # steps done
     total_steps: int = 0
+    minutes: float = 0.0  # trained for, evaluations and checkpoints included
     samples: int = 0  # clips seen, over all ranks and epochs
     global_batch: int = 0
     micro_batch: int = 0  # clips that went through the model at once: batch norm depends on it

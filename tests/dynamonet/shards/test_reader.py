@@ -18,7 +18,7 @@ from dynamonet.shards.reader import (
     TrainingOrder,
     batches,
 )
-from dynamonet.shards.settings import ClipSettings
+from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.video.decode import Planes
 from dynamonet.video.transforms import ClipBatch, resize_planes
 
@@ -161,3 +161,21 @@ def test_planes_are_scaled_to_the_canvas() -> None:
     assert out.luma.shape == (2, 32, 32) and out.chroma.shape == (2, 2, 16, 16)
     assert (out.luma == 77).all() and (out.chroma == 99).all()
     assert resize_planes(planes, 20) is planes
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 1.2e-4])  # all of them, and two of twelve
+def test_segments_kept_decoded_give_the_same_clips(shard_set: Path, gigabytes: float) -> None:
+    plain = reader(shard_set)
+    shards = ShardSet.open(str(shard_set))
+    kept = ClipReader(
+        shards,
+        settings=plain.settings,
+        num_frames=plain.num_frames,
+        loop_short=False,
+        eval_side=plain.eval_side,
+        loader=LoaderSettings(decoded_gb=gigabytes),
+    )
+    assert flat(walk(kept)) == flat(walk(plain))
+    held = sum(planes.nbytes for planes in kept._decoded.values())
+    assert 0 < held <= 1e9 * gigabytes
+    assert (len(kept._decoded) == len(shards)) == (gigabytes == 1.0)

@@ -43,11 +43,11 @@ TINY = ModelConfig(
 
 
 def test_the_rate_climbs_to_its_peak_and_falls_to_zero() -> None:
-    rates = [rate_factor(step, 100, 0.1) for step in range(100)]
-    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] < 0.001
-    assert rate_factor(0, 1, 0.0) == 1.0
+    rates = [rate_factor(done / 100, 0.1) for done in range(101)]
+    assert rates[0] == 0.0 and rates[5] == 0.5 and rates[10] == 1.0
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == 0.0
+    assert rate_factor(0.0, 0.0) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

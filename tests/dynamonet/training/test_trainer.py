@@ -384,3 +384,28 @@ def test_a_clock_that_jumps_changes_nothing(
     monkeypatch.undo()
     assert run.losses() == whole.losses() and equal(run.weights(), whole.weights())
     assert [f.name for f in run.home.glob("step-*")] == ["step-00000004"]
+
+
+def test_the_clock_ends_a_training_and_its_rate_falls_with_it(bench: Callable[..., Bench]) -> None:
+    mine = bench()
+    words = "--max_minutes 0.03 --max_steps 100000 --log_every_steps 1".split()
+    trained = mine.train(*words)
+    folder = newest(mine.home)
+    assert folder is not None
+    state = read_state(folder)
+    assert 1 < state.step == state.total_steps < 100_000 and state.minutes >= 0.03
+    client = MlflowClient(mine.run.uri)
+    rates = [m.value for m in client.get_metric_history(mine.run.run_id, "train/lr")]
+    assert len(rates) == state.step and rates[-1] < 0.5 * max(rates)
+    assert trained.state.step == state.step
+
+    again = mine.training(*words)  # its time is spent: one step, and it is over
+    again.state.minutes = 0.03
+    again.total_steps = 100_000
+    again.run()
+    assert again.state.step == state.step + 1 == again.total_steps
+
+
+def test_steps_end_a_training_before_its_minutes_do(bench: Callable[..., Bench]) -> None:
+    trained = bench().train("--max_minutes", "60", "--max_steps", "3")
+    assert trained.state.step == trained.state.total_steps == 3

@@ -226,9 +226,11 @@ def test_validation_is_cut_by_whole_groups_and_leaves_every_class_its_training(
 
 def test_a_smaller_share_of_labels_lies_in_a_larger_one(grouped: ShardSet) -> None:
     rows = grouped.rows(split=1, part="train")
-    kept = [set(labelled_share(grouped, rows, share).tolist()) for share in (0.1, 0.5, 1.0)]
+    kept = [set(labelled_share(grouped, rows, share, 0).tolist()) for share in (0.1, 0.5, 1.0)]
     assert kept[0] < kept[1] < kept[2] == set(rows.tolist())
     assert len(kept[0]) == 4  # one for each class
+    others = [set(labelled_share(grouped, rows, 0.1, seed).tolist()) for seed in range(1, 9)]
+    assert any(other != kept[0] for other in others)
 
 
 def test_three_crops_see_both_ends_of_a_wide_video(grouped: ShardSet, model: Path) -> None:

@@ -1,0 +1,1 @@
+"""The learning benchmark: does pretraining pay, against what, and by how much?"""

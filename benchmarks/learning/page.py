@@ -1,0 +1,176 @@
+"""docs/results.md, made of the results file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks.learning.arms import ARMS, BASELINE, BATCH, BY_NAME, PRETEXTS, Arm, Budget
+from benchmarks.learning.rows import PRETRAIN, TEST, Ledger, Row
+from benchmarks.learning.sets import MOTION, REAL
+from benchmarks.learning.statistics import Difference, Scored, difference, holm, scored
+
+COMMAND = "make bench-learning"
+_HEAD = """# Results
+
+Made by `{command}` of `benchmarks/results/learning.jsonl`, in which each training is a line. The
+page holds {done} {planned} trainings that are planned.
+
+Every arm has the same trunk (but for VideoMAE), clips of 8 frames at 64 px, three learning rates to
+choose from by validation groups inside the training folds, and the same minutes on two CPU
+cores: {finetune:.2g} min a fine-tuning and {pretrain:.2g} min a pretraining, which serves {serves}
+fine-tunings; an arm that is not pretrained has {scratch:.2g} min a training instead. This is
+a small scale: a pretraining sees about {clips:,} clips. What holds at a larger one it does not say.
+
+Every clip is tested once, with folds of people (weizmann, 90 clips) or of scenes (fights, 300
+clips); the rendered set, `motion`, has one split. Pretraining reads the unlabelled videos and the
+training folds, never a test fold. The arms with a star have {seeds} pretrainings x {repeats}
+fine-tunings a fold (initialisation, order and choice of labels vary together), the others
+1 x {repeats}.
+"""
+_PLUS_MINUS = "± is the deviation over seeds. "
+
+
+def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[Row]) -> str:
+    """Returns the page, in Markdown.
+
+    Args:
+        rows, curve: What was planned; what is not finished is left out, and the page says so.
+    """
+    planned = len(rows) + len(curve)
+    rows, curve = ([row for row in each if ledger.row(row)] for each in (rows, curve))
+    scores = scores_of(ledger, rows, budget.folds)
+    grid = [ledger.lines[row.key] for row in rows if row.kind == PRETRAIN and row.arm == "grid"]
+    head = _HEAD.format(
+        command=COMMAND,
+        finetune=budget.finetune_minutes,
+        pretrain=budget.pretrain_minutes,
+        serves=2 * budget.repeats,
+        scratch=budget.scratch_minutes,
+        clips=BATCH * round(float(np.mean([line["steps"] for line in grid])), -2),
+        seeds=budget.seeds,
+        repeats=budget.repeats,
+        done="all" if len(rows) + len(curve) == planned else f"{len(rows) + len(curve)} of",
+        planned=planned,
+    )
+    parts = [head, "\n".join(_accuracies(scores)), "\n".join(_differences(scores))]
+    parts += ["\n".join(_pretrainings(ledger, rows)), "\n".join(_curve(ledger, curve, scores))]
+    return "\n\n".join(parts) + "\n"
+
+
+def scores_of(ledger: Ledger, rows: Sequence[Row], folds: int) -> dict[tuple[str, str], Scored]:
+    """Returns (arm, set) -> what its tests say; only of seeds that were tested on all folds."""
+    by_arm: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.kind == TEST:
+            by_arm.setdefault((row.arm, row.set), []).append(row)
+    scores = {}
+    for (arm, name), own in by_arm.items():
+        times = Counter((row.seed, row.repeat) for row in own)
+        wanted = 1 if name == MOTION else folds
+        whole = [row for row in own if times[row.seed, row.repeat] == wanted]
+        if whole:
+            scores[arm, name] = scored([ledger.lines[row.key] for row in whole], ledger.lines)
+    return scores
+
+
+def _score(own: Scored) -> str:
+    return f"{100 * own.accuracy:.1f} ± {100 * own.spread:.1f}"
+
+
+def _label(arm: Arm) -> str:
+    return f"{arm.name}{' *' if arm.finalist else ''}"
+
+
+def _accuracies(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
+    names = (*REAL, MOTION)
+    yield f"## Accuracy\n\nTop-1 in per cent over all clips. {_PLUS_MINUS}\n"
+    yield f"| arm | {' | '.join(names)} | what it is |"
+    yield "|---|" + "--:|" * len(names) + "---|"
+    for arm in ARMS:
+        cells = []
+        for name in names:
+            own = scores.get((arm.name, name))
+            cells.append(_score(own) if own else "")
+        yield f"| {_label(arm)} | {' | '.join(cells)} | {arm.what} |"
+
+
+def _differences(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
+    rivals = [arm for arm in ARMS if arm.finalist and arm.name != BASELINE]
+    together = " + ".join(REAL)
+    yield (
+        f"## Ahead of {BASELINE}?\n\nPoints of accuracy more than {BASELINE} has. The interval "
+        "(95 %) resamples people or scenes; p is of a permutation over them, corrected by Holm for "
+        f"the {len(rivals)} arms of a set; `seen` is the difference that would be found 4 times in "
+        "5.\n"
+    )
+    yield "| set | arm | difference | interval | p | seen |\n|---|---|--:|--:|--:|--:|"
+    for title, names in (*((name, (name,)) for name in REAL), (together, REAL)):
+        found = {arm: gain(scores, arm.name, names) for arm in rivals}
+        known = {arm: each for arm, each in found.items() if each}
+        corrected = holm([each.p_value for each in known.values()])
+        for (arm, each), p_value in zip(known.items(), corrected, strict=True):
+            yield f"| {title} | {arm.name} | {_points(each)} | {p_value:.3f} | {_seen(each)} |"
+
+
+def gain(
+    scores: dict[tuple[str, str], Scored], arm: str, names: Sequence[str] = REAL
+) -> Difference | None:
+    """Compares an arm with the baseline on some sets; None where one of them is missing."""
+    if not all((each, name) in scores for each in (arm, BASELINE) for name in names):
+        return None
+    return difference([(scores[arm, name], scores[BASELINE, name]) for name in names])
+
+
+def _points(found: Difference) -> str:
+    return f"{100 * found.mean:+.1f} | {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def _seen(found: Difference) -> str:
+    return f"{100 * found.detectable:.0f}"
+
+
+def _pretrainings(ledger: Ledger, rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "## Pretraining\n\nMeans over folds and seeds on the real videos; skill of the last 50 "
+        "steps, on training clips.\n"
+    )
+    yield "| pretraining | steps | parameters | skill |\n|---|--:|--:|--:|"
+    for name in PRETEXTS:
+        own = [
+            ledger.lines[row.key]
+            for row in rows
+            if row.kind == PRETRAIN and row.arm == name and row.set != MOTION
+        ]
+        if not own:
+            continue
+        skills = [line["skill"] for line in own if line["skill"] is not None]
+        skill = f"{np.mean(skills):.2f}" if skills else ""
+        steps = np.mean([line["steps"] for line in own])
+        yield f"| {name} | {steps:,.0f} | {own[0]['parameters']:,} | {skill} |"
+
+
+def _curve(
+    ledger: Ledger, rows: Sequence[Row], scores: dict[tuple[str, str], Scored]
+) -> Iterator[str]:
+    shares = sorted({row.share for row in rows})
+    if not shares:
+        return
+    arms = sorted({row.arm for row in rows}, key=lambda name: name != BASELINE)
+    yield (
+        f"## With fewer labels\n\nTop-1 in per cent; other labels for each seed. {_PLUS_MINUS}"
+        f"`{arms[-1]}` was the better of ours on validation.\n"
+    )
+    yield f"| set | arm | {' | '.join(f'{share:.0%}' for share in shares)} | 100% |"
+    yield "|---|---|" + "--:|" * (len(shares) + 1)
+    for name in REAL:
+        for arm in arms:
+            chosen = [
+                [ledger.lines[r.key] for r in rows if (r.set, r.arm, r.share) == (name, arm, share)]
+                for share in shares
+            ]
+            cells = [*(scored(own, ledger.lines) for own in chosen if own), scores[arm, name]]
+            text = " | ".join(map(_score, cells))
+            yield f"| {name} | {_label(BY_NAME[arm])} | {text} |"

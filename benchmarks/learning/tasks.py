@@ -1,0 +1,170 @@
+"""What is pretrained and fine-tuned: the product's two tasks, with another network or loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.learning.networks import VicReg, VideoMae
+from dynamonet.errors import need
+from dynamonet.model.files import read_weights
+from dynamonet.model.network import DynamoNet
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.logs.metrics import Evaluation, Sums
+from dynamonet.training.numerics.precision import Precision
+from dynamonet.video.transforms import ClipBatch, View, stack_views
+from finetune.evaluation.evaluator import metrics_of
+from finetune.evaluation.metrics import Predictions
+from finetune.train.objective import Finetuning
+from pretrain.objective import Pretraining
+
+VICREG_BEYOND = 4  # frames that the second view of a clip is later
+_VICREG_CROP, _VICREG_COLOUR = (0.4, 1.0), 0.4
+RANDOM_STD = 0.3  # of a generator's weights that makes filters as peaked as learnt ones
+
+
+@dataclass(frozen=True)
+class Filters(Pretraining):
+    """Prediction with dynamic motion filters: the product's own."""
+
+    def evaluates_after(self, step: int, total_steps: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class ShuffledFrames(Filters):
+    """The same on clips whose frames are in random order."""
+
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
+    ) -> tuple[Tensor, Sums]:
+        order = torch.randperm(frames.shape[2], device=frames.device)
+        return super().loss(model, frames[:, :, order], batch, upper_bound=upper_bound)
+
+
+@dataclass(frozen=True)
+class _Peer(Filters):
+    """Learns by another loss, and predicts no frame."""
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        return {"loss": sums["loss"] / sums["steps"]}
+
+
+def _sums(loss: Tensor) -> tuple[Tensor, Sums]:
+    return loss, {"loss": loss, "steps": torch.ones((), device=loss.device)}
+
+
+@dataclass(frozen=True)
+class VicRegPretraining(_Peer):
+    """Features of two views of a video agree, each feature varies, none repeats another."""
+
+    def build_model(self) -> DynamoNet:
+        return VicReg(self.settings.model)
+
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
+    ) -> tuple[Tensor, Sums]:
+        losses = need("lightly.loss", "peers", "VICReg is taken from lightly")
+        config, views = self.settings.model, []
+        for first in (0, VICREG_BEYOND):
+            rng = np.random.default_rng(int(torch.randint(2**31, ())))
+            drawn = [
+                View.drawn(rng, scale=_VICREG_CROP, flip=True, colour=_VICREG_COLOUR)
+                for _ in range(len(batch))
+            ]
+            seen = ClipBatch(
+                batch.luma, batch.chroma, stack_views(drawn), batch.label, batch.row
+            ).to(frames.device)
+            clip = seen.render(config.frame_px)[:, :, first : first + config.num_frames]
+            pooled = model(clip, predict_frames=False).pooled
+            views.append(model.expander(pooled.float()).float())  # type: ignore[operator]
+        return _sums(losses.VICRegLoss()(*views))
+
+
+@dataclass(frozen=True)
+class VideoMaePretraining(_Peer):
+    """Hidden patches are predicted from the others."""
+
+    def build_model(self) -> DynamoNet:
+        return VideoMae(self.settings.model)
+
+    def loss(
+        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
+    ) -> tuple[Tensor, Sums]:
+        assert isinstance(model, VideoMae)
+        return _sums(model.masked_loss(frames[:, :, : self.settings.model.num_frames]))
+
+
+def random_filters(model: DynamoNet) -> None:
+    """Makes the filters random, and keeps them so."""
+    for weight in model.motion.parameters():
+        nn.init.normal_(weight, std=RANDOM_STD)
+    model.motion.requires_grad_(False)
+
+
+def only_norms(model: DynamoNet) -> None:
+    """Leaves of what was pretrained the batch norms and their statistics."""
+    fresh = DynamoNet(model.config)
+    norms = {
+        f"{name}.{key}"
+        for name, layer in model.trunk.named_modules()
+        if isinstance(layer, nn.BatchNorm3d)
+        for key in layer.state_dict()
+    }
+    kept = {key: value for key, value in model.trunk.state_dict().items() if key in norms}
+    fresh.trunk.load_state_dict(kept, strict=False)
+    model.load_state_dict(fresh.state_dict())
+
+
+@dataclass(frozen=True)
+class Classification(Finetuning):
+    """Fine-tuning as the product does it, of any of the networks, measured without pictures."""
+
+    network: type[DynamoNet] = DynamoNet
+    change: Callable[[DynamoNet], None] | None = None  # what is done to pretrained weights
+    validates: bool = False  # measures the validation part, and never looks at the test part
+    outcome: list[Predictions] = field(default_factory=list)
+
+    def build_model(self) -> DynamoNet:
+        model = super().build_model() if self.network is DynamoNet else self._other_network()
+        if self.change is not None:
+            self.change(model)
+        return model
+
+    def _other_network(self) -> DynamoNet:
+        settings = self.settings
+        update = {
+            "num_classes": len(self.data.classes),
+            "use_dmr": settings.use_dmr,
+            "dropout": settings.dropout,
+        }
+        model = self.network(self.architecture.model_copy(update=update))
+        if self.pretrained is not None:
+            weights = read_weights(Path(self.pretrained))
+            inner = "trunk.videomae."
+            own = {
+                "trunk." + key.removeprefix(inner): value
+                for key, value in weights.items()
+                if key.startswith(inner)
+            }
+            assert not model.load_state_dict(own, strict=False).unexpected_keys
+        return model
+
+    def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
+        if hasattr(model.trunk, "stages"):
+            return super().rate_groups(model)
+        assert model.classifier is not None and self.settings.trunk_rate is not None
+        return [(model.trunk, self.settings.trunk_rate), (model.classifier, 1.0)]
+
+    def keeps_best(self) -> bool:
+        return False
+
+    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+        part = self.parts.validation if self.validates else self.parts.test
+        self.outcome.append(self.predict(model, self.reader(part), rank, precision))
+        return Evaluation(metrics_of(self.outcome[-1], "test"), {}, {})
