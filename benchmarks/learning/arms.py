@@ -45,8 +45,8 @@ class Budget:
 
 
 QUICK = Budget(
-    pretrain_minutes=0.4,
-    finetune_minutes=0.06,
+    pretrain_minutes=0.2,
+    finetune_minutes=0.04,
     seeds=1,
     repeats=1,
     folds=1,
@@ -116,7 +116,7 @@ class Arm:
 
 ARMS = (
     Arm("scratch", "from scratch, all minutes on it", finalist=True),
-    Arm("differences", "the same on frame differences", network=FrameDifferences),
+    Arm("differences", "the same on frame differences", network=FrameDifferences, finalist=True),
     Arm(
         "hand-made motion",
         "the same on a motion field by local matching",

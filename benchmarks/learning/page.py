@@ -49,7 +49,7 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
         pretrain=budget.pretrain_minutes,
         serves=2 * budget.repeats,
         scratch=budget.scratch_minutes,
-        clips=BATCH * round(float(np.mean([line["steps"] for line in grid])), -2),
+        clips=BATCH * round(np.mean([line["steps"] for line in grid])),
         seeds=budget.seeds,
         repeats=budget.repeats,
         done="all" if len(rows) + len(curve) == planned else f"{len(rows) + len(curve)} of",
