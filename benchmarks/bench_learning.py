@@ -2,7 +2,7 @@
 
 Trains every arm of `benchmarks.learning.arms` on every fold of every set, in this process, and
 writes what the rows say together to docs/results.md. Rows that are in the results file are not done
-again; `--again ARM` forgets an arm's.
+again, unless their settings have changed; `--again ARM` forgets an arm whose code has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rich.progress import track
 
 from benchmarks.learning.arms import BASELINE, OURS, QUICK, Budget
 from benchmarks.learning.page import gain, render, scores_of
-from benchmarks.learning.rows import TUNE, Ledger, Row, Runner, curve, minutes, plan
+from benchmarks.learning.plan import TUNE, Row, curve, minutes, plan
+from benchmarks.learning.rows import Ledger, Runner
 from benchmarks.learning.sets import make_sets
 from benchmarks.learning.statistics import Scored
 from benchmarks.report import Figure, show
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> None:
     budget, home = (QUICK, settings.home / "quick") if quick else (Budget(), settings.home)
     results = home / "results.jsonl" if quick else settings.results
     console, ledger = Console(width=110), Ledger.open(results)
-    ledger.forget(settings.again)
+    if settings.train and (forgotten := ledger.forget(settings.again, budget)):
+        console.print(f"{forgotten} rows are done again: other settings, or --again")
     with cluster.connected():  # stage 1 alone needs it
         sets = make_sets(home.absolute(), REAL_DATA.resolve(), rendered=budget.rendered)
     names = list(sets)
@@ -85,33 +87,26 @@ def figures(scores: dict[tuple[str, str], Scored]) -> list[Figure]:
     ]
 
 
-def tell(rows: list[Row], runner: Runner, console: Console) -> None:
-    """Prints what is planned, what is done and how long the rest will take."""
-    ledger, budget = runner.ledger, runner.budget
+def run(rows: list[Row], runner: Runner, console: Console) -> None:
+    """Does the rows that are not done; tells first how many they are and how long they take."""
+    if not rows:
+        return
+    ledger = runner.ledger
     left = [row for row in rows if ledger.row(row) is None]
     kinds = Counter(row.kind for row in rows)
-    takes = sum(minutes(row, budget) + SECONDS_BESIDE / 60 for row in left)
+    takes = sum(minutes(row, runner.budget) + SECONDS_BESIDE / 60 for row in left)
     console.print(
         f"{len(rows)} rows ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}), "
         f"{len(rows) - len(left)} of them done; the rest takes about {takes:.0f} minutes"
     )
-
-
-def run(rows: list[Row], runner: Runner, console: Console) -> None:
-    """Does the rows that are not done."""
-    if not rows:
-        return
-    tell(rows, runner, console)
-    for row in track(rows, "rows", console=console, disable=not console.is_terminal):
-        if runner.ledger.row(row) is None:
-            runner.run(row)
-            found = runner.ledger.row(row)
-            assert found is not None
-            score = "" if "top1" not in found else f"  top-1 {found['top1']:.1%}"
-            console.print(
-                f"{time.strftime('%H:%M')}  {row.kind:8} {row.arm:16} {row.set:8} "
-                f"fold {row.fold} seed {row.seed}.{row.repeat}  {found['steps']} steps{score}"
-            )
+    for row in track(left, "rows", console=console, disable=not console.is_terminal):
+        runner.run(row)
+        found = ledger.lines[row.key]
+        score = "" if "top1" not in found else f"  top-1 {found['top1']:.1%}"
+        console.print(
+            f"{time.strftime('%H:%M')}  {row.kind:8} {row.arm:16} {row.set:8} "
+            f"fold {row.fold} seed {row.seed}.{row.repeat}  {found['steps']} steps{score}"
+        )
 
 
 def best_of_ours(ledger: Ledger, rows: list[Row]) -> str:

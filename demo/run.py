@@ -17,8 +17,6 @@ from dynamonet.settings import Settings
 
 EXPERIMENT = "demo"  # its own, so that a real fine-tuning never takes a demo model for the newest
 LABELLED_SHARE = 0.25
-# from scratch: as many steps as pretraining and fine-tuning have together, all at the full rate
-SCRATCH = ("--pretrained", "none", "--max_steps", "178")
 
 
 class DemoSettings(Settings):
@@ -47,7 +45,9 @@ def motion_videos(console: Console) -> None:
     from data_prep.shard import main as shard
     from demo.motion_videos import CLASSES, write_motion_videos
     from finetune import run as finetune
+    from finetune.settings import FinetuneSettings
     from pretrain import run as pretrain
+    from pretrain.settings import PretrainSettings
 
     videos = Path("data/motion_videos")
     if not (videos / "labels.csv").is_file():
@@ -77,9 +77,13 @@ def motion_videos(console: Console) -> None:
     table = Table(title=f"{720 * LABELLED_SHARE:.0f} labelled videos, 270 test videos, 9 motions")
     for column in ("", "top-1", "top-5", "skill of the prediction"):
         table.add_column(column, justify="left" if not column else "right")
+    # from scratch: as many steps as both have together, all at the full rate
+    both = (PretrainSettings.from_config("tiny"), FinetuneSettings.from_config("tiny"))
+    steps = sum(each.max_steps or 0 for each in both)
+    scratch = ("--pretrained", "none", "--max_steps", str(steps))
     pretrained = ("--pretrained", str(learnt.model), "--trunk_rate", "0.33")
     for name, start, shown in (
-        ("from scratch", SCRATCH, ""),
+        ("from scratch", scratch, ""),
         ("pretrained", pretrained, f"{skill:.2f}"),
     ):
         tuned = finetune.main(

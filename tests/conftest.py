@@ -148,27 +148,11 @@ def tracked(stage: str, home: Path, own: StageSettings) -> TrackedRun:
     )  # fmt: skip
 
 
-def training_alone(
-    task: Task[Any],
-    run: TrackedRun,
-    home: Path,
-    messages: queue.Queue[Any],
-    *,
-    origin: dict[str, Any] | None = None,
-    **more: Any,
-) -> Trainer:
-    """Returns a training in this process, without Ray."""
-    import torch
+def training_alone(*words: Any, **more: Any) -> Trainer:
+    """Returns a training in this process, without Ray; see `benchmarks.alone`."""
+    from benchmarks import alone
 
-    from dynamonet.training.distributed.rank import Rank
-    from dynamonet.training.logs.console import Progress
-    from dynamonet.training.task import Job
-    from dynamonet.training.trainer import Trainer
-
-    torch.set_num_threads(1)
-    progress = Progress(messages)  # type: ignore[arg-type]
-    job = Job(task, run, origin or {}, progress, None, home, 0, 1)
-    return Trainer(job, Rank(0, 1, torch.device("cpu")), **more)
+    return alone.training_alone(*words, **more)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from benchmarks.learning.arms import ARMS, BASELINE, BATCH, BY_NAME, PRETEXTS, Arm, Budget
-from benchmarks.learning.rows import PRETRAIN, TEST, Ledger, Row
+from benchmarks.learning.plan import PRETRAIN, TEST, Row
+from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import MOTION, REAL
 from benchmarks.learning.statistics import Difference, Scored, difference, holm, scored
 
@@ -49,7 +50,7 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
         pretrain=budget.pretrain_minutes,
         serves=2 * budget.repeats,
         scratch=budget.scratch_minutes,
-        clips=BATCH * round(np.mean([line["steps"] for line in grid])),
+        clips=BATCH * round(np.mean([line["steps"] for line in grid])) if grid else 0,
         seeds=budget.seeds,
         repeats=budget.repeats,
         done="all" if len(rows) + len(curve) == planned else f"{len(rows) + len(curve)} of",

@@ -15,16 +15,14 @@ from typing import NamedTuple
 from data_prep.shard import main as shard
 from demo.motion_videos import write_motion_videos
 from dynamonet.errors import UserError
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.card import CARD
+from dynamonet.storage import Folder
+from dynamonet.video.files import find_sources
 
-FOLDS = 3
-REAL = (
-    "fights",
-    "weizmann",
-)  # folders of the real data with a split.csv of path, class, group, fold
+REAL = ("fights", "weizmann")  # each has a split.csv of path, class, group, fold
 UNLABELLED = "unlabelled"
 POOL, MOTION = "pool", "motion"
-_ALWAYS_TRAINED_ON = FOLDS  # one fold more than are tested
+_ALWAYS_TRAINED_ON = 3  # the fold after the three that are tested
 _SHARDED = "--encode.short_side_px 64 --encode.crf 18 --min_seconds 0.2 --near_duplicates off"
 
 
@@ -41,13 +39,8 @@ class Video(NamedTuple):
 class LabelledSet:
     """A set that is tested on."""
 
-    name: str
     shards: Path
     pool: Path  # what is pretrained on for it
-    folds: int
-
-    def opened(self) -> ShardSet:
-        return ShardSet.open(str(self.shards))
 
 
 def make_sets(home: Path, videos: Path, *, rendered: int) -> dict[str, LabelledSet]:
@@ -66,10 +59,10 @@ def make_sets(home: Path, videos: Path, *, rendered: int) -> dict[str, LabelledS
             "DYNAMONET_REAL_DATA=DIR names a folder of them"
         )
     labelled = {name: list(_listed(videos, name)) for name in REAL}
+    unlabelled, _ = find_sources(Folder.at(str(videos / UNLABELLED)))
     pool = [
-        Video(str(path.relative_to(videos)), "none", str(path), _ALWAYS_TRAINED_ON)
-        for path in sorted((videos / UNLABELLED).rglob("*"))
-        if path.suffix in (".mp4", ".avi", ".mkv")
+        Video(f"{UNLABELLED}/{video.path}", "none", video.path, _ALWAYS_TRAINED_ON)
+        for video in unlabelled
     ]
     for name, own in labelled.items():
         _shard(home / name, videos / name, own)
@@ -77,13 +70,13 @@ def make_sets(home: Path, videos: Path, *, rendered: int) -> dict[str, LabelledS
             each._replace(path=f"{name}/{each.path}", group=f"{name} {each.group}") for each in own
         ]
     _shard(home / POOL, videos, pool)
-    if not (home / MOTION).is_dir():
+    if not (home / MOTION / CARD).is_file():
         write_motion_videos(
             home / "motion_videos", train_videos=rendered * 2 // 3, test_videos=rendered // 3
         )
         _run_stage_1(home / MOTION, home / "motion_videos", home / "motion_videos/labels.csv")
-    real = {name: LabelledSet(name, home / name, home / POOL, FOLDS) for name in REAL}
-    return real | {MOTION: LabelledSet(MOTION, home / MOTION, home / MOTION, 1)}
+    real = {name: LabelledSet(home / name, home / POOL) for name in REAL}
+    return real | {MOTION: LabelledSet(home / MOTION, home / MOTION)}
 
 
 def _listed(videos: Path, name: str) -> Iterator[Video]:
@@ -94,7 +87,7 @@ def _listed(videos: Path, name: str) -> Iterator[Video]:
 
 def _shard(output: Path, source: Path, listed: list[Video]) -> None:
     """Makes a labelled set of some videos of a folder."""
-    if output.is_dir():
+    if (output / CARD).is_file():
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     table = output.parent / f"{output.name}.csv"

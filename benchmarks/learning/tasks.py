@@ -137,13 +137,7 @@ class Classification(Finetuning):
         return model
 
     def _other_network(self) -> DynamoNet:
-        settings = self.settings
-        update = {
-            "num_classes": len(self.data.classes),
-            "use_dmr": settings.use_dmr,
-            "dropout": settings.dropout,
-        }
-        model = self.network(self.architecture.model_copy(update=update))
+        model = self.network(self.classifier_config())
         if self.pretrained is not None:
             weights = read_weights(Path(self.pretrained))
             inner = "trunk.videomae."

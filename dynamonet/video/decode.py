@@ -58,6 +58,14 @@ class Box:
             width=side,
         )
 
+    def slices(self, scale: int = 1) -> tuple[slice, slice]:
+        """Returns the rows and columns of a plane that is smaller by `scale`."""
+        top, left = self.top // scale, self.left // scale
+        return (
+            slice(top, top + self.height // scale),
+            slice(left, left + self.width // scale),
+        )
+
 
 @dataclass(frozen=True)
 class Planes:
@@ -72,12 +80,9 @@ class Planes:
 
     def cut(self, indices: NDArray[np.int64], box: Box) -> Planes:
         """Returns the frames with the given numbers, inside a box."""
-        top, left, half = box.top, box.left, (box.top // 2, box.left // 2)
-        rows, columns = slice(top, top + box.height), slice(left, left + box.width)
-        small_rows = slice(half[0], half[0] + box.height // 2)
-        small_columns = slice(half[1], half[1] + box.width // 2)
-        luma = self.luma[:, rows, columns][indices]
-        return Planes(luma, self.chroma[:, :, small_rows, small_columns][indices])
+        luma = self.luma[(..., *box.slices())]
+        chroma = self.chroma[(..., *box.slices(2))]
+        return Planes(luma[indices], chroma[indices])
 
 
 def open_video(source: str | bytes | IO[bytes]) -> InputContainer:
@@ -172,6 +177,5 @@ def cut_planes(frame: av.VideoFrame, box: Box) -> tuple[Bytes, Bytes, Bytes]:
     cuts = []
     for plane, scale in zip(frame.planes, (1, 2, 2), strict=True):
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        top, left = box.top // scale, box.left // scale
-        cuts.append(rows[top : top + box.height // scale, left : left + box.width // scale])
+        cuts.append(rows[box.slices(scale)])
     return cuts[0], cuts[1], cuts[2]

@@ -52,7 +52,12 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
     plain = {k: v for k, v in dict(settings).items() if k in FinetuneSettings.model_fields}
     base = FinetuneSettings.model_construct(**plain)
     task = Finetuning(base, shards.folder.path, str(pretrained.folder))
-    ways = {SCRATCH: "none", PRETRAINED: str(pretrained.folder)}
+    ways = {
+        SCRATCH: settings.scratch.applied(base).model_copy(
+            update={"model": task.architecture}  # not the default one
+        ),
+        PRETRAINED: base.model_copy(update={"pretrained": str(pretrained.folder)}),
+    }
     each = len(single_runs(base, shards.num_splits))
     trainings = len(settings.shares) * len(ways) * each
     console.print(f"curve    {name}: {trainings} trainings", soft_wrap=True)
@@ -60,16 +65,12 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
     with cluster.connected():
         for share in settings.shares:
             done: dict[str, list[Result]] = {}
-            for way, weights in ways.items():
+            for way, single in ways.items():
                 console.rule(f"{share:.0%} of the labels, {way}", align="left")
                 short = "scratch" if way == SCRATCH else way
                 own = f"{name}-{100 * share:g}-{short}"
-                update = {"label_share": share, "pretrained": weights, "name": own}
-                single = base.model_copy(update=update)
-                if way == SCRATCH:
-                    own_model = {"model": task.architecture}  # not the default one
-                    single = settings.scratch.applied(single).model_copy(update=own_model)
-                done[way] = run_all(single, shards, console)
+                update = {"label_share": share, "name": own}
+                done[way] = run_all(single.model_copy(update=update), shards, console)
             points.append(_point(share, done, shards))
             folder = done[SCRATCH][0].folder.parent
     _show(points, console)

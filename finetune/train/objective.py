@@ -74,7 +74,8 @@ class Finetuning(Task[FinetuneSettings]):
     def check(self) -> None:
         self.training_data()
 
-    def build_model(self) -> DynamoNet:
+    def classifier_config(self) -> ModelConfig:
+        """Returns the network's description, with its classifier."""
         settings, classes = self.settings, len(self.data.classes)
         update = {
             "num_classes": None if settings.recipe == "knn" else classes,
@@ -82,7 +83,10 @@ class Finetuning(Task[FinetuneSettings]):
             "use_dmr": settings.use_dmr,
             "dropout": settings.dropout,
         }
-        model = DynamoNet(self.architecture.model_copy(update=update))
+        return self.architecture.model_copy(update=update)
+
+    def build_model(self) -> DynamoNet:
+        settings, model = self.settings, DynamoNet(self.classifier_config())
         if self.pretrained is not None:
             weights = pretrained_weights(Path(self.pretrained), model.config)
             transfer(model, weights, settings.min_loaded_share)
