@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.learning.arms import ARMS, BASELINE, BATCH, BY_NAME, PRETEXTS, Arm, Budget
+from benchmarks.learning.arms import ARMS, BASELINE, BATCH, BY_NAME, MODEL, PRETEXTS, Arm, Budget
 from benchmarks.learning.plan import PRETRAIN, TEST, Row
 from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import MOTION, REAL
@@ -19,8 +19,8 @@ _HEAD = """# Results
 Made by `{command}` of `benchmarks/results/learning.jsonl`, in which each training is a line. The
 page holds {done} {planned} trainings that are planned.
 
-Every arm has the same trunk (but for VideoMAE), clips of 8 frames at 64 px, three learning rates to
-choose from by validation groups inside the training folds, and the same minutes on two CPU
+Every arm has the same trunk (but for VideoMAE), clips of {frames} frames at {px} px, three learning
+rates to choose from by validation groups inside the training folds, and the same minutes on two CPU
 cores: {finetune:.2g} min a fine-tuning and {pretrain:.2g} min a pretraining, which serves {serves}
 fine-tunings; an arm that is not pretrained has {scratch:.2g} min a training instead. This is
 a small scale: a pretraining sees about {clips:,} clips. What holds at a larger one it does not say.
@@ -29,7 +29,7 @@ Every clip is tested once, with folds of people (weizmann, 90 clips) or of scene
 clips); the rendered set, `motion`, has one split. Pretraining reads the unlabelled videos and the
 training folds, never a test fold. The arms with a star have {seeds} pretrainings x {repeats}
 fine-tunings a fold (initialisation, order and choice of labels vary together), the others
-1 x {repeats}.
+1 x 1. Machine: {machine}.
 """
 _PLUS_MINUS = "± is the deviation over seeds. "
 
@@ -50,6 +50,9 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
         pretrain=budget.pretrain_minutes,
         serves=2 * budget.repeats,
         scratch=budget.scratch_minutes,
+        frames=MODEL["num_frames"],
+        px=MODEL["frame_px"],
+        machine="; ".join(sorted({ledger.lines[row.key]["machine"] for row in (*rows, *curve)})),
         clips=BATCH * round(np.mean([line["steps"] for line in grid])) if grid else 0,
         seeds=budget.seeds,
         repeats=budget.repeats,

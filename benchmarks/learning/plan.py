@@ -65,7 +65,8 @@ def plan(sets: Sequence[str], budget: Budget, arms: Sequence[Arm] = ARMS) -> lis
             if seed == 0:
                 rows += _tunings(arm, name, fold)
             if seed == 0 or arm.finalist:
-                rows += [Row(TEST, arm.name, name, fold, seed, n) for n in range(budget.repeats)]
+                times = budget.repeats if arm.finalist else 1
+                rows += [Row(TEST, arm.name, name, fold, seed, n) for n in range(times)]
     if MOTION in sets:
         chosen = [arm for arm in arms if arm.rate_of is None]
         rows += _pretrainings(chosen, MOTION, range(1), 0, budget)

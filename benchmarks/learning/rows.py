@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.alone import Untracked, training_alone
 from benchmarks.learning.arms import BY_NAME, PRETEXTS, Arm, Budget
 from benchmarks.learning.plan import (
@@ -31,6 +33,7 @@ from benchmarks.learning.sets import MOTION, LabelledSet
 from benchmarks.learning.tasks import Classification
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import atomic_file
+from dynamonet.training.numerics.precision import hardware
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Task
 from dynamonet.training.trainer import Trainer
@@ -204,5 +207,6 @@ class Runner:
             minutes=round(state.minutes, 3),
             parameters=sum(p.numel() for p in trainer.train_state.model.parameters()),
             settings=kept(settings),
+            machine=hardware(torch.device("cpu")),
             at=time.strftime("%Y-%m-%d"),
         )

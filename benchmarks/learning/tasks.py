@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.learning.networks import VicReg, VideoMae
 from dynamonet.errors import need
 from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
+from dynamonet.shards.reader import ClipReader
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
+from dynamonet.video.decode import Planes
 from dynamonet.video.transforms import ClipBatch, View, stack_views
 from finetune.evaluation.evaluator import metrics_of
 from finetune.evaluation.metrics import Predictions
@@ -25,12 +28,22 @@ from pretrain.objective import Pretraining
 
 VICREG_BEYOND = 4  # frames that the second view of a clip is later
 _VICREG_CROP, _VICREG_COLOUR = (0.4, 1.0), 0.4
+_DECODED: dict[str, dict[int, Planes]] = {}  # shard sets -> their segments, for all rows
 RANDOM_STD = 0.3  # of a generator's weights that makes filters as peaked as learnt ones
+
+
+def _decoded_once(reader: ClipReader, shards: str) -> ClipReader:
+    """Shares the decoded segments of a set, so that no training is charged with decoding them."""
+    reader.decoded = _DECODED.setdefault(shards, reader.decoded)
+    return reader
 
 
 @dataclass(frozen=True)
 class Filters(Pretraining):
     """Prediction with dynamic motion filters: the product's own."""
+
+    def training_data(self) -> ClipReader:
+        return _decoded_once(super().training_data(), self.shards)
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return False
@@ -148,6 +161,9 @@ class Classification(Finetuning):
             }
             assert not model.load_state_dict(own, strict=False).unexpected_keys
         return model
+
+    def reader(self, rows: NDArray[np.int64]) -> ClipReader:
+        return _decoded_once(super().reader(rows), self.shards)
 
     def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
         if hasattr(model.trunk, "stages"):

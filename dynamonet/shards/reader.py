@@ -97,7 +97,7 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         self.too_short = len(rows) - len(self.rows)
         self.tars = _tars(shards, loader or LoaderSettings())
         self._checked: set[int] = set()  # rows whose digest was found right in this process
-        self._decoded: dict[int, Planes] = {}  # rows -> all frames, whole
+        self.decoded: dict[int, Planes] = {}  # rows -> all frames; readers of a set may share it
         self._decoded_room = int((loader or LoaderSettings()).decoded_gb * 1e9)
 
     def plan(self, loader: LoaderSettings, num_ranks: int, seed: int) -> EpochPlan:
@@ -195,13 +195,13 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
 
     def _planes(self, row: int, frames: int, indices: NDArray[np.int64], box: Box) -> Planes:
         """Decodes frames of a segment; takes them from memory where all were decoded before."""
-        if row not in self._decoded:
+        if row not in self.decoded:
             height, width = int(self.columns["height"][row]), int(self.columns["width"][row])
             if frames * height * width * 3 // 2 > self._decoded_room:
                 return decode_planes(self._bytes(row), indices, box)
-            self._decoded[row] = decode_planes(self._bytes(row), np.arange(frames))
-            self._decoded_room -= self._decoded[row].nbytes
-        return self._decoded[row].cut(indices, box)
+            self.decoded[row] = decode_planes(self._bytes(row), np.arange(frames))
+            self._decoded_room -= self.decoded[row].nbytes
+        return self.decoded[row].cut(indices, box)
 
     def _stride(self, fps: float) -> float:
         return stride_in_frames(fps, self.settings.stride_frames, self.settings.stride_seconds)

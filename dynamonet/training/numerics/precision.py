@@ -133,7 +133,7 @@ def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str,
     Each distinct shape is checked once, and remembered for this hardware and these versions.
     """
     known = _read_cache()
-    where = f"{_hardware(clip.device)} torch {torch.__version__} {dtype}"
+    where = f"{hardware(clip.device)} torch {torch.__version__} {dtype}"
     forms, learnt = {}, False
     for name, shape in _conv_inputs(model, clip).items():
         layer = model.get_submodule(name)
@@ -212,7 +212,8 @@ def _cpu_has_bf16() -> bool:
     return any(check() for check in checks if check is not None)
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """Returns what decides how fast a device multiplies, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} cuDNN {torch.backends.cudnn.version()}"
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} bf16={_cpu_has_bf16()}"

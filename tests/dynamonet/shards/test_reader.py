@@ -176,6 +176,6 @@ def test_segments_kept_decoded_give_the_same_clips(shard_set: Path, gigabytes: f
         loader=LoaderSettings(decoded_gb=gigabytes),
     )
     assert flat(walk(kept)) == flat(walk(plain))
-    held = sum(planes.nbytes for planes in kept._decoded.values())
+    held = sum(planes.nbytes for planes in kept.decoded.values())
     assert 0 < held <= 1e9 * gigabytes
-    assert (len(kept._decoded) == len(shards)) == (gigabytes == 1.0)
+    assert (len(kept.decoded) == len(shards)) == (gigabytes == 1.0)
