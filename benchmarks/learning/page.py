@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
         done="all" if len(rows) + len(curve) == planned else f"{len(rows) + len(curve)} of",
         planned=planned,
     )
-    parts = [head, "\n".join(_accuracies(scores)), "\n".join(_differences(scores))]
+    parts = [head, "\n".join(_accuracies(ledger, rows, scores)), "\n".join(_differences(scores))]
     parts += ["\n".join(_pretrainings(ledger, rows)), "\n".join(_curve(ledger, curve, scores))]
     return "\n\n".join(parts) + "\n"
 
@@ -83,24 +84,42 @@ def scores_of(ledger: Ledger, rows: Sequence[Row], folds: int) -> dict[tuple[str
 
 
 def _score(own: Scored) -> str:
-    return f"{100 * own.accuracy:.1f} ± {100 * own.spread:.1f}"
+    spread = f" ± {100 * own.spread:.1f}" if len(own.seeds) > 1 else ""
+    return f"{100 * own.accuracy:.1f}{spread}"
 
 
 def _label(arm: Arm) -> str:
     return f"{arm.name}{' *' if arm.finalist else ''}"
 
 
-def _accuracies(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
+def _accuracies(
+    ledger: Ledger, rows: Sequence[Row], scores: dict[tuple[str, str], Scored]
+) -> Iterator[str]:
     names = (*REAL, MOTION)
-    yield f"## Accuracy\n\nTop-1 in per cent over all clips. {_PLUS_MINUS}\n"
-    yield f"| arm | {' | '.join(names)} | what it is |"
-    yield "|---|" + "--:|" * len(names) + "---|"
+    tested = [ledger.lines[row.key] for row in rows if row.kind == TEST]
+    yield (
+        f"## Accuracy\n\nTop-1 in per cent over all clips. {_PLUS_MINUS}Steps are a fine-tuning's, "
+        f"of {BATCH} clips, on the real sets.\n"
+    )
+    yield f"| arm | {' | '.join(names)} | steps | what it is |"
+    yield "|---|" + "--:|" * (len(names) + 1) + "---|"
+    cells = [_most_frequent(ledger, [line for line in tested if line["set"] == n]) for n in names]
+    yield f"| guessing | {' | '.join(cells)} | | the most frequent class |"
     for arm in ARMS:
-        cells = []
-        for name in names:
-            own = scores.get((arm.name, name))
-            cells.append(_score(own) if own else "")
-        yield f"| {_label(arm)} | {' | '.join(cells)} | {arm.what} |"
+        found = [scores.get((arm.name, name)) for name in names]
+        steps = [
+            line["steps"] for line in tested if line["arm"] == arm.name and line["set"] in REAL
+        ]
+        cells = [_score(own) if own else "" for own in found]
+        mean = f"{np.mean(steps):.0f}" if steps else ""
+        yield f"| {_label(arm)} | {' | '.join(cells)} | {mean} | {arm.what} |"
+
+
+def _most_frequent(ledger: Ledger, tested: Sequence[dict[str, Any]]) -> str:
+    """Returns the share of the clips that have the most frequent label, in per cent."""
+    parts = {line["part"] for line in tested}
+    labels = Counter(label for part in parts for label in ledger.lines[part]["labels"])
+    return f"{100 * max(labels.values()) / labels.total():.1f}" if labels else ""
 
 
 def _differences(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
