@@ -62,6 +62,12 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.lines[key]) + "\n")
 
+    def share(self, name: str, content: dict[str, Any]) -> str:
+        """Adds what many rows have in common, once, and returns its key."""
+        digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+        self.add(f"{name}={digest}", **content)
+        return f"{name}={digest}"
+
     def forget(self, arms: Sequence[str], budget: Budget) -> int:
         """Drops the rows of some arms or ways to pretrain, and those that had other settings.
 
@@ -74,7 +80,7 @@ class Ledger:
         gone = {
             key
             for key, row in rows.items()
-            if row.arm in arms or not is_of_today(row, self.lines[key]["settings"], budget)
+            if row.arm in arms or not is_of_today(row, self.settings(key), budget)
         }
         gone |= {k for k, row in rows.items() if (made := row.pretraining) and made.key in gone}
         if gone:
@@ -83,6 +89,11 @@ class Ledger:
                 text = "".join(json.dumps(line) + "\n" for line in self.lines.values())
                 growing.write_text(text, "utf-8")
         return len(gone)
+
+    def settings(self, key: str) -> dict[str, Any]:
+        """Returns all settings of a finished row; its line has what is not the default's."""
+        line = self.lines[key]
+        return self.lines[line["defaults"]]["settings"] | line["settings"]
 
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
         known = {*BY_NAME, *PRETEXTS}
@@ -193,12 +204,11 @@ class Runner:
             "labels": said.labels.tolist(),
             "groups": [groups[name] or name for name in said.sources],
         }
-        digest = hashlib.blake2b(json.dumps(clips).encode(), digest_size=8).hexdigest()
-        self.ledger.add(f"clips={digest}", **clips)
-        return f"clips={digest}"
+        return self.ledger.share("clips", clips)
 
     def _write(self, row: Row, settings: TrainSettings, trainer: Trainer, **found: Any) -> None:
-        state = trainer.state
+        state, said = trainer.state, kept(settings)
+        defaults = kept(type(settings)())
         self.ledger.add(
             row.key,
             **asdict(row),
@@ -206,7 +216,8 @@ class Runner:
             steps=state.step,
             minutes=round(state.minutes, 3),
             parameters=sum(p.numel() for p in trainer.train_state.model.parameters()),
-            settings=kept(settings),
+            defaults=self.ledger.share("defaults", {"settings": defaults}),
+            settings={k: v for k, v in said.items() if (k, v) not in defaults.items()},
             machine=hardware(torch.device("cpu")),
             at=time.strftime("%Y-%m-%d"),
         )
