@@ -6,7 +6,6 @@ its settings change, so the benchmark can be cut off at any time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import queue
 import shutil
@@ -31,6 +30,7 @@ from benchmarks.learning.plan import (
 )
 from benchmarks.learning.sets import MOTION, LabelledSet
 from benchmarks.learning.tasks import Classification
+from dynamonet.digest import digest_of_bytes
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.training.numerics.precision import hardware
@@ -64,9 +64,9 @@ class Ledger:
 
     def share(self, name: str, content: dict[str, Any]) -> str:
         """Adds what many rows have in common, once, and returns its key."""
-        digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
-        self.add(f"{name}={digest}", **content)
-        return f"{name}={digest}"
+        key = f"{name}={digest_of_bytes(json.dumps(content).encode())}"
+        self.add(key, **content)
+        return key
 
     def forget(self, arms: Sequence[str], budget: Budget) -> int:
         """Drops the rows of some arms or ways to pretrain, and those that had other settings.
@@ -125,7 +125,7 @@ class Runner:
     def model(self, row: Row) -> Path:
         """Returns the folder of a pretraining's model."""
         said = row.key + json.dumps(kept(pretraining_of(row, self.budget)))
-        return self.home / "models" / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        return self.home / "models" / digest_of_bytes(said.encode())
 
     def chosen_rate(self, arm: Arm, name: str, fold: int) -> tuple[float, float]:
         """Returns the rate that was best on the validation part of the training folds."""

@@ -98,7 +98,7 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         self.tars = _tars(shards, loader or LoaderSettings())
         self._checked: set[int] = set()  # rows whose digest was found right in this process
         self.decoded: dict[int, Planes] = {}  # rows -> all frames; readers of a set may share it
-        self._decoded_room = int((loader or LoaderSettings()).decoded_gb * 1e9)
+        self._decoded_bytes = int((loader or LoaderSettings()).decoded_gb * 1e9)  # at most
 
     def plan(self, loader: LoaderSettings, num_ranks: int, seed: int) -> EpochPlan:
         """Returns how epochs of these rows are cut into steps."""
@@ -197,10 +197,10 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         """Decodes frames of a segment; takes them from memory where all were decoded before."""
         if row not in self.decoded:
             height, width = int(self.columns["height"][row]), int(self.columns["width"][row])
-            if frames * height * width * 3 // 2 > self._decoded_room:
+            held = sum(planes.nbytes for planes in self.decoded.values())
+            if held + frames * height * width * 3 // 2 > self._decoded_bytes:
                 return decode_planes(self._bytes(row), indices, box)
             self.decoded[row] = decode_planes(self._bytes(row), np.arange(frames))
-            self._decoded_room -= self.decoded[row].nbytes
         return self.decoded[row].cut(indices, box)
 
     def _stride(self, fps: float) -> float:
