@@ -118,8 +118,8 @@ def filters_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
 
     def step() -> None:
         with precision.autocast():
-            filters = model.motion(features.requires_grad_(), FRAMES)
-        predicted = predict_levels(data, filters, levels, config.targets)
+            filters = model.motion(features.requires_grad_(), FRAMES, (SIDE, SIDE))
+        predicted = predict_levels(data, filters, levels, config.targets, config.filters.cell_px)
         torch.autograd.backward(predicted, grads)
         model.motion.zero_grad()
 

@@ -114,7 +114,7 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
         frames = batch.render(config.frame_px)
         model.train()
         with precision.autocast():
-            loss, _ = task.loss(model, frames, batch, upper_bound=False)
+            loss, _ = task.loss(model, frames, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)

@@ -61,18 +61,17 @@ class Pretraining(Task[PretrainSettings]):
             )
         return reader
 
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         config = self.settings.model
         output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
         loss = prediction_loss(pairs, self.settings.loss)
-        errors = error_sums(pairs[0], config.filters.size, upper_bound=upper_bound)
-        return loss, {"loss": loss, "steps": torch.ones((), device=loss.device), **errors}
+        sums = {"loss": loss, "steps": torch.ones((), device=loss.device)}
+        return loss, sums | error_sums(pairs, config.filters)
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        return {"loss": sums["loss"] / sums["steps"], **error_metrics(sums)}
+        levels = self.settings.model.filters.levels
+        return {"loss": sums["loss"] / sums["steps"], **error_metrics(sums, levels)}
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps

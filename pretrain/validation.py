@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.model.prediction import frame_errors, pair_frames, prediction_loss
+from dynamonet.model.prediction import (
+    SquaredErrors,
+    level_suffix,
+    pair_frames,
+    prediction_loss,
+    squared_errors,
+)
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import middle_clips
@@ -33,7 +39,8 @@ def measure(
     config = settings.model
     rows = reader.rows[: settings.holdout_clips].tolist()
     size = max(1, settings.loader.batch_size // rank.count)
-    sums = torch.zeros(3, model.motion.num_filters, dtype=torch.float64)
+    levels = config.filters.levels
+    sums = torch.zeros(len(levels), 3, model.motion.num_filters, dtype=torch.float64)
     loss = torch.zeros(1, dtype=torch.float64)
     seen: list[tuple[Tensor, Tensor]] = []
     drawn: tuple[Tensor, Output] | None = None
@@ -41,10 +48,11 @@ def measure(
         frames = batch.to(rank.device).render(config.frame_px)
         with precision.autocast():
             output: Output = model(frames[:, :, : config.num_frames])
-        pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
-        errors = frame_errors(pairs[0], config.filters.size, upper_bound=True)
-        assert errors.best is not None
-        sums += torch.stack([errors.predicted, errors.copied, errors.best]).double().cpu()
+        pairs = pair_frames(frames, output.predicted, levels, config.targets)
+        for level, pair in zip(sums, pairs, strict=True):
+            errors = squared_errors(pair, config.filters.size, upper_bound=True)
+            assert errors.best is not None
+            level += torch.stack([errors.predicted, errors.copied, errors.best]).double().cpu()
         loss += prediction_loss(pairs, settings.loss).double().cpu() * len(batch)
         seen.append((output.pooled.float().cpu(), output.dmr.cpu()))
         drawn = drawn or (frames, output)
@@ -53,7 +61,11 @@ def measure(
         part for part in rank.gather(seen) for part in cast("list[tuple[Tensor, Tensor]]", part)
     ]
     features, dmr = (torch.cat(parts) for parts in zip(*shares, strict=True))
-    metrics = {"val/loss": float(loss) / len(rows), **skill_metrics(sums, config.frames_beyond)}
+    errors = [SquaredErrors(*level) for level in sums]
+    metrics = {"val/loss": float(loss) / len(rows)}
+    for level, of_level in zip(levels, errors, strict=True):
+        found = skill_metrics(of_level, config.frames_beyond)
+        metrics |= {f"{name}{level_suffix(level, levels)}": v for name, v in found.items()}
     if len(features) > 1:  # one clip alone varies in nothing
         for name, values in (("features", features), ("dmr", dmr)):
             metrics[f"val/{name}_rank"] = effective_rank(values)
@@ -61,39 +73,35 @@ def measure(
     if not rank.is_main or drawn is None:
         return Evaluation(metrics, {}, {})
     frames, output = drawn
-    pair = pair_frames(frames, output.predicted, config.filters.levels, config.targets)[0]
-    predicted, copied, best = sums
+    pair = pair_frames(frames, output.predicted, levels, config.targets)[0]
+    first = errors[0]
+    assert first.upper_bound is not None
     spectra = {"features": spectrum(features), "DMR": spectrum(dmr)}
-    beyond = config.frames_beyond
     figures = {
         "panel/filmstrip-{step:08d}.png": plots.filmstrip(pair),
         "panel/filters-{step:08d}.png": plots.filters(output.filters, frames),
         "panel/learning-{step:08d}.png": plots.learning(
-            _skill(predicted, copied), _skill(best, copied), beyond, spectra
+            first.skill, first.upper_bound, config.frames_beyond, spectra
         ),
     }
     return Evaluation(metrics, figures, {})
 
 
-def skill_metrics(sums: Tensor, num_beyond: int) -> dict[str, float]:
+def skill_metrics(errors: SquaredErrors, num_beyond: int) -> dict[str, float]:
     """Returns skill and its upper bound, over all frames and for each horizon.
 
     Args:
-        sums: (3, N), errors of the prediction, of a copy, of the best shared filters.
+        errors: Of each predicted frame (N,), the best filters' among them.
         num_beyond: The last so many frames lie beyond the clip: horizons 1, 2, ... The network
             never saw them; frames before them it did.
     """
-    predicted, copied, best = sums
-    total = sums.sum(1, keepdim=True)
+    total, skill, bound = errors.total, errors.skill, errors.upper_bound
+    assert bound is not None and total.upper_bound is not None
     metrics = {
-        "val/skill": float(_skill(total[0], total[1])),
-        "val/skill_upper_bound": float(_skill(total[2], total[1])),
+        "val/skill": float(total.skill),
+        "val/skill_upper_bound": float(total.upper_bound),
     }
-    for horizon, n in enumerate(range(len(copied) - num_beyond, len(copied)), 1):
-        metrics[f"val/skill_h{horizon}"] = float(_skill(predicted[n], copied[n]))
-        metrics[f"val/skill_upper_bound_h{horizon}"] = float(_skill(best[n], copied[n]))
+    for horizon, n in enumerate(range(len(skill) - num_beyond, len(skill)), 1):
+        metrics[f"val/skill_h{horizon}"] = float(skill[n])
+        metrics[f"val/skill_upper_bound_h{horizon}"] = float(bound[n])
     return metrics
-
-
-def _skill(error: Tensor, copied: Tensor) -> Tensor:
-    return 1 - error / copied.clamp(min=1e-12)

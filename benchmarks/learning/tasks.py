@@ -53,11 +53,9 @@ class Filters(Pretraining):
 class ShuffledFrames(Filters):
     """The same on clips whose frames are in random order."""
 
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         order = torch.randperm(frames.shape[2], device=frames.device)
-        return super().loss(model, frames[:, :, order], batch, upper_bound=upper_bound)
+        return super().loss(model, frames[:, :, order], batch)
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,7 @@ class VicRegPretraining(_Peer):
     def build_model(self) -> DynamoNet:
         return VicReg(self.settings.model)
 
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         losses = need("lightly.loss", "peers", "VICReg is taken from lightly")
         config, views = self.settings.model, []
         for first in (0, VICREG_BEYOND):
@@ -106,9 +102,7 @@ class VideoMaePretraining(_Peer):
     def build_model(self) -> DynamoNet:
         return VideoMae(self.settings.model)
 
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         assert isinstance(model, VideoMae)
         return _sums(model.masked_loss(frames[:, :, : self.settings.model.num_frames]))
 

@@ -14,7 +14,7 @@ from torch.nn.grad import conv2d_input
 STRETCH = 16  # pixels of a row in one matrix product. Source: measured, 8 to 28 are alike
 
 
-def apply_filters(frames: Tensor, filters: Tensor) -> Tensor:
+def apply_filters(frames: Tensor, filters: Tensor, spacing: float | None = None) -> Tensor:
     """Applies a filter, or a grid of filters, to each frame.
 
         out[b, c, t, y, x] = sum over i, j of
@@ -27,6 +27,8 @@ def apply_filters(frames: Tensor, filters: Tensor) -> Tensor:
     Args:
         frames: (B, C, T, H, W).
         filters: (B, T, K*K, gh, gw); gh = gw = 1 is one filter for the whole frame.
+        spacing: Pixels from one filter to the next, the first standing half as far from the edge;
+            None = spread evenly over the frame.
 
     Returns:
         (B, C, T, H, W), the dtype of `frames`.
@@ -41,9 +43,10 @@ def apply_filters(frames: Tensor, filters: Tensor) -> Tensor:
             f"filters {tuple(filters.shape)} do not fit frames {tuple(frames.shape)}: expected "
             f"({batch}, {num}, K*K with K odd, gh, gw)"
         )
-    function = _ApplyShared if filters.shape[-2:] == (1, 1) else _ApplyGrid
     with torch.autocast(frames.device.type, enabled=False):  # sums of pixels, not of features
-        return function.apply(frames, filters, side)  # type: ignore[no-any-return]
+        if filters.shape[-2:] == (1, 1):
+            return _ApplyShared.apply(frames, filters, side)  # type: ignore[no-any-return]
+        return _ApplyGrid.apply(frames, filters, side, spacing)  # type: ignore[no-any-return]
 
 
 class _ApplyShared(torch.autograd.Function):
@@ -123,13 +126,15 @@ class _ApplyGrid(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, frames: Tensor, filters: Tensor, side: int) -> Tensor:
+    def forward(
+        ctx: Any, frames: Tensor, filters: Tensor, side: int, spacing: float | None
+    ) -> Tensor:
         frames = frames.contiguous()  # colours apart, or each tap would stride over them
         ctx.save_for_backward(frames, filters)
-        ctx.side = side
+        ctx.side, ctx.spacing = side, spacing
         padded = _pad(frames, side)
         out = torch.zeros_like(frames)
-        for tap, weight in enumerate(_weights(frames, filters, side)):
+        for tap, weight in enumerate(_weights(frames, filters, side, spacing)):
             out.addcmul_(_shifted(padded, frames, tap, side), weight[:, None])
         return out
 
@@ -137,14 +142,14 @@ class _ApplyGrid(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the type
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad = grad_outputs[0].contiguous()
         frames, filters = ctx.saved_tensors
-        side = ctx.side
+        side, spacing = ctx.side, ctx.spacing
         padded = _pad(frames, side)
         grad_frames = grad_filters = None
         if ctx.needs_input_grad[1]:
-            up_h, up_w = _interpolation(frames, filters)
+            up_h, up_w = _interpolation(frames, filters, spacing)
             rows = []
             for first in range(0, side * side, side):
                 overlap = frames.new_zeros(side, *frames[:, 0].shape)  # (K, B, T, H, W)
@@ -156,15 +161,15 @@ class _ApplyGrid(torch.autograd.Function):
             grad_filters = torch.cat(rows).movedim(0, 2).to(filters.dtype)
         if ctx.needs_input_grad[0]:
             grad_padded = torch.zeros_like(padded)
-            for tap, weight in enumerate(_weights(frames, filters, side)):
+            for tap, weight in enumerate(_weights(frames, filters, side, spacing)):
                 _shifted(grad_padded, frames, tap, side).addcmul_(grad, weight[:, None])
             grad_frames = _unpad(grad_padded, side)
-        return grad_frames, grad_filters, None
+        return grad_frames, grad_filters, None, None
 
 
-def _weights(frames: Tensor, filters: Tensor, side: int) -> Iterator[Tensor]:
+def _weights(frames: Tensor, filters: Tensor, side: int, spacing: float | None) -> Iterator[Tensor]:
     """Yields the weight (B, T, H, W) of each tap at each pixel."""
-    up_h, up_w = _interpolation(frames, filters)
+    up_h, up_w = _interpolation(frames, filters, spacing)
     tall = up_h @ filters.to(frames.dtype).movedim(2, 0)  # (K*K, B, T, H, gw)
     for row in tall.split(side):
         yield from row @ up_w
@@ -195,19 +200,19 @@ def _shifted(padded: Tensor, frames: Tensor, tap: int, side: int) -> Tensor:
     return padded[..., row : row + frames.shape[-2], column : column + frames.shape[-1]]
 
 
-def _interpolation(frames: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+def _interpolation(frames: Tensor, filters: Tensor, spacing: float | None) -> tuple[Tensor, Tensor]:
     """Returns (H, gh) and (gw, W) matrices that spread a grid over the frame's pixels."""
-    up_h = _bilinear(filters.shape[-2], frames.shape[-2], frames)
-    up_w = _bilinear(filters.shape[-1], frames.shape[-1], frames)
+    up_h = _bilinear(filters.shape[-2], frames.shape[-2], spacing, frames)
+    up_w = _bilinear(filters.shape[-1], frames.shape[-1], spacing, frames)
     return up_h.mT, up_w
 
 
-def _bilinear(cells: int, pixels: int, like: Tensor) -> Tensor:
+def _bilinear(cells: int, pixels: int, spacing: float | None, like: Tensor) -> Tensor:
     """Returns the (cells, pixels) weights of linear interpolation between cell centres.
 
     Made on the device of `like`, so that nothing waits for the host.
     """
     options = {"device": like.device, "dtype": like.dtype}
-    position = (torch.arange(pixels, **options) + 0.5) * (cells / pixels) - 0.5
+    position = (torch.arange(pixels, **options) + 0.5) / (spacing or pixels / cells) - 0.5
     distance = position.clamp(0, cells - 1) - torch.arange(cells, **options)[:, None]
     return (1 - distance.abs()).clamp(min=0)

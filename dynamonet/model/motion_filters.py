@@ -116,13 +116,15 @@ class MotionFilters(nn.Module):
         centre[config.size**2 // 2] = DELTA_LOGIT if softmax else 1.0
         self.register_buffer("centre", centre[:, None, None], persistent=False)
 
-    def forward(self, features: Tensor, num_filters: int) -> Tensor:
+    def forward(self, features: Tensor, num_filters: int, frame: tuple[int, int]) -> Tensor:
         """Maps features (B, D, t, h, w) to filters (B, L, N, K*K, gh, gw), always fp32.
 
         What the generator adds to the filters' start is computed in the trunk's precision.
 
         Args:
             num_filters: N. A grid follows the clip's length; one shared filter a frame cannot.
+            frame: Height and width of the clip in pixels, which the grid covers: filters of cells
+                that lie wholly outside, where the trunk rounded up, are left out.
 
         Raises:
             UserError: this layer cannot emit that many filters.
@@ -134,7 +136,8 @@ class MotionFilters(nn.Module):
                 "length the model was built for, or `model.filters.kind: grid`."
             )
         x = features[:, :, -1:] if self.last_step_only else features
-        added = self.generator(x)[:, :, :num_filters]
+        rows, columns = (-(-side // self.config.cell_px) for side in frame)
+        added = self.generator(x)[:, :, :num_filters, :, :rows, :columns]
         with torch.autocast(features.device.type, enabled=False):
             logits = added.float() + self.centre
             return logits.softmax(3) if self.config.normalisation == "softmax" else logits

@@ -108,9 +108,10 @@ class DynamoNet(nn.Module):
             )
         features = self.trunk(clip)
         num_filters = clip.shape[2] if config.targets == "within_clip" else config.horizon
-        filters = self.motion(features, num_filters)
+        height, width = clip.shape[-2:]
+        filters = self.motion(features, num_filters, (height, width))
         levels = config.filters.levels if predict_frames else ()
-        predicted = predict_levels(clip, filters, levels, config.targets)
+        predicted = predict_levels(clip, filters, levels, config.targets, config.filters.cell_px)
         pooled = features.mean((2, 3, 4))
         dmr = self.motion.describe(filters)
         logits = None if self.classifier is None else self.classifier(features, dmr)

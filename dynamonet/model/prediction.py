@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamonet.model.config import FilterConfig
 from dynamonet.model.filtering import apply_filters
 
 Targets = Literal["within_clip", "future"]
@@ -35,13 +36,18 @@ def pool_frames(frames: Tensor, level: int) -> Tensor:
 
 
 def predict_levels(
-    clip: Tensor, filters: Tensor, levels: tuple[int, ...], targets: Targets
+    clip: Tensor,
+    filters: Tensor,
+    levels: tuple[int, ...],
+    targets: Targets,
+    cell_px: int | None = None,
 ) -> list[Tensor]:
     """Applies filters to a clip's frames at each level.
 
     Args:
         clip: (B, 3, T, H, W), the frames the network saw.
         filters: (B, L, N, K*K, gh, gw); N = T within the clip, N = H for future frames.
+        cell_px: Pixels of the clip between filters; None = spread evenly over it.
 
     Returns:
         One (B, 3, N, H // level, W // level) a level.
@@ -49,12 +55,13 @@ def predict_levels(
     predicted = []
     for index, level in enumerate(levels):
         frames = pool_frames(clip, level)
+        spacing = None if cell_px is None else cell_px / level
         if targets == "within_clip":
-            predicted.append(apply_filters(frames, filters[:, index]))
+            predicted.append(apply_filters(frames, filters[:, index], spacing))
             continue
         frame, steps = frames[:, :, -1:], []
         for step in range(filters.shape[2]):
-            frame = apply_filters(frame, filters[:, index, step : step + 1])
+            frame = apply_filters(frame, filters[:, index, step : step + 1], spacing)
             steps.append(frame)
         predicted.append(torch.cat(steps, 2))
     return predicted
@@ -100,7 +107,7 @@ def prediction_loss(comparisons: list[FramePairs], name: LossName) -> Tensor:
 class SquaredErrors:
     """Sums from which skill is computed; add them up over batches and ranks before dividing.
 
-    Each is a number, or one for each predicted frame (N,).
+    Each has an item for each predicted frame (N,), or is the sum over them.
     """
 
     predicted: Tensor
@@ -108,33 +115,32 @@ class SquaredErrors:
     best: Tensor | None = None  # of the best least-squares filter for each frame pair
 
     @property
+    def total(self) -> SquaredErrors:
+        """The sums over all frames."""
+        best = None if self.best is None else self.best.sum()
+        return SquaredErrors(self.predicted.sum(), self.copied.sum(), best)
+
+    @property
     def skill(self) -> Tensor:
         """1 - error / error of copying the last frame: 0 = a copy, 1 = perfect."""
-        return 1 - self.predicted / self.copied
+        return 1 - self.predicted / self.copied.clamp(min=1e-12)
 
     @property
     def upper_bound(self) -> Tensor | None:
         """Skill of the best K x K filter shared over the image, found in closed form."""
-        return None if self.best is None else 1 - self.best / self.copied
-
-
-def squared_errors(
-    comparison: FramePairs, side: int, *, upper_bound: bool = False
-) -> SquaredErrors:
-    """Sums squared errors over the valid pixels: those whose K x K window lies in the frame.
-
-    Args:
-        side: K.
-        upper_bound: also solve for the best filter of each frame pair; costs K*K patches of memory.
-    """
-    errors = frame_errors(comparison, side, upper_bound=upper_bound)
-    best = None if errors.best is None else errors.best.sum()
-    return SquaredErrors(errors.predicted.sum(), errors.copied.sum(), best)
+        return None if self.best is None else 1 - self.best / self.copied.clamp(min=1e-12)
 
 
 @torch.no_grad()
-def frame_errors(comparison: FramePairs, side: int, *, upper_bound: bool = False) -> SquaredErrors:
-    """Returns `squared_errors` for each of the predicted frames (N,), over the batch."""
+def squared_errors(
+    comparison: FramePairs, side: int, *, upper_bound: bool = False
+) -> SquaredErrors:
+    """Sums squared errors over a batch and the valid pixels: those whose K x K window lies inside.
+
+    Args:
+        side: K.
+        upper_bound: Also solve for the best filter of each frame pair; costs K*K patches of memory.
+    """
     true = _valid(comparison.true.float(), side)
     predicted = (_valid(comparison.predicted.float(), side) - true).square().sum((0, 1, 3, 4))
     copied = (_valid(comparison.copied.float(), side) - true).square().sum((0, 1, 3, 4))
@@ -142,28 +148,27 @@ def frame_errors(comparison: FramePairs, side: int, *, upper_bound: bool = False
     return SquaredErrors(predicted, copied, best)
 
 
-def error_sums(comparison: FramePairs, side: int, *, upper_bound: bool) -> dict[str, Tensor]:
-    """Returns the sums of a batch from which `error_metrics` computes skill and its upper bound.
-
-    Args:
-        upper_bound: Also solve for the best filters, on the first clip: cheap enough for a step.
-    """
-    errors = squared_errors(comparison, side)
-    sums = {"predicted": errors.predicted, "copied": errors.copied}
-    if upper_bound:
-        first = FramePairs(comparison.predicted[:1], comparison.true[:1], comparison.copied[:1])
-        sample = squared_errors(first, side, upper_bound=True)
-        assert sample.best is not None
-        sums |= {"sample_best": sample.best, "sample_copied": sample.copied}
+def error_sums(comparisons: list[FramePairs], config: FilterConfig) -> dict[str, Tensor]:
+    """Returns the sums of a batch from which `error_metrics` computes skill."""
+    sums = {}
+    for level, comparison in zip(config.levels, comparisons, strict=True):
+        errors = squared_errors(comparison, config.size).total
+        sums |= {f"predicted {level}": errors.predicted, f"copied {level}": errors.copied}
     return sums
 
 
-def error_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Returns skill, and its upper bound where it was measured, from sums over steps and ranks."""
-    metrics = {"skill": 1 - sums["predicted"] / max(sums["copied"], 1e-12)}
-    if sums.get("sample_copied"):
-        metrics["skill_upper_bound"] = 1 - sums["sample_best"] / sums["sample_copied"]
-    return metrics
+def error_metrics(sums: dict[str, float], levels: tuple[int, ...]) -> dict[str, float]:
+    """Returns skill at each level, from sums over steps and ranks."""
+    return {
+        f"skill{level_suffix(level, levels)}": 1
+        - sums[f"predicted {level}"] / max(sums[f"copied {level}"], 1e-12)
+        for level in levels
+    }
+
+
+def level_suffix(level: int, levels: tuple[int, ...]) -> str:
+    """Returns what is added to the name of a metric of a level: nothing at the first."""
+    return "" if level == levels[0] else f"_level{level}"
 
 
 def best_filters(inputs: Tensor, targets: Tensor, side: int) -> Tensor:

@@ -151,7 +151,7 @@ def _try(task: Task[Any], model: DynamoNet, clips: int) -> None:
         empty = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last_3d)
         dtype = wanted_dtype(task.settings.precision, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss, _ = task.loss(model.train(), empty, _blank(clips, frames), upper_bound=False)
+            loss, _ = task.loss(model.train(), empty, _blank(clips, frames))
         loss.backward()
     finally:
         model.zero_grad(set_to_none=True)

@@ -45,14 +45,11 @@ class Task(ABC, Generic[S]):
         """Returns the reader of the training clips."""
 
     @abstractmethod
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         """Returns the loss of a batch, and sums from which `summarise` makes the metrics.
 
         Args:
             frames: (B, 3, T + F, H, W), the rendered clip and the F frames after it.
-            upper_bound: Also measure what the best shared filters would reach, on one clip.
         """
 
     @abstractmethod

@@ -67,7 +67,7 @@ class TrainStep:
         # a step that is refused must leave no trace in batch norm's running statistics
         self.kept = [buffer.clone() for buffer in train_state.model.buffers()]
 
-    def gradients(self, step: int, batch: ClipBatch, *, upper_bound: bool) -> Gradients:
+    def gradients(self, step: int, batch: ClipBatch) -> Gradients:
         """Leaves the gradients of a batch, averaged over parts and ranks and clipped."""
         train_state, settings = self.train_state, self.task.settings
         copy_all(train_state.model.buffers(), self.kept)
@@ -80,7 +80,7 @@ class TrainStep:
             torch.manual_seed(self.seed(step, index))
             last = index == len(parts) - 1
             with self._reducing(last):
-                loss, more = self._loss(part, upper_bound=upper_bound and index == 0)
+                loss, more = self._loss(part)
                 train_state.scaler.scale(loss / len(parts)).backward()
             self.perf.lap("backward")
             total += loss.detach() / len(parts)
@@ -117,11 +117,11 @@ class TrainStep:
         place = self.rank.index * (share // self.micro_batch) + part
         return sample_seed(self.task.settings.seed, step, place)
 
-    def _loss(self, part: ClipBatch, *, upper_bound: bool) -> tuple[Tensor, Sums]:
+    def _loss(self, part: ClipBatch) -> tuple[Tensor, Sums]:
         frames = part.to(self.rank.device).render(self.train_state.model.config.frame_px)
         self.perf.lap("copy")
         with self.precision.autocast():
-            loss_and_sums = self.task.loss(self.parallel, frames, part, upper_bound=upper_bound)
+            loss_and_sums = self.task.loss(self.parallel, frames, part)
         self.perf.lap("forward")
         return loss_and_sums
 

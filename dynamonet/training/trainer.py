@@ -112,7 +112,7 @@ class Trainer:
 
     def _gradients(self, step: int, batch: ClipBatch) -> Gradients:
         """Computes the step's gradients, which are applied only if they are finite everywhere."""
-        return self.train_step.gradients(step, batch, upper_bound=self._is_due(step + 1))
+        return self.train_step.gradients(step, batch)
 
     def _request(self, step: int, gradients: Gradients) -> StepRequest:
         """Asks all ranks what is to be done about this step."""

@@ -134,9 +134,7 @@ class Finetuning(Task[FinetuneSettings]):
         weights = len(labels) / (there.sum() * counts.clamp(min=1))
         return torch.where(there, weights, 0.0).float()
 
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         config, settings = self.architecture, self.settings
         weight, classes = settings.auxiliary, len(self.data.classes)
         label = batch.label.to(frames.device)
@@ -157,7 +155,7 @@ class Finetuning(Task[FinetuneSettings]):
             return entropy, {**sums, "loss": entropy}
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
         prediction = prediction_loss(pairs, "mse")
-        sums |= error_sums(pairs[0], config.filters.size, upper_bound=upper_bound)
+        sums |= error_sums(pairs, config.filters)
         loss = entropy + weight * prediction
         return loss, {**sums, "loss": loss}
 
@@ -167,8 +165,8 @@ class Finetuning(Task[FinetuneSettings]):
             "entropy": sums["entropy"] / sums["steps"],
             "accuracy": sums["correct"] / sums["clips"],
         }
-        if "copied" in sums:
-            metrics |= error_metrics(sums)
+        if self.settings.auxiliary:
+            metrics |= error_metrics(sums, self.architecture.filters.levels)
         return metrics
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:

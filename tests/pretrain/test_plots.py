@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
-from dynamonet.model.prediction import FramePairs, frame_errors, squared_errors
+from dynamonet.model.prediction import FramePairs, squared_errors
 from dynamonet.shards.index import ShardSet
 from dynamonet.training.features import NEIGHBOURS, TEMPERATURE, KnnBank
 from pretrain.collapse import effective_rank, spectrum, spread
@@ -109,14 +109,9 @@ def test_skill_is_told_for_each_horizon_beyond_the_clip() -> None:
     predicted = copied.clone()
     predicted[:, :, 3] = true[:, :, 3]  # only the last frame is right
     pair = FramePairs(predicted, true, copied)
-    errors = frame_errors(pair, 3, upper_bound=True)
-    whole = squared_errors(pair, 3, upper_bound=True)
-    assert errors.best is not None and whole.best is not None
-    torch.testing.assert_close(errors.predicted.sum(), whole.predicted)
-    torch.testing.assert_close(errors.best.sum(), whole.best)
-    sums = torch.stack([errors.predicted, errors.copied, errors.best])
-    found = skill_metrics(sums, num_beyond=2)
-    assert found["val/skill"] == pytest.approx(float(whole.skill), rel=1e-5)
+    errors = squared_errors(pair, 3, upper_bound=True)
+    found = skill_metrics(errors, num_beyond=2)
+    assert found["val/skill"] == pytest.approx(float(errors.total.skill), rel=1e-5)
     assert found["val/skill_h1"] == 0 and found["val/skill_h2"] == 1
     assert 0 < found["val/skill_upper_bound_h1"] < 1 and "val/skill_h3" not in found
 

@@ -1,25 +1,32 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import FilterConfig
+from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.filtering import apply_filters
 from dynamonet.model.motion_filters import MotionFilters
+from dynamonet.model.network import DynamoNet
+from dynamonet.model.prediction import predict_levels
 from dynamonet.settings import SettingsError, validate
 
 
-def naive(frames: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+def naive(
+    frames: torch.Tensor, filters: torch.Tensor, spacing: float | None = None
+) -> torch.Tensor:
     """The sum in the docstring, loop by loop."""
     height, width = frames.shape[-2:]
     taps, gh, gw = filters.shape[2:]
+    px_y, px_x = (spacing, spacing) if spacing else (height / gh, width / gw)
     side = round(taps**0.5)
     out = torch.zeros_like(frames)
     for y in range(height):
         for x in range(width):
-            gy = min(max((y + 0.5) * gh / height - 0.5, 0), gh - 1)
-            gx = min(max((x + 0.5) * gw / width - 0.5, 0), gw - 1)
+            gy = min(max((y + 0.5) / px_y - 0.5, 0), gh - 1)
+            gx = min(max((x + 0.5) / px_x - 0.5, 0), gw - 1)
             y0, x0 = int(gy), int(gx)
             y1, x1 = min(y0 + 1, gh - 1), min(x0 + 1, gw - 1)
             wy, wx = gy - y0, gx - x0
@@ -37,6 +44,7 @@ def test_applying_filters_equals_the_naive_sum(side: int, grid: tuple[int, int])
     frames = torch.randn(2, 3, 2, 7, 9, dtype=torch.float64)
     filters = torch.randn(2, 2, side**2, *grid, dtype=torch.float64)
     torch.testing.assert_close(apply_filters(frames, filters), naive(frames, filters))
+    torch.testing.assert_close(apply_filters(frames, filters, 2.5), naive(frames, filters, 2.5))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +54,8 @@ def test_both_gradients_are_exact(side: int, grid: tuple[int, int], width: int) 
     frames = torch.randn(1, 2, 2, 6, width, dtype=torch.float64, requires_grad=True)
     filters = torch.randn(1, 2, side**2, *grid, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(apply_filters, (frames, filters))
+    spaced = partial(apply_filters, spacing=2.5)
+    assert torch.autograd.gradcheck(spaced, (frames, filters))
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2)])
@@ -118,7 +128,7 @@ def test_training_starts_from_copying_the_frame(kind: str, normalisation: str) -
         spatial_stride=16,
     )
     features = torch.randn(2, 32, 2, 3, 3)
-    filters = layer(features, 8)
+    filters = layer(features, 8, (48, 48))
     grid = (1, 1) if kind == "shared" else (12, 12)
     assert filters.shape == (2, 1, 8, 25, *grid)
     assert (filters.argmax(3) == 12).all()
@@ -135,7 +145,7 @@ def test_the_dmr_of_shared_filters_is_the_filters_themselves() -> None:
         16, config, num_filters=4, last_step_only=False, temporal_stride=2, spatial_stride=8
     )
     torch.nn.init.normal_(layer.generator.linear.weight)  # type: ignore[union-attr]
-    filters = layer(torch.randn(3, 16, 2, 2, 2), 4)
+    filters = layer(torch.randn(3, 16, 2, 2, 2), 4, (16, 16))
     moved = filters[:, 0, :, :, 0, 0] - layer.start()
     torch.testing.assert_close(layer.describe(filters), moved.flatten(1))
 
@@ -147,9 +157,30 @@ def test_a_grid_follows_longer_clips_and_shared_filters_say_that_they_cannot() -
             8, config, num_filters=8, last_step_only=False, temporal_stride=4, spatial_stride=8
         )
 
-    assert layer("grid")(torch.randn(1, 8, 3, 2, 2), 12).shape[2] == 12
+    assert layer("grid")(torch.randn(1, 8, 3, 2, 2), 12, (16, 16)).shape[2] == 12
     with pytest.raises(UserError, match="built for 8 frames and got 12"):
-        layer("shared")(torch.randn(1, 8, 3, 2, 2), 12)
+        layer("shared")(torch.randn(1, 8, 3, 2, 2), 12, (16, 16))
+
+
+@pytest.mark.parametrize("px", [56, 50, 64])
+def test_filters_stand_cell_px_apart_whatever_the_size_of_the_frame(px: int) -> None:
+    """A stride of 32 divides neither 56 nor 50, and 8 does not divide 50."""
+    trunk = TrunkConfig(depth=10, width=4)
+    config = ModelConfig(num_frames=2, frame_px=px, trunk=trunk, filters=FilterConfig(levels=(1,)))
+    model = DynamoNet(config)
+    clip = torch.randn(1, 3, 2, px, px)
+    cells = -(-px // 8)
+    filters = model(clip).filters
+    assert filters.shape[-2:] == (cells, cells)
+    filters = torch.zeros_like(filters)
+    filters[:, :, :, 12] = 1  # a copy, but for one cell
+    filters[:, :, :, :, 2, 3] = 0
+    (frames,) = predict_levels(clip, filters, (1,), "within_clip", config.filters.cell_px)
+    share = 1 - (frames / clip)[0, 0, 0]
+    expected = torch.zeros(px, px)
+    tent = (1 - (torch.arange(px) + 0.5 - 20).abs() / 8).clamp(min=0)
+    expected += tent[:, None] * (1 - (torch.arange(px) + 0.5 - 28).abs() / 8).clamp(min=0)
+    torch.testing.assert_close(share, expected, atol=1e-4, rtol=0)
 
 
 def test_settings_that_cannot_be_built_are_refused() -> None:

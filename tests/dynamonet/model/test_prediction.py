@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dynamonet.model.config import FilterConfig
 from dynamonet.model.filtering import apply_filters
 from dynamonet.model.prediction import (
     SquaredErrors,
     error_metrics,
     error_sums,
     pair_frames,
+    pool_frames,
     predict_levels,
     prediction_loss,
     squared_errors,
@@ -57,8 +59,8 @@ def test_copying_has_skill_zero_and_truth_has_skill_one() -> None:
     frames = torch.randn(1, 3, 5, 8, 8)
     (copy,) = pair_frames(frames, [frames[:, :, :4]], (1,), "within_clip")
     (truth,) = pair_frames(frames, [frames[:, :, 1:]], (1,), "within_clip")
-    assert squared_errors(copy, 3).skill == 0
-    assert squared_errors(truth, 3).skill == 1
+    assert squared_errors(copy, 3).total.skill == 0
+    assert squared_errors(truth, 3).total.skill == 1
 
 
 def test_skill_counts_only_pixels_whose_window_lies_in_the_frame() -> None:
@@ -66,27 +68,27 @@ def test_skill_counts_only_pixels_whose_window_lies_in_the_frame() -> None:
     guess = frames[:, :, 1:].clone()
     guess[..., 0, :] += 100  # the border predicts nonsense
     (pair,) = pair_frames(frames, [guess], (1,), "within_clip")
-    assert squared_errors(pair, 3).skill == 1
+    assert squared_errors(pair, 3).total.skill == 1
     by_hand = (frames[:, :, 0] - frames[:, :, 1])[..., 1:-1, 1:-1].square().sum()
-    torch.testing.assert_close(squared_errors(pair, 3).copied, by_hand)
+    torch.testing.assert_close(squared_errors(pair, 3).total.copied, by_hand)
 
 
 def test_the_ceiling_is_reached_by_a_global_shift_and_by_no_filter_beyond_it() -> None:
     still = torch.randn(1, 3, 1, 16, 16)
     frames = torch.cat([still, torch.roll(still, 1, 4)], 2)
     (pair,) = pair_frames(frames, [still], (1,), "within_clip")
-    upper_bound = squared_errors(pair, 3, upper_bound=True).upper_bound
+    upper_bound = squared_errors(pair, 3, upper_bound=True).total.upper_bound
     assert upper_bound is not None and upper_bound > 0.999
     noise = torch.randn(1, 3, 2, 16, 16)
     (pair,) = pair_frames(noise, [noise[:, :, :1]], (1,), "within_clip")
-    errors = squared_errors(pair, 3, upper_bound=True)
+    errors = squared_errors(pair, 3, upper_bound=True).total
     assert errors.best is not None
     for _ in range(20):
         filters = torch.randn(1, 1, 9, 1, 1)
         (other,) = pair_frames(
             noise, [apply_filters(noise[:, :, :1], filters)], (1,), "within_clip"
         )
-        assert squared_errors(other, 3).predicted >= errors.best
+        assert squared_errors(other, 3).total.predicted >= errors.best
 
 
 def test_sums_of_errors_add_up_before_they_are_divided() -> None:
@@ -104,15 +106,12 @@ def test_losses_are_torchs_own(name: str) -> None:
     torch.testing.assert_close(prediction_loss([pair], name), expected)  # type: ignore[arg-type]
 
 
-def test_skill_and_ceiling_of_training_come_from_sums_over_steps() -> None:
-    frames = torch.randn(3, 3, 3, 12, 12)
-    (pair,) = pair_frames(frames, [frames[:, :, :2] * 0.5], (1,), "within_clip")
-    steps = [error_sums(pair, 3, upper_bound=measured) for measured in (False, True)]
-    sums = {name: sum(float(step.get(name, 0)) for step in steps) for name in steps[1]}
-    found = error_metrics(sums)
-    assert found["skill"] == pytest.approx(float(squared_errors(pair, 3).skill), rel=1e-4)
-    (first,) = pair_frames(frames[:1], [frames[:1, :, :2]], (1,), "within_clip")
-    expected = squared_errors(first, 3, upper_bound=True).upper_bound
-    assert expected is not None
-    assert found["skill_upper_bound"] == pytest.approx(float(expected), rel=1e-4)
-    assert "skill_upper_bound" not in error_metrics({k: float(v) for k, v in steps[0].items()})
+def test_skill_of_training_comes_from_sums_over_steps_at_each_level() -> None:
+    config, frames = FilterConfig(size=3, levels=(1, 2)), torch.randn(3, 3, 3, 12, 12)
+    guesses = [frames[:, :, :2] * 0.5, pool_frames(frames, 2)[:, :, :2] * 0.9]
+    pairs = pair_frames(frames, guesses, config.levels, "within_clip")
+    step = error_sums(pairs, config)
+    found = error_metrics({name: 2 * float(value) for name, value in step.items()}, config.levels)
+    assert set(found) == {"skill", "skill_level2"}
+    for pair, skill in zip(pairs, found.values(), strict=True):
+        assert skill == pytest.approx(float(squared_errors(pair, 3).total.skill), rel=1e-4)

@@ -41,10 +41,8 @@ class Trouble(Pretraining):
 
     nan_at: tuple[int, ...] = ()
 
-    def loss(
-        self, model: nn.Module, frames: Tensor, batch: ClipBatch, *, upper_bound: bool
-    ) -> tuple[Tensor, Sums]:
-        loss, sums = super().loss(model, frames, batch, upper_bound=upper_bound)
+    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
+        loss, sums = super().loss(model, frames, batch)
         CALLS.append(len(frames))
         if len(CALLS) in self.nan_at:
             loss = loss * float("nan")
@@ -220,7 +218,7 @@ def test_gradients_add_up_over_parts(bench: Callable[..., Bench]) -> None:
                 module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
                 module.training = False
         CALLS.clear()
-        training.train_step.gradients(0, batch, upper_bound=False)
+        training.train_step.gradients(0, batch)
         found.append([p.grad for p in training.train_state.model.parameters()])
         assert len(CALLS) == (1 if training is whole else 4) and sum(CALLS) == 4
     for a, b in zip(*found, strict=True):
