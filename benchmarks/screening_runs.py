@@ -1,0 +1,15 @@
+from screening_lab import *
+S=dict(steps=700,batch=32)
+R=((3e-3,3e-3),)
+run('diff rendered known@400',lambda c:Grid(c,'diff'),S|dict(real=0,known=.3),rates=R,steps=400)
+run('diff grid@400',lambda c:Grid(c,'diff'),S,rates=R,steps=400)
+run('diff movers known@400',lambda c:Grid(c,'diff'),S|dict(movers=True,known=.3),rates=R,steps=400)
+run('diff mix known@400',lambda c:Grid(c,'diff'),S|dict(movers=True,real=.5,known=.3),rates=R,steps=400)
+from screening_lab import *
+S=dict(steps=700,batch=32)
+R=((3e-3,3e-3),)
+run('both@400',lambda c:Grid(c,'both'),None,rates=R,steps=400)
+run('both mix known@400',lambda c:Grid(c,'both'),S|dict(movers=True,real=.5,known=.3),rates=R,steps=400)
+run('rgb mix known@400',lambda c:Grid(c),S|dict(movers=True,real=.5,known=.3),rates=R,steps=400)
+run('rgb grid@400',lambda c:Grid(c),S,rates=R,steps=400)
+run('rgb rendered known@400',lambda c:Grid(c),S|dict(real=0,known=.3),rates=R,steps=400)
