@@ -31,7 +31,7 @@ CHARTS = (
     Chart("Loss", r"(train|epoch|val)/(loss|entropy)"),
     Chart(
         "Skill",
-        r"(train|val)/(skill|skill_upper_bound)|val/skill_h\d+",
+        r"(train|val)/skill(_upper_bound)?(_level\d+)?|val/skill_h\d+",
         "1 - error / error of copying the last frame: above 0 it is better than a copy.",
     ),
     Chart(
