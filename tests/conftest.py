@@ -239,8 +239,10 @@ def _write_videos(folder: Path) -> None:
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of an S3 server on this machine, known by the environment."""
     import boto3
+    from moto.moto_api._internal.models import moto_api_backend
     from moto.server import ThreadedMotoServer
 
+    moto_api_backend.reset()  # its buckets are the process's, left by tests before
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
