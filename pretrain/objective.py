@@ -22,6 +22,7 @@ from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
+from pretrain.movers import displacement_loss, paste_movers
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings
 from pretrain.validation import measure
@@ -62,16 +63,22 @@ class Pretraining(Task[PretrainSettings]):
         return reader
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
-        config = self.settings.model
+        config, weight = self.settings.model, self.settings.displacement_weight
+        moved = paste_movers(frames, config.filters, self.settings.movers.share)
+        frames = moved.frames
         output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
         loss = prediction_loss(pairs, self.settings.loss)
-        sums = {"loss": loss, "steps": torch.ones((), device=loss.device)}
-        return loss, sums | error_sums(pairs, config.filters)
+        sums = error_sums(pairs, config.filters) | {"prediction": loss}
+        if weight:
+            sums["displacement"] = displacement_loss(output.filters, moved, config.filters)
+            loss = loss + weight * sums["displacement"]
+        return loss, sums | {"loss": loss, "steps": torch.ones((), device=loss.device)}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        levels = self.settings.model.filters.levels
-        return {"loss": sums["loss"] / sums["steps"], **error_metrics(sums, levels)}
+        names = ["loss", "prediction"] + ["displacement"] * (self.settings.displacement_weight > 0)
+        losses = {name: sums[name] / sums["steps"] for name in names}
+        return losses | error_metrics(sums, self.settings.model.filters.levels)
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps

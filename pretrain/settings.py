@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dynamonet.doctor.check import PreflightSettings
 from dynamonet.settings import Settings
@@ -23,6 +23,19 @@ class ProbeSettings(Settings):
     )
 
 
+class MoverSettings(Settings):
+    """Patches of other clips that move over training clips by displacements that are known."""
+
+    share: float = Field(
+        default=0.7, ge=0, le=1, description="Share of clips that get movers; 0 = none."
+    )
+    weight: float = Field(
+        default=0.3,
+        ge=0,
+        description="Of the cross-entropy between filters and displacements; softmax filters only.",
+    )
+
+
 class PretrainSettings(PreflightSettings):
     """Pretrains a 3D-CNN with dynamic motion filters on a shard set."""
 
@@ -37,6 +50,9 @@ class PretrainSettings(PreflightSettings):
         default="mse",
         description="Difference between predicted and true frames, on normalised RGB.",
     )
+    movers: MoverSettings = Field(
+        default=MoverSettings(), description="Moving patches pasted over clips."
+    )
     holdout_share: float = Field(
         default=0.05,
         ge=0,
@@ -50,3 +66,18 @@ class PretrainSettings(PreflightSettings):
     probe: ProbeSettings = Field(
         default=ProbeSettings(), description="Do frozen features tell labelled clips apart?"
     )
+
+    @model_validator(mode="after")
+    def _displacements_need_distributions(self) -> PretrainSettings:
+        if self.displacement_weight and self.model.filters.normalisation != "softmax":
+            raise ValueError(
+                "movers.weight compares filters with displacements, which linear filters are not: "
+                "set movers.weight to 0, movers.share to 0 (no movers at all), or "
+                "model.filters.normalisation to softmax"
+            )
+        return self
+
+    @property
+    def displacement_weight(self) -> float:
+        """The weight of the movers' displacements in the loss."""
+        return self.movers.weight if self.movers.share else 0.0

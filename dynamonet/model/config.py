@@ -100,6 +100,10 @@ class ModelConfig(Settings):
         description="Frames predicted: 2..T+1 (the paper's) or T+1..T+H (ours).",
     )
     horizon: int = Field(default=1, ge=1, description="future: frames H predicted beyond the clip.")
+    input: Literal["rgb", "rgb_diff"] = Field(
+        default="rgb_diff",
+        description="The trunk sees frames (the paper's), or each less the one before (ours).",
+    )
     trunk: TrunkConfig = Field(default=TrunkConfig(), description="The 3D-CNN.")
     filters: FilterConfig = Field(default=FilterConfig(), description="The dynamic motion filters.")
     use_dmr: bool = Field(

@@ -16,7 +16,7 @@ from torch import Tensor
 from dynamonet.digest import digest_of_stream
 from dynamonet.errors import UserError, need
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_digest"  # key in the description
 _OWN_KEYS = ("format_version", WEIGHTS_DIGEST, "model")
@@ -123,10 +123,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged, not JSON: {error}") from None
-    if not isinstance(description, dict) or "model" not in description:
+    if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
         raise UserError(f"{path}: expected a JSON object with the key `model`")
     version = description.get("format_version")
-    if version != FORMAT_VERSION:
+    if version == 1:  # knew one input
+        description["model"] = {"input": "rgb", **description["model"]}
+    elif version != FORMAT_VERSION:
         raise UserError(
             f"{path}: model format {version!r}; this version reads {FORMAT_VERSION}. "
             "Update dynamonet, or save the model again with this version."

@@ -1,8 +1,8 @@
 """DynamoNet = trunk + dynamic motion filters + classifier, in one typed result.
 
-clip (B, 3, T, H, W) -> trunk -> features -> filters -> predicted frames
-                                    |           |
-                                  pooled  ++   DMR  -> classifier -> logits
+clip (B, 3, T, H, W) -> differences -> trunk -> features -> filters -> predicted frames
+                                                  |           |
+                                                pooled  ++   DMR  -> classifier -> logits
 """
 
 from __future__ import annotations
@@ -49,6 +49,17 @@ class Output:
 
         items = {**self.__dict__, "predicted": [shape(p) for p in self.predicted]}
         return f"Output({', '.join(f'{k}={shape(v)}' for k, v in items.items())})"
+
+
+def frame_differences(clip: Tensor) -> Tensor:
+    """Returns twice each frame less the one before it; nothing changed in the first frame.
+
+    Args:
+        clip: (B, 3, T, H, W), normalised; twice its differences vary about as much as it does.
+
+    Source: RGB difference of TSN (Wang et al., ECCV 2016).
+    """
+    return 2 * clip.diff(dim=2, prepend=clip[:, :, :1])
 
 
 class DynamoNet(nn.Module):
@@ -106,7 +117,7 @@ class DynamoNet(nn.Module):
                 f"this classifier reads the filters of {config.num_frames} frames and got a clip "
                 f"of {clip.shape[2]}: sample clips of {config.num_frames} frames"
             )
-        features = self.trunk(clip)
+        features = self.trunk(clip if config.input == "rgb" else frame_differences(clip))
         num_filters = clip.shape[2] if config.targets == "within_clip" else config.horizon
         height, width = clip.shape[-2:]
         filters = self.motion(features, num_filters, (height, width))

@@ -56,7 +56,7 @@ class ConvertedBackbone:
 
     def model(self) -> ModelConfig:
         """Returns the default model on such a trunk."""
-        return ModelConfig(trunk=self.trunk)
+        return ModelConfig(input="rgb", trunk=self.trunk)
 
     def weights(self, config: ModelConfig) -> Tensors:
         """Returns the weights under the names of a model, then the file's others."""

@@ -128,8 +128,14 @@ def pretrained_weights(place: Path, config: ModelConfig) -> dict[str, Tensor]:
         config: The model that they are meant for.
 
     Raises:
-        UserError: neither is here, or it is damaged or not understood.
+        UserError: neither is here, or it is damaged or not understood; or they were trained on
+            another input.
     """
+    if (seen := pretrained_config(place).input) != config.input:
+        raise UserError(
+            f"{place} was trained on model.input={seen}, and this model's is {config.input}. Leave "
+            f"`model` at null to take the checkpoint's own architecture, or set model.input={seen}"
+        )
     if place.is_file():
         return convert_backbone(read_tensors(place), str(place)).weights(config)
     return read_weights(place)

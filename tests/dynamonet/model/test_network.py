@@ -9,7 +9,7 @@ import torch
 from dynamonet.errors import UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.files import DESCRIPTION, WEIGHTS
-from dynamonet.model.network import DynamoNet
+from dynamonet.model.network import DynamoNet, frame_differences
 from dynamonet.model.trunk import Trunk
 
 TINY = ModelConfig(
@@ -92,6 +92,20 @@ def test_future_targets_emit_one_filter_for_each_frame_beyond_the_clip() -> None
     assert config.frames_beyond == 3
 
 
+def test_the_trunk_sees_what_changed_or_the_frames() -> None:
+    clip = torch.rand(2, 3, 8, 32, 32)
+    changes = DynamoNet(TINY).eval()
+    brighter = changes(clip + 1)
+    torch.testing.assert_close(brighter.features, changes(clip).features, atol=1e-4, rtol=1e-4)
+    assert (brighter.predicted[0] - changes(clip).predicted[0] - 1).abs().max() < 1e-3  # of frames
+    frames = DynamoNet(TINY.model_copy(update={"input": "rgb"})).eval()
+    frames.load_state_dict(changes.state_dict())
+    torch.testing.assert_close(
+        frames(frame_differences(clip)).features, changes(clip).features, atol=1e-5, rtol=1e-5
+    )
+    assert not frame_differences(clip)[:, :, 0].any()
+
+
 def test_a_saved_model_rebuilds_itself(tmp_path: Path) -> None:
     model = DynamoNet(TINY.model_copy(update={"num_classes": 3})).eval()
     model.facts = {"classes": ["a", "b", "c"]}
@@ -111,6 +125,9 @@ def test_damaged_and_foreign_models_are_refused_with_a_reason(tmp_path: Path) ->
     def with_description(**change: object) -> None:
         (tmp_path / DESCRIPTION).write_text(json.dumps({**saved, **change}))
 
+    before = {key: value for key, value in saved["model"].items() if key != "input"}
+    with_description(format_version=1, model=before)  # when frames were the one input
+    assert DynamoNet.from_pretrained(tmp_path).config.input == "rgb"
     with_description(format_version=99)
     with pytest.raises(UserError, match="model format 99"):
         DynamoNet.from_pretrained(tmp_path)

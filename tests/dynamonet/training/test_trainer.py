@@ -205,8 +205,8 @@ def test_a_skipped_step_leaves_batch_norm_and_weights_alone(bench: Callable[...,
 
 
 def test_gradients_add_up_over_parts(bench: Callable[..., Bench]) -> None:
-    run = bench()
-    whole, parts = run.training(), run.training("--micro_batch", "1")
+    run, same = bench(), ("--movers.share", "0")  # which are drawn for each part
+    whole, parts = run.training(*same), run.training(*same, "--micro_batch", "1")
     _, batch = next(iter(whole._batches()))
     found = []
     for training in (whole, parts):

@@ -39,6 +39,7 @@ from tests.conftest import REAL_DATA, moving_frames, write_video
 TINY = ModelConfig(
     num_frames=8,
     frame_px=28,
+    input="rgb",  # so that an untrained network tells pictures apart
     trunk=TrunkConfig(depth=10, width=4, stem_pool=False, temporal_strides=(1, 2, 2, 1)),
     filters=FilterConfig(cell_px=4),
 )

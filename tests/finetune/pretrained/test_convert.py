@@ -263,7 +263,9 @@ def test_the_architecture_follows_from_the_file() -> None:
         ("resnet34", TrunkConfig(depth=34, temporal_strides=every)),
         ("resnext50_32x4d", TrunkConfig(depth=50, kind="resnext", temporal_strides=every)),
     ):
-        assert convert_backbone(zeros(name), "file.pth").model() == ModelConfig(trunk=found)
+        assert convert_backbone(zeros(name), "file.pth").model() == ModelConfig(
+            input="rgb", trunk=found
+        )
     deep = convert_backbone(resnet_state(4, (3, 4, 23, 3), 3), "file.pth").trunk
     assert deep == TrunkConfig(depth=101, width=4)
 
@@ -343,16 +345,19 @@ def test_a_file_is_read_however_it_is_wrapped(
 def test_a_given_model_takes_what_fits(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(resnet_state(8, (1, 1, 1, 1), 2), file)
-    filters = FilterConfig(kind="shared")
+    small: Any = {"frame_px": 32, "num_frames": 8, "input": "rgb"}
+    small["filters"] = FilterConfig(kind="shared")
     for gates in ("stage", "block"):
         trunk = TrunkConfig(depth=10, width=8, stc=gates)
-        model = DynamoNet(ModelConfig(num_frames=8, frame_px=32, trunk=trunk, filters=filters))
+        model = DynamoNet(ModelConfig(trunk=trunk, **small))
         report = transfer(model, pretrained_weights(file, model.config), 0.5)
         assert not report.misshapen and not report.unexpected
         assert report.missing and all("_gate." in key for key in report.missing)
-    wide = ModelConfig(trunk=TrunkConfig(depth=10, width=16), filters=filters)
+    wide = ModelConfig(trunk=TrunkConfig(depth=10, width=16), **small)
     with pytest.raises(UserError, match=r"do not fit this model: 0% \(trunk .* misshapen, e.g\."):
         transfer(DynamoNet(wide), pretrained_weights(file, wide), 0.5)
+    with pytest.raises(UserError, match=r"model.input=rgb, and this model's is rgb_diff"):
+        pretrained_weights(file, wide.model_copy(update={"input": "rgb_diff"}))
 
 
 def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
