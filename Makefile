@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHES := $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py))
 
-.PHONY: help demo test test-fast check docs format clean $(BENCHES)
+.PHONY: help demo motion-network test test-fast check docs format clean $(BENCHES)
 
 help:
 	@echo "make demo              the whole pipeline on rendered videos, under 5 minutes"
 	@echo "make demo VIDEOS=DIR   stages 1 and 2 on your own videos"
+	@echo "make motion-network    the network that the package brings, in 45 minutes"
 	@echo "make test              all tests, in 6 to 7 minutes on two cores"
 	@echo "make test-fast         those that need neither Ray nor a browser, in about 1"
 	@echo "make check             format, lint, types, documentation"
@@ -24,6 +25,9 @@ help:
 
 demo: .venv
 	$(BIN)/python demo/run.py $(if $(VIDEOS),--videos '$(VIDEOS)')
+
+motion-network: .venv
+	$(BIN)/python -m demo.motion_network
 
 test: .venv
 	$(BIN)/python -m pytest

@@ -83,9 +83,9 @@ class FinetuneSettings(TrainSettings):
     )
     pretrained: str = Field(
         default="newest",
-        description="newest = of the tracking store; none = from scratch; else a model's "
-        "folder, an MLflow run id, a Hugging Face hub id, or a file of weights of a known network "
-        "(docs/transfer.md).",
+        description="newest = of the tracking store; none = from scratch; motion = the small "
+        "network that the package brings; else a model's folder, an MLflow run id, a Hugging Face "
+        "hub id, or a file of weights of a known network (docs/transfer.md).",
     )
     min_loaded_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of trunk and filter weights that must fit."

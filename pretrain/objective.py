@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynamonet.errors import UserError
+from dynamonet.model.files import LOSS
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
 from dynamonet.shards.index import ShardSet
@@ -20,12 +22,15 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.start import Transfer, check_input, transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
 from pretrain.movers import displacement_loss, paste_movers
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings
 from pretrain.validation import measure
+
+MIN_LOADED_SHARE = 0.5  # of the weights to go on from
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,30 @@ class Pretraining(Task[PretrainSettings]):
     settings: PretrainSettings
     shards: str  # absolute path or URI
     probe_shards: str | None = None  # the same; of labelled clips
+    pretrained: str | None = None  # folder of the model to go on from
 
     def check(self) -> None:
         self.training_data()
         self._probe_readers()
         with torch.device("meta"):
-            self.build_model()
+            DynamoNet(self.settings.model)
 
     def build_model(self) -> DynamoNet:
-        return DynamoNet(self.settings.model)
+        model = DynamoNet(self.settings.model)
+        if self.pretrained is not None:
+            self.fit(model)
+        return model
+
+    def fit(self, model: DynamoNet) -> Transfer:
+        """Gives a model the weights to go on from.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        place = Path(str(self.pretrained))
+        given = DynamoNet.from_pretrained(place)
+        check_input(place, given.config.input, model.config)
+        return transfer(model, given.state_dict(), MIN_LOADED_SHARE)
 
     def rate_groups(self, model: DynamoNet) -> list[tuple[nn.Module, float]]:
         return [(model, 1.0)]
@@ -106,7 +126,8 @@ class Pretraining(Task[PretrainSettings]):
     def describe(self) -> dict[str, Any]:
         clips = self.settings.clips.model_dump(mode="json")
         frames = ShardSet.open(self.shards).frames.model_dump(mode="json")
-        return {"stage": "pretrain", "shards": self.shards, "frames": frames, "clips": clips}
+        head = {"stage": "pretrain", "shards": self.shards, "frames": frames, "clips": clips}
+        return head | {LOSS: self.settings.loss}
 
     def _reader(
         self, shards: ShardSet, rows: NDArray[np.int64], *, loop_short: bool = False

@@ -44,9 +44,12 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     path = settings.shards_path(settings.shards)
     shards = ShardSet.open(path)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
+    from dynamonet.model.files import locate
+    from dynamonet.model.network import DynamoNet
     from dynamonet.report.page import write_report
     from dynamonet.tracking.origin import DatasetUse
     from dynamonet.training.launch import launch
+    from dynamonet.training.start import model_at
     from pretrain.objective import Pretraining
 
     console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
@@ -56,11 +59,17 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     if probe:
         sets.append(ShardSet.open(probe))
         uses.append(DatasetUse(probe.rsplit("/", 1)[-1], probe, sets[1].digest, "evaluation"))
-    origins = {each.origin.id: each.origin for each in sets if each.origin}
+    start = None if settings.pretrained == "none" else model_at(locate(settings.pretrained))
+    task = Pretraining(settings, path, probe or None, str(start.folder) if start else None)
+    if start:
+        console.print(f"weights  {start.folder}", soft_wrap=True)
+        console.print(f"         {task.fit(DynamoNet(settings.model))}")
+    made_by = (*(each.origin for each in sets), start.origin if start else None)
+    origins = {origin.id: origin for origin in made_by if origin}
     done = launch(
         "pretrain",
         name,
-        Pretraining(settings, path, probe or None),
+        task,
         parents=list(origins.values()),
         datasets=uses,
         console=console,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from dynamonet.doctor.check import PreflightSettings
+from dynamonet.model.config import LossName
 from dynamonet.settings import Settings
 
 
@@ -46,7 +45,12 @@ class PretrainSettings(PreflightSettings):
         ge=1,
         description="Labelled sets: learn from the training part of this split only.",
     )
-    loss: Literal["mse", "l1", "smooth_l1"] = Field(
+    pretrained: str = Field(
+        default="none",
+        description="Weights to go on from: none = from scratch; motion = the small network that "
+        "the package brings; else a model's folder or a Hugging Face hub id.",
+    )
+    loss: LossName = Field(
         default="mse",
         description="Difference between predicted and true frames, on normalised RGB.",
     )

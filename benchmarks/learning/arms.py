@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.learning.networks import FrameDifferences, HandMadeMotion, OneFrame, VideoMae
+from benchmarks.learning.networks import HandMadeMotion, OneFrame, VideoMae
 from benchmarks.learning.tasks import (
     VICREG_BEYOND,
     Filters,
@@ -19,7 +19,7 @@ from benchmarks.learning.tasks import (
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.network import DynamoNet
 from finetune.settings import FinetuneSettings
-from pretrain.settings import PretrainSettings
+from pretrain.settings import MoverSettings, PretrainSettings
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,11 @@ MODEL: dict[str, Any] = {
     "filters": {"cell_px": 4},
     "dropout": 0.3,
 }
-PAPER_FILTERS = {"kind": "shared", "normalisation": "linear", "levels": [1], "cell_px": 4}
-PRETRAIN_LR = 0.002
+ON_FRAMES = MODEL | {"input": "rgb"}
+PAPER = ON_FRAMES | {
+    "filters": {"kind": "shared", "normalisation": "linear", "levels": [1], "cell_px": 4}
+}
+PRETRAIN_LR = 0.003
 HEAD_LR = 0.003
 
 
@@ -81,11 +84,13 @@ class Pretext:
     task: type[Filters]
     model: dict[str, Any]
     batch: int = BATCH
+    movers: float = 0.0  # share of clips that get them
 
 
 PRETEXTS = {
+    "movers": Pretext(Filters, MODEL, movers=0.7),
     "grid": Pretext(Filters, MODEL),
-    "shared": Pretext(Filters, MODEL | {"filters": PAPER_FILTERS}),
+    "paper": Pretext(Filters, PAPER),
     "videomae": Pretext(VideoMaePretraining, MODEL),
     # reads that many more frames
     "vicreg": Pretext(
@@ -104,7 +109,9 @@ class Arm:
     name: str
     what: str
     pretext: str | None = None
+    start: str | None = None  # instead of a pretext: a model that the package brings
     network: type[DynamoNet] = DynamoNet
+    own_model: dict[str, Any] | None = None
     use_dmr: bool = False
     aux_weight: float = 0.0
     change: Callable[[DynamoNet], None] | None = None
@@ -112,58 +119,84 @@ class Arm:
     finalist: bool = False
 
     @property
+    def model(self) -> dict[str, Any]:
+        """The network's description."""
+        return self.own_model or (PRETEXTS[self.pretext].model if self.pretext else MODEL)
+
+    @property
     def rates(self) -> tuple[tuple[float, float], ...]:
         """Learning rates to choose from: (classifier's, trunk's)."""
-        if self.pretext is None:
+        if self.pretext is None and self.start is None:
             return tuple((rate, rate) for rate in (0.001, 0.003, 0.01))
         return tuple((HEAD_LR, rate) for rate in (0.0003, 0.001, 0.003))
 
 
 ARMS = (
     Arm("scratch", "from scratch, all minutes on it", finalist=True),
-    Arm("differences", "the same on frame differences", network=FrameDifferences, finalist=True),
+    Arm("frames", "the same on frames instead of their differences", own_model=ON_FRAMES),
     Arm(
         "hand-made motion",
         "the same on a motion field by local matching",
         network=HandMadeMotion,
         finalist=True,
     ),
-    Arm("grid", "pretrained, filters on a grid, DMR read", "grid", use_dmr=True, finalist=True),
-    Arm("grid, no DMR", "the same, DMR not read", "grid", rate_of="grid"),
-    Arm("shared", "pretrained, one filter a frame (the paper's), DMR read", "shared", use_dmr=True),
-    Arm("shared, no DMR", "the same, DMR not read", "shared", rate_of="shared"),
+    Arm("pretrained", "grid of filters, movers; DMR read", "movers", use_dmr=True, finalist=True),
+    Arm(
+        "motion",
+        "from the network that the package brings, all minutes on it; DMR read",
+        start="motion",
+        use_dmr=True,
+        finalist=True,
+    ),
+    Arm("no DMR", "pretrained, DMR not read", "movers", rate_of="pretrained"),
+    Arm("no movers", "pretrained without them", "grid", use_dmr=True, rate_of="pretrained"),
+    Arm(
+        "paper",
+        "pretrained on frames, one linear filter a frame, DMR read",
+        "paper",
+        use_dmr=True,
+    ),
     Arm(
         "joint",
-        "from scratch, frame prediction (grid) beside the labels, DMR read",
-        use_dmr=True,
+        "from scratch, frame prediction beside the labels",
         aux_weight=1.0,
         rate_of="scratch",
     ),
-    Arm("VideoMAE", "pretrained, a small VideoMAE", "videomae", VideoMae, finalist=True),
+    Arm("VideoMAE", "pretrained, a small VideoMAE", "videomae", network=VideoMae, finalist=True),
     Arm("VICReg", "pretrained, VICReg of two views", "vicreg", finalist=True),
-    Arm("one frame", "from scratch on the middle frame", network=OneFrame, rate_of="scratch"),
     Arm(
-        "shuffled frames", "grid, pretrained on frames in random order", "shuffled", rate_of="grid"
+        "one frame",
+        "from scratch on the middle frame",
+        network=OneFrame,
+        own_model=ON_FRAMES,
+        rate_of="frames",
+    ),
+    Arm(
+        "shuffled frames",
+        "no movers, pretrained on frames in random order",
+        "shuffled",
+        use_dmr=True,
+        rate_of="pretrained",
     ),
     Arm(
         "random filters",
-        "grid, the filters that are read made random",
-        "grid",
+        "pretrained, the filters that are read made random",
+        "movers",
         use_dmr=True,
         change=random_filters,
-        rate_of="grid",
+        rate_of="pretrained",
     ),
     Arm(
         "norms only",
-        "from scratch but for grid's batch norms",
-        "grid",
+        "from scratch but for pretrained batch norms",
+        "movers",
         change=only_norms,
         rate_of="scratch",
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 BASELINE = "scratch"
-OURS = ("grid", "shared")  # the better one, by validation, has a label curve
+OURS = ("pretrained", "motion")  # the better one, by validation, has a label curve
 
 
 def pretrain_settings(
@@ -176,6 +209,7 @@ def pretrain_settings(
         seed=seed,
         max_minutes=minutes,
         holdout_share=0.02,
+        movers=MoverSettings(share=pretext.movers),
         model=ModelConfig.model_validate(pretext.model),
         clips=CLIPS | {"flip": flip},  # type: ignore[arg-type]
         loader=LOADER | {"batch_size": pretext.batch},  # type: ignore[arg-type]
@@ -198,7 +232,6 @@ def finetune_settings(
 ) -> FinetuneSettings:
     """Returns the settings of a fine-tuning on a split of a labelled set."""
     head, trunk = rate
-    model = MODEL if arm.pretext is None else PRETEXTS[arm.pretext].model
     return FinetuneSettings(
         shards=shards,
         split=split,
@@ -207,7 +240,7 @@ def finetune_settings(
         label_share=share,
         val_share=val_share,
         pretrained="none",
-        model=ModelConfig.model_validate(model),
+        model=ModelConfig.model_validate(arm.model),
         use_dmr=arm.use_dmr,
         dropout=MODEL["dropout"],
         aux_weight=arm.aux_weight,

@@ -16,15 +16,6 @@ from dynamonet.model.prediction import pool_frames
 from dynamonet.model.trunk import Trunk
 
 
-class FrameDifferences(DynamoNet):
-    """Sees the difference of each frame and the one before, instead of the frames."""
-
-    def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
-        """See `DynamoNet.forward`."""
-        changed = clip.diff(dim=2, prepend=clip[:, :, :1])
-        return super().forward(changed, predict_frames=predict_frames)
-
-
 class OneFrame(DynamoNet):
     """Sees the clip's middle frame, repeated."""
 

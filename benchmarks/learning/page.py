@@ -20,11 +20,12 @@ _HEAD = """# Results
 Made by `{command}` of `benchmarks/results/learning.jsonl`, in which each training is a line. The
 page holds {done} {planned} trainings that are planned.
 
-Every arm has the same trunk (but for VideoMAE), clips of {frames} frames at {px} px, three learning
-rates to choose from by validation groups inside the training folds, and the same minutes on two CPU
-cores: {finetune:.2g} min a fine-tuning and {pretrain:.2g} min a pretraining, which serves {serves}
-fine-tunings; an arm that is not pretrained has {scratch:.2g} min a training instead. This is
-a small scale: a pretraining sees about {clips:,} clips. What holds at a larger one it does not say.
+Every arm has the same trunk (but for VideoMAE), which sees differences of frames unless the arm
+says otherwise, clips of {frames} frames at {px} px, three learning rates to choose from by
+validation groups inside the training folds, and the same minutes on two CPU cores: {finetune:.2g}
+min a fine-tuning and {pretrain:.2g} min a pretraining, which serves {serves} fine-tunings; an arm
+that is not pretrained has {scratch:.2g} min a training instead. This is a small scale: a
+pretraining sees about {clips:,} clips. What holds at a larger one it does not say.
 
 Every clip is tested once, with folds of people (weizmann, 90 clips) or of scenes (fights, 300
 clips); the rendered set, `motion`, has one split. Pretraining reads the unlabelled videos and the
@@ -46,7 +47,7 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
     planned = len(rows) + len(curve)
     rows, curve = ([row for row in each if ledger.row(row)] for each in (rows, curve))
     scores = scores_of(ledger, rows, budget.folds)
-    grid = [ledger.lines[row.key] for row in rows if row.kind == PRETRAIN and row.arm == "grid"]
+    own = [ledger.lines[row.key] for row in rows if row.kind == PRETRAIN and row.arm == "movers"]
     head = _HEAD.format(
         command=COMMAND,
         finetune=budget.finetune_minutes,
@@ -56,7 +57,7 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
         frames=MODEL["num_frames"],
         px=MODEL["frame_px"],
         machine="; ".join(sorted({ledger.lines[row.key]["machine"] for row in (*rows, *curve)})),
-        clips=BATCH * round(np.mean([line["steps"] for line in grid])) if grid else 0,
+        clips=BATCH * round(np.mean([line["steps"] for line in own])) if own else 0,
         seeds=budget.seeds,
         repeats=budget.repeats,
         done="all" if len(rows) + len(curve) == planned else f"{len(rows) + len(curve)} of",
@@ -175,7 +176,7 @@ def _seen(found: Difference) -> str:
 def _pretrainings(ledger: Ledger, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "## Pretraining\n\nMeans over folds and seeds on the real videos; skill of the last 50 "
-        "steps, on training clips.\n"
+        "steps, on training clips, movers included.\n"
     )
     yield "| pretraining | steps | parameters | skill |\n|---|--:|--:|--:|"
     for name in PRETEXTS:

@@ -31,6 +31,7 @@ from benchmarks.learning.plan import (
 from benchmarks.learning.sets import MOTION, LabelledSet
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
+from dynamonet.model.files import locate
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.training.numerics.precision import hardware
@@ -162,10 +163,11 @@ class Runner:
             else self.chosen_rate(arm, row.set, row.fold)
         )
         settings = finetuning_of(row, self.budget, rate, shards=str(labelled.shards))
+        start = self.model(made) if made else locate(arm.start) if arm.start else None
         task = Classification(
             settings,
             str(labelled.shards),
-            str(self.model(made)) if made else None,
+            str(start) if start else None,
             network=arm.network,
             change=arm.change,
             validates=tunes,

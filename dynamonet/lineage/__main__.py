@@ -43,7 +43,7 @@ def show(
         if name in ("folder", "settings", "code"):
             line(f"  {name:9} {value or 'unknown'}", "" if value else "dim")
     for use in step.datasets:
-        line(f"  shards    {use.digest} ({use.context}) {use.path}")
+        line(f"  shards    {use.digest} ({use.context}) {use.path or use.name}")
     for text in step.changed:
         line(f"  changed   {text}", "yellow")
     for text in step.notes:

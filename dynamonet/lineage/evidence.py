@@ -157,6 +157,8 @@ def changes(origin: Origin, shard_changes: Callable[[str, str], list[str]]) -> l
 
 def shard_changes(path: str, digest: str) -> list[str]:
     """Returns in what a shard set differs from the one that had this digest."""
+    if not path:  # nobody said where it was
+        return []
     try:
         if Folder.at(path).size(CARD) is None:
             return [f"the shards are no longer in {path}"]

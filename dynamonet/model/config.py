@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dynamonet.settings import Settings, whole_number
 
+LossName = Literal["mse", "l1", "smooth_l1"]
 BOTTLENECK_FROM = 50  # depths from here on use bottleneck blocks
 
 

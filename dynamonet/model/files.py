@@ -19,7 +19,9 @@ from dynamonet.errors import UserError, need
 FORMAT_VERSION = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_digest"  # key in the description
+LOSS = "loss"  # key in the description of a pretrained model: how frames were compared
 _OWN_KEYS = ("format_version", WEIGHTS_DIGEST, "model")
+BROUGHT = {"motion": Path(__file__).parent / "motion"}  # models that the package brings
 MODEL_CARD = "README.md"  # on the hub
 _CARD = """---
 library_name: dynamonet
@@ -63,11 +65,14 @@ def locate(place: str | Path) -> Path:
     """Returns a model's folder; a Hugging Face hub id is downloaded, once.
 
     Args:
-        place: A folder, or `owner/name` or `owner/name@revision` on the hub.
+        place: `motion`, the model that the package brings; a folder; or `owner/name` or
+            `owner/name@revision` on the hub.
 
     Raises:
         UserError: neither; or it looks like a hub id and `huggingface_hub` is not installed.
     """
+    if str(place) in BROUGHT:
+        return BROUGHT[str(place)]
     folder = Path(place).expanduser().absolute()
     match = None if folder.exists() else _HUB_ID.fullmatch(str(place))
     if match is None:

@@ -165,7 +165,8 @@ class DynamoNet(nn.Module):
         """Rebuilds a model written by `save_pretrained`, in eval mode, on the CPU.
 
         Args:
-            place: Its folder, or its Hugging Face hub id (`owner/name`, `owner/name@revision`).
+            place: `motion`, which the package brings; its folder; or its Hugging Face hub id
+                (`owner/name`, `owner/name@revision`).
 
         Raises:
             UserError: a file is missing or damaged, or weights and description disagree.

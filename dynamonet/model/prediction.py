@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamonet.model.config import FilterConfig
+from dynamonet.model.config import FilterConfig, LossName
 from dynamonet.model.filtering import apply_filters
 
 Targets = Literal["within_clip", "future"]
-LossName = Literal["mse", "l1", "smooth_l1"]
 _LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 
 

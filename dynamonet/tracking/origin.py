@@ -15,12 +15,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DatasetUse:
-    """A shard set that a run made or read."""
+    """A shard set that a run made or read; what is not known is empty."""
 
     name: str
-    path: str
-    digest: str
-    context: str  # "output", "training", "evaluation"
+    path: str = ""
+    digest: str = ""
+    context: str = ""  # "output", "training", "evaluation"
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from dynamonet.shards.index import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.launch import launch
+from dynamonet.training.start import Pretrained, transfer
 from finetune.evaluation.metrics import interval
 from finetune.evaluation.run_results import videos_of
-from finetune.pretrained.load import Pretrained, find_pretrained, pretrained_weights, transfer
+from finetune.pretrained.load import find_pretrained, pretrained_weights
 from finetune.settings import FinetuneSettings
 from finetune.train.objective import Finetuning
 

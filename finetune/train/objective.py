@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import ModelConfig
+from dynamonet.model.config import LossName, ModelConfig
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
 from dynamonet.shards.index import ShardSet
@@ -24,6 +24,7 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import KnnBank, clip_features, descriptor
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.start import transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
 from finetune.evaluation.evaluator import (
@@ -34,7 +35,7 @@ from finetune.evaluation.evaluator import (
     softmax,
 )
 from finetune.evaluation.metrics import Predictions
-from finetune.pretrained.load import pretrained_config, pretrained_weights, transfer
+from finetune.pretrained.load import pretrained_config, pretrained_loss, pretrained_weights
 from finetune.settings import FinetuneSettings
 from finetune.train.augment import augment
 from finetune.train.splits import Splits
@@ -66,6 +67,11 @@ class Finetuning(Task[FinetuneSettings]):
         if self.pretrained is None:
             return ModelConfig()
         return pretrained_config(Path(self.pretrained))
+
+    @cached_property
+    def auxiliary_loss(self) -> LossName:
+        """The difference between frames that pretraining used."""
+        return "mse" if self.pretrained is None else pretrained_loss(Path(self.pretrained))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what a worker opens itself."""
@@ -154,7 +160,7 @@ class Finetuning(Task[FinetuneSettings]):
         if not weight:
             return entropy, {**sums, "loss": entropy}
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
-        prediction = prediction_loss(pairs, "mse")
+        prediction = prediction_loss(pairs, self.auxiliary_loss)
         sums |= error_sums(pairs, config.filters)
         loss = entropy + weight * prediction
         return loss, {**sums, "loss": loss}

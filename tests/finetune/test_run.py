@@ -11,14 +11,20 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from demo.rendered_videos import render_scenes
 from dynamonet.errors import UserError
 from dynamonet.lineage import __main__ as lineage
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
+from dynamonet.model.prediction import pair_frames, squared_errors
+from dynamonet.training.start import transfer
+from dynamonet.video.transforms import normalise
 from finetune import run
-from finetune.pretrained.load import find_pretrained, transfer
+from finetune.pretrained.load import find_pretrained
 from finetune.settings import FinetuneSettings
+from finetune.train.objective import Finetuning
 from pretrain import run as pretraining
+from pretrain.settings import PretrainSettings
 from tests.conftest import TINY_MODEL, without_ray
 
 SHORT = "--max_steps 3 --epochs 50 --test_clips 2 --precision fp32".split()
@@ -74,6 +80,31 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     before, shards = traced.parents
     assert (before.id, shards.id) == (parent, card["run"]["id"]) and before.parents == [shards]
     assert not [*traced.changed, *before.changed, *shards.changed]
+
+
+def test_the_auxiliary_loss_is_the_one_of_the_pretraining(shard_set: Path, tmp_path: Path) -> None:
+    model = DynamoNet(ModelConfig(num_frames=8, frame_px=32))
+    for number, (told, expected) in enumerate((({"loss": "l1"}, "l1"), ({}, "mse"))):
+        model.facts = told
+        place = tmp_path / str(number)
+        model.save_pretrained(place)
+        task = Finetuning(FinetuneSettings(), str(shard_set), str(place))
+        assert task.auxiliary_loss == expected
+    assert Finetuning(FinetuneSettings(), str(shard_set), None).auxiliary_loss == "mse"
+
+
+def test_the_network_of_the_package_is_found_by_its_name() -> None:
+    found = find_pretrained(FinetuneSettings(pretrained="motion"))
+    assert found is not None and found.origin is not None and found.origin.stage == "pretrain"
+    text = (found.folder / "model.json").read_text()
+    assert "://" not in text and str(Path.home()) not in text  # of no place
+    model = DynamoNet.from_pretrained("motion")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    tiny = PretrainSettings.from_config("tiny").model
+    assert model.config == tiny  # what docs and configurations say fits it
+    scenes = normalise(render_scenes(8, seed=10**6, num_frames=17).transpose(1, 2) / 255)
+    pairs = pair_frames(scenes, model(scenes[:, :, :16]).predicted, (2,), "within_clip")
+    assert squared_errors(pairs[0], 5).total.skill > 0.3
 
 
 def test_a_model_is_found_by_folder_and_by_run_id(pretrained: Path) -> None:

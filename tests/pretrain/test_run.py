@@ -114,6 +114,23 @@ def test_running_a_finished_run_again_does_nothing(
     assert again.run.run_id == finished.run.run_id and len(losses(again)) == 6
 
 
+def test_a_pretraining_goes_on_from_another_model(
+    finished: TrainingResult, shard_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--pretrained", str(finished.model), "--optimizer.lr", "1e-9")
+    done = train(shard_set, "--max_steps", "1", *words)
+    assert "100% of the weights" in capsys.readouterr().out
+    before, after = (DynamoNet.from_pretrained(each.model) for each in (finished, done))
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    parents = MlflowClient(done.run.uri).get_run(done.run.run_id).data.tags["dynamonet.parents"]
+    assert finished.run.run_id in parents.split(",")
+    with pytest.raises(UserError, match="is rgb"):
+        train(shard_set, *words, "--model.input", "rgb")
+    with pytest.raises(UserError, match="no model here"):
+        train(shard_set, "--pretrained", "nowhere")
+
+
 def test_two_workers_learn_the_same_as_one(finished: TrainingResult, shard_set: Path) -> None:
     pair = train(shard_set, *"--num_workers 2 --cpus_per_worker 1 --evaluate_every_steps 6".split())
     # batch norm sees two clips instead of four, so only the first step's data can be compared

@@ -19,6 +19,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.trunk import Trunk
+from dynamonet.training.start import transfer
 from dynamonet.video.transforms import MEAN, STD
 from finetune.pretrained.architectures import FAMILIES
 from finetune.pretrained.convert import ConvertedBackbone, convert_backbone
@@ -26,7 +27,6 @@ from finetune.pretrained.load import (
     find_pretrained,
     pretrained_config,
     pretrained_weights,
-    transfer,
 )
 from finetune.settings import FinetuneSettings
 from tests.conftest import moving_frames

@@ -1,0 +1,73 @@
+"""Makes the network that the package brings, `motion`: `make motion-network`, 45 minutes.
+
+Renders videos, makes shards of them and pretrains on them, by the commands that a user has for real
+video. It has seen no frame of a real one, and nobody's licence stands in the way of using it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from dynamonet.command_line import load
+from dynamonet.errors import run_entry
+from dynamonet.settings import Settings
+
+VIDEOS = 4000
+_KEPT = ("stage", "frames", "clips", "loss")  # of what the run says about itself; the rest is local
+
+
+class MotionNetworkSettings(Settings):
+    """Renders videos, pretrains on them, and puts the model into the package."""
+
+
+def main(argv: list[str]) -> None:
+    """Makes the network; see --help."""
+    load(MotionNetworkSettings, argv, prog="python -m demo.motion_network")
+    from data_prep.shard import main as shard
+    from demo.rendered_videos import write_rendered_videos
+    from dynamonet import cluster
+    from pretrain import run as pretrain
+
+    console, videos = Console(), Path("data/rendered_videos")
+    if not videos.is_dir():
+        console.print(f"{videos}: rendering {VIDEOS:,} videos")
+        growing = videos.with_name(f"{videos.name}.growing")
+        shutil.rmtree(growing, ignore_errors=True)
+        write_rendered_videos(growing, videos=VIDEOS)
+        growing.rename(videos)
+    with cluster.connected():
+        near = ("--near_duplicates", "off")  # textures are alike, and their motion is not
+        shard(["--config", "tiny", "--source", str(videos), "--output", "rendered", *near])
+        learnt = pretrain.main(["--config", "motion", "--shards", "rendered", "--name", "motion"])
+    console.print(f"package  {bring(learnt.model)}")
+
+
+def bring(model: Path) -> Path:
+    """Puts a model into the package in half precision, with nothing of the place it was made at."""
+    from dynamonet.model.files import BROUGHT, facts, read_description, read_weights, write_model
+    from dynamonet.training.checkpoint.state import read_origin
+
+    said = facts(read_description(model))
+    origin = read_origin(model)
+    assert origin is not None
+    sets = tuple(replace(use, path="") for use in origin.datasets)
+    public = replace(
+        origin, tracking_uri="", folder="", model="", weights="", datasets=sets, parents=()
+    )
+    head = {key: said[key] for key in _KEPT} | {"run": public.to_json()}
+    config = read_description(model)["model"]
+    halves = {
+        name: value.half() if value.ndim > 1 else value  # statistics stay exact
+        for name, value in read_weights(model).items()
+    }
+    write_model(BROUGHT["motion"], halves, json.loads(json.dumps({"model": config, **head})))
+    return BROUGHT["motion"]
+
+
+if __name__ == "__main__":
+    run_entry(main)
