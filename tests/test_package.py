@@ -63,6 +63,8 @@ def test_commands_and_configurations_are_installed_and_nothing_else(
     assert "short_side_px: 64" in told
     told = run(programs / "python", "-c", "import dynamonet; print(dynamonet.__file__)")
     assert told.startswith(str(programs.parent)), "the checkout is not what is tried here"
+    load = "import dynamonet; print(dynamonet.DynamoNet.from_pretrained('motion').facts['stage'])"
+    assert run(programs / "python", "-c", load) == "pretrain\n"
     for package in ("demo", "benchmarks", "tests", "configs"):
         assert "ModuleNotFoundError" in run(programs / "python", "-c", f"import {package}")
 

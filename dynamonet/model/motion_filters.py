@@ -150,18 +150,18 @@ class MotionFilters(nn.Module):
     def describe(self, filters: Tensor) -> Tensor:
         """Returns the dynamic motion representation: filters as one vector a clip.
 
-        The filters of the first level, less the start filter, averaged into at most
-        `dmr_cells` x `dmr_cells` cells: shape (B, N * K*K * c * c). With one shared filter a frame
-        this is exactly the filter weights.
+        The filters of the first level, less the start filter, averaged into c x c cells, c =
+        `dmr_cells` (a smaller grid fills several cells with one filter): shape (B, N * K*K * c*c).
+        With one shared filter a frame this is exactly the filter weights.
         """
-        batch, _, num, taps, gh, gw = filters.shape
         moved = filters[:, 0] - self.start()[:, None, None]
-        cells = (min(self.config.dmr_cells, gh), min(self.config.dmr_cells, gw))
-        pooled = F.adaptive_avg_pool2d(moved.reshape(batch, num * taps, gh, gw), cells)
-        return pooled.flatten(1)
+        return F.adaptive_avg_pool2d(moved.flatten(1, 2), self._dmr_cells).flatten(1)
 
     @property
     def dmr_dim(self) -> int:
         """Length of the vector that `describe` returns."""
-        cells = 1 if self.config.kind == "shared" else self.config.dmr_cells
-        return self.num_filters * self.config.size**2 * cells**2
+        return self.num_filters * self.config.size**2 * self._dmr_cells**2
+
+    @property
+    def _dmr_cells(self) -> int:
+        return 1 if self.config.kind == "shared" else self.config.dmr_cells

@@ -37,7 +37,8 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
         if newest is None:
             raise UserError(
                 f"no finished pretraining run in {uri}. Make one with\n"
-                f"  {command('pretrain')}\nor train from scratch with --pretrained none"
+                f"  {command('pretrain')}\nor start from the network that the package brings with "
+                "--pretrained motion, or from scratch with --pretrained none"
             )
         return model_at(Path(newest[1]))
     file = Path(wanted).expanduser().absolute()

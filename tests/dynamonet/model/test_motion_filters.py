@@ -39,7 +39,8 @@ def naive(
     return out
 
 
-@pytest.mark.parametrize(("side", "grid"), [(3, (1, 1)), (5, (1, 1)), (3, (2, 3)), (5, (4, 2))])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 2)])
+@pytest.mark.parametrize("side", [3, 5, 7, 9, 11])
 def test_applying_filters_equals_the_naive_sum(side: int, grid: tuple[int, int]) -> None:
     frames = torch.randn(2, 3, 2, 7, 9, dtype=torch.float64)
     filters = torch.randn(2, 2, side**2, *grid, dtype=torch.float64)
@@ -48,7 +49,7 @@ def test_applying_filters_equals_the_naive_sum(side: int, grid: tuple[int, int])
 
 
 @pytest.mark.parametrize(
-    ("side", "grid", "width"), [(3, (1, 1), 5), (5, (1, 1), 18), (5, (2, 2), 5)]
+    ("side", "grid", "width"), [(3, (1, 1), 5), (5, (1, 1), 18), (5, (2, 2), 5), (7, (2, 1), 5)]
 )
 def test_both_gradients_are_exact(side: int, grid: tuple[int, int], width: int) -> None:
     frames = torch.randn(1, 2, 2, 6, width, dtype=torch.float64, requires_grad=True)
@@ -148,6 +149,22 @@ def test_the_dmr_of_shared_filters_is_the_filters_themselves() -> None:
     filters = layer(torch.randn(3, 16, 2, 2, 2), 4, (16, 16))
     moved = filters[:, 0, :, :, 0, 0] - layer.start()
     torch.testing.assert_close(layer.describe(filters), moved.flatten(1))
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 12])
+def test_the_dmr_of_a_grid_averages_it_into_cells(cells: int) -> None:
+    config = FilterConfig(size=7, cell_px=4, dmr_cells=cells)
+    layer = MotionFilters(
+        16, config, num_filters=4, last_step_only=False, temporal_stride=2, spatial_stride=8
+    )
+    torch.nn.init.normal_(layer.generator.linear.weight)  # type: ignore[union-attr]
+    filters = layer(torch.randn(2, 16, 2, 3, 3), 4, (24, 24))
+    found = layer.describe(filters).view(2, 4, 49, cells, cells)
+    moved = filters[:, 0] - layer.start()[:, None, None]
+    side = max(1, 6 // cells)
+    torch.testing.assert_close(found[..., 0, 0], moved[..., :side, :side].mean((3, 4)))
+    torch.testing.assert_close(found[..., -1, -1], moved[..., -side:, -side:].mean((3, 4)))
+    assert layer.dmr_dim == found[0].numel()
 
 
 def test_a_grid_follows_longer_clips_and_shared_filters_say_that_they_cannot() -> None:

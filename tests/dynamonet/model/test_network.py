@@ -10,6 +10,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.files import DESCRIPTION, WEIGHTS
 from dynamonet.model.network import DynamoNet, frame_differences
+from dynamonet.model.stc import STC
 from dynamonet.model.trunk import Trunk
 
 TINY = ModelConfig(
@@ -42,6 +43,16 @@ def test_stc_adds_what_its_formula_says(frames: int, millions: float) -> None:
     with torch.device("meta"):
         added = count(Trunk(gated, frames)) - count(Trunk(plain, frames))
     assert round(added / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("reduction", [1, 4, 1000])
+def test_gates_narrow_by_the_reduction(reduction: int) -> None:
+    config = TrunkConfig(depth=10, width=4, stc="block", stc_reduction=reduction)
+    trunk = Trunk(config, 16)
+    inner = [m for m in trunk.modules() if isinstance(m, STC)]
+    widths = [gate.temporal_gate[0].out_features for gate in inner]  # type: ignore[union-attr]
+    assert widths == [max(1, channels // reduction) for channels in (4, 8, 16, 32)]
+    assert trunk(torch.randn(2, 3, 16, 32, 32)).shape[:2] == (2, 32)
 
 
 @pytest.mark.parametrize("depth", [10, 18, 34, 50])
