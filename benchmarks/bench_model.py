@@ -9,6 +9,7 @@ import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler tells of its starts and stops
 
@@ -27,6 +28,8 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, predict_levels, prediction_loss
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision, choose_precision
+from pretrain.movers import paste_movers
+from pretrain.settings import PretrainSettings
 
 CLIPS, FRAMES, SIDE = 4, 16, 112
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -108,8 +111,10 @@ def trunk_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
     return stepper(model.trunk, loss)
 
 
-def filters_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
-    """What the motion filters add: generator and predicted frames, forward and backward."""
+def filters_step(
+    model: DynamoNet, precision: Precision, *, applied: bool = True
+) -> Callable[[], None]:
+    """What the motion filters add, forward and backward: generator, and predicted frames."""
     data, config = frames()[:, :, :FRAMES], model.config
     with torch.no_grad(), precision.autocast():
         features = model.trunk(data)
@@ -119,8 +124,12 @@ def filters_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
     def step() -> None:
         with precision.autocast():
             filters = model.motion(features.requires_grad_(), FRAMES, (SIDE, SIDE))
-        predicted = predict_levels(data, filters, levels, config.targets, config.filters.cell_px)
-        torch.autograd.backward(predicted, grads)
+        if applied:
+            cell_px = config.filters.cell_px
+            predicted = predict_levels(data, filters, levels, config.targets, cell_px)
+            torch.autograd.backward(predicted, grads)
+        else:
+            filters.backward(torch.ones_like(filters))
         model.motion.zero_grad()
 
     return step
@@ -239,20 +248,30 @@ def against_machine() -> tuple[Table, list[Figure]]:
 
 
 def motion_filters() -> tuple[Table, list[Figure]]:
-    made = table("Motion filters beside the trunk's step", "", "ms", "share of the trunk's")
+    made = table("Beside the trunk's step", "", "ms", "share of the trunk's")
     figures = []
+
+    def compare(
+        name: str, figure: str, own: Callable[[], object], trunk: Callable[[], None]
+    ) -> None:
+        seconds = interleaved({"own": own, "trunk": trunk}, rounds=7)
+        share = ratio(seconds["own"], seconds["trunk"])
+        made.add_row(name, f"{statistics.median(seconds['own']) * 1e3:.1f}", f"{share:.1%}")
+        figures.append(Figure(figure, share, 0.05, at_least=False))
+
     for kind in KINDS:
         for side in (5, 7):
             model = network(kind, side)
             _, precision = tuned(model)
-            seconds = interleaved(
-                {"filters": filters_step(model, precision), "trunk": trunk_step(model, precision)},
-                rounds=7,
-            )
-            share = ratio(seconds["filters"], seconds["trunk"])
-            spent = statistics.median(seconds["filters"]) * 1e3
-            made.add_row(f"{kind}, K = {side}", f"{spent:.1f}", f"{share:.1%}")
-            figures.append(Figure(f"filters_share_{kind}_k{side}", share, 0.05, at_least=False))
+            trunk = trunk_step(model, precision)
+            own = filters_step(model, precision)
+            compare(f"{kind} filters, K = {side}", f"filters_share_{kind}_k{side}", own, trunk)
+            if (kind, side) == ("grid", 7):
+                linear = filters_step(model, precision, applied=False)
+                compare("of them the generator", "generator_share_grid_k7", linear, trunk)
+    movers = PretrainSettings().movers.share
+    pasted = partial(paste_movers, frames(), KINDS["grid"], movers)
+    compare("movers", "movers_share", pasted, trunk_step(network("grid"), precision))
     return made, figures
 
 

@@ -89,15 +89,15 @@ class Pretraining(Task[PretrainSettings]):
         output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
         loss = prediction_loss(pairs, self.settings.loss)
-        sums = error_sums(pairs, config.filters) | {"prediction": loss}
+        sums = error_sums(pairs, config.filters) | {"prediction_loss": loss}
         if weight:
-            sums["displacement"] = displacement_loss(output.filters, moved, config.filters)
-            loss = loss + weight * sums["displacement"]
+            told = displacement_loss(output.filters, moved, config.filters)
+            loss, sums["displacement_loss"] = loss + weight * told, told
         return loss, sums | {"loss": loss, "steps": torch.ones((), device=loss.device)}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        names = ["loss", "prediction"] + ["displacement"] * (self.settings.displacement_weight > 0)
-        losses = {name: sums[name] / sums["steps"] for name in names}
+        names = ("loss", "prediction_loss", "displacement_loss")
+        losses = {name: sums[name] / sums["steps"] for name in names if name in sums}
         return losses | error_metrics(sums, self.settings.model.filters.levels)
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:

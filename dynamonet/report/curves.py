@@ -28,7 +28,13 @@ class Chart:
 
 
 CHARTS = (
-    Chart("Loss", r"(train|epoch|val)/(loss|entropy)"),
+    Chart("Loss", r"(train|epoch)/(loss|entropy)"),
+    Chart("Loss of the prediction", r"train/prediction_loss|val/loss"),
+    Chart(
+        "Loss of the movers' displacements",
+        r"train/displacement_loss",
+        "Cross-entropy in nats; filters that know nothing have the logarithm of their taps.",
+    ),
     Chart(
         "Skill",
         r"(train|val)/skill(_upper_bound)?(_level\d+)?|val/skill_h\d+",
