@@ -269,9 +269,9 @@ def motion_filters() -> tuple[Table, list[Figure]]:
             if (kind, side) == ("grid", 7):
                 linear = filters_step(model, precision, applied=False)
                 compare("of them the generator", "generator_share_grid_k7", linear, trunk)
-    movers = PretrainSettings().movers.share
-    pasted = partial(paste_movers, frames(), KINDS["grid"], movers)
-    compare("movers", "movers_share", pasted, trunk_step(network("grid"), precision))
+    model = network("grid")
+    pasted = partial(paste_movers, frames(), KINDS["grid"], PretrainSettings().movers.share)
+    compare("movers", "movers_share", pasted, trunk_step(model, tuned(model)[1]))
     return made, figures
 
 
