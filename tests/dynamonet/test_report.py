@@ -177,7 +177,11 @@ def test_long_curves_are_averaged_and_gaps_left_out() -> None:
 def test_related_metrics_share_a_chart_and_absent_ones_have_none() -> None:
     some = [(1, 1.0), (2, 2.0)]
     charts = draw_charts({"train/loss": some, "val/loss": some, "time/wait_ms": some})
-    assert [chart.title for chart, _ in charts] == ["Loss", "Loss of the prediction", "Where a step's time goes, ms"]
+    assert [chart.title for chart, _ in charts] == [
+        "Loss",
+        "Loss of the prediction",
+        "Where a step's time goes, ms",
+    ]
 
 
 @pytest.fixture
