@@ -5,22 +5,17 @@ All on 4 clips of 16 x 112 x 112, forward + backward + SGD step, on the CPU's th
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler tells of its starts and stops
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 
+from benchmarks.rates import conv_rate, matmul_rate
 from benchmarks.report import Figure, in_own_process, interleaved, peak_bytes, ratio, show, table
 from dynamonet.model.config import FilterConfig, ModelConfig
 from dynamonet.model.filtering import apply_filters
@@ -146,59 +141,6 @@ def apply_grouped(clip: Tensor, filters: Tensor) -> Tensor:
     return out.view(batch, num, colours, height, width).permute(0, 2, 1, 3, 4)
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Returns the best rate of a square matrix product in FLOP/s."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    seconds = interleaved({"": lambda: a @ b}, rounds=10, warmups=3)[""]
-    return 2 * size**3 / min(seconds)
-
-
-@dataclass(frozen=True)
-class ConvRate:
-    """How fast a network's convolutions run. FLOPs count forward and both gradients."""
-
-    usable: float  # FLOP/s of those that the chosen precision gets right as they are
-    share: float  # of all convolution FLOPs that those make up
-
-
-def conv_rate(model: DynamoNet, precision: Precision) -> ConvRate:
-    """Times every convolution of the trunk on its own input, forward and backward, as it is run."""
-    inputs: dict[str, Tensor] = {}
-    layers = {n: m for n, m in model.trunk.named_modules() if isinstance(m, nn.Conv3d)}
-    hooks = []
-    for name, layer in layers.items():
-
-        def note(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-            inputs[name] = given[0].detach()
-
-        hooks.append(layer.register_forward_pre_hook(note))
-    with torch.no_grad(), precision.autocast():
-        model.trunk(frames()[:, :, :FRAMES])
-    for hook in hooks:
-        hook.remove()
-    flops, seconds = {}, {}
-    for name, layer in layers.items():
-        given = inputs[name].to(precision.dtype).requires_grad_(name != "stem.conv")
-
-        def step(layer: nn.Module = layer, given: Tensor = given) -> None:
-            with precision.autocast():
-                out = layer(given)
-            out.backward(torch.ones_like(out))
-
-        with FlopCounterMode(display=False) as counter:
-            step()
-        flops[name] = counter.get_total_flops()
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            for _ in range(3):
-                step()
-        seconds[name] = sum(
-            event.self_cpu_time_total for event in seen.key_averages() if "convolution" in event.key
-        ) / (3 * 1e6)
-    right = [name for name in layers if f"trunk.{name}" not in precision.forms]
-    usable = sum(flops[n] for n in right)
-    return ConvRate(usable / sum(seconds[n] for n in right), usable / sum(flops.values()))
-
-
 def peak_of_steps(kind: str | None) -> int:
     """Returns the peak memory of three steps; None = the trunk alone. For a process of its own."""
     model = network(kind or "grid")
@@ -236,7 +178,7 @@ def against_machine() -> tuple[Table, list[Figure]]:
     model = network("grid")
     _, precision = tuned(model)
     peak, single = matmul_rate(precision.dtype), matmul_rate(torch.float32)
-    found = conv_rate(model, precision)
+    found = conv_rate(model, precision, frames()[:, :, :FRAMES])
     made = table("Convolutions of the r18-class trunk", "", "GFLOP/s")
     made.add_row(f"matrix product, {precision.dtype}", f"{peak / 1e9:.0f}")
     made.add_row("matrix product, fp32", f"{single / 1e9:.0f}")

@@ -6,7 +6,6 @@ video. It has seen no frame of a real one, and nobody's licence stands in the wa
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +51,8 @@ def bring(model: Path) -> Path:
     from dynamonet.model.files import BROUGHT, facts, read_description, read_weights, write_model
     from dynamonet.training.checkpoint.state import read_origin
 
-    said = facts(read_description(model))
+    description = read_description(model)
+    said = facts(description)
     origin = read_origin(model)
     assert origin is not None
     sets = tuple(replace(use, path="") for use in origin.datasets)
@@ -60,12 +60,11 @@ def bring(model: Path) -> Path:
         origin, tracking_uri="", folder="", model="", weights="", datasets=sets, parents=()
     )
     head = {key: said[key] for key in _KEPT} | {"run": public.to_json()}
-    config = read_description(model)["model"]
     halves = {
         name: value.half() if value.ndim > 1 else value  # statistics stay exact
         for name, value in read_weights(model).items()
     }
-    write_model(BROUGHT["motion"], halves, json.loads(json.dumps({"model": config, **head})))
+    write_model(BROUGHT["motion"], halves, {"model": description["model"], **head})
     return BROUGHT["motion"]
 
 

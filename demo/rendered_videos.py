@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from demo.motion_videos import write_video
 from dynamonet.model.config import FilterConfig
 from dynamonet.video.transforms import denormalise
-from pretrain.movers import paste_movers
+from pretrain.movers import Track, paste_movers
 
 FPS = 12
 _BATCH = 50  # scenes that lend each other their textures
@@ -69,13 +69,7 @@ def _scenes(textures: Tensor, num_frames: int, size_px: int) -> Tensor:
     x, y = speed * heading.cos() * time, speed * heading.sin() * time  # up to 1.5 px a frame
     angle = 0.006 * torch.randn(count, 1) * time
     size = (1.4 + 1.6 * torch.rand(count, 1)) * torch.exp(0.004 * torch.randn(count, 1) * time)
-    cos, sin = angle.cos() / size, angle.sin() / size
-    rows = [[cos, sin, -(cos * x + sin * y)], [-sin, cos, sin * x - cos * y]]
-    matrix = torch.stack([torch.stack(row, -1) for row in rows], -2).flatten(0, 1)
-    grid = F.affine_grid(matrix, [len(matrix), 1, size_px, size_px], align_corners=False)
-    grid = grid.view(count, num_frames * size_px, size_px, 2)
-    frames = F.grid_sample(textures, grid, padding_mode="reflection", align_corners=False)
-    return frames.view(count, 3, num_frames, size_px, size_px)
+    return Track(x, y, angle, size).draw(textures, size_px, "reflection")
 
 
 def _deviation(pictures: Tensor) -> Tensor:

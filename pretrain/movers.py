@@ -35,7 +35,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class _Path:
+class Track:
     """Where pictures are at each frame; each (M, T), the frame reaching from -1 to 1."""
 
     x: Tensor
@@ -44,8 +44,8 @@ class _Path:
     size: Tensor
 
     @classmethod
-    def drawn(cls, count: int, num_frames: int, reach: float) -> _Path:
-        """Draws paths.
+    def drawn(cls, count: int, num_frames: int, reach: float) -> Track:
+        """Draws the tracks of movers.
 
         Args:
             reach: How far the filters look, in halves of the frame's side.
@@ -75,8 +75,8 @@ class _Path:
         size = uniform(*RADIUS) * torch.exp(0.02 * torch.randn(count, 1) * time)
         return cls(x, y, angle, size)
 
-    def to(self, device: torch.device) -> _Path:
-        return _Path(*(each.to(device) for each in (self.x, self.y, self.angle, self.size)))
+    def to(self, device: torch.device) -> Track:
+        return Track(*(each.to(device) for each in (self.x, self.y, self.angle, self.size)))
 
     def into_picture(self, points: Tensor) -> Tensor:
         """Maps points (P, 2) of the frame to places (M, T, P, 2) of the pictures."""
@@ -86,6 +86,18 @@ class _Path:
             (self.angle.sin() / self.size)[..., None],
         )
         return torch.stack([cos * x + sin * y, cos * y - sin * x], -1)
+
+    def draw(self, pictures: Tensor, side: int, outside: str = "zeros") -> Tensor:
+        """Draws pictures (M, C, h, w) at each frame: (M, C, T, side, side).
+
+        Args:
+            outside: What a frame shows beyond its picture, as `grid_sample` names it.
+        """
+        count, num = self.x.shape
+        grid = self.into_picture(_grid(_centres(side, self.x.device)))
+        grid = grid.view(count, num * side, side, 2)
+        drawn = F.grid_sample(pictures, grid, padding_mode=outside, align_corners=False)
+        return drawn.view(count, -1, num, side, side)
 
     def shift(self, points: Tensor) -> Tensor:
         """Returns how far (M, T-1, P, 2) what is at points (P, 2) was from there a frame before."""
@@ -108,13 +120,12 @@ def paste_movers(frames: Tensor, filters: FilterConfig, share: float) -> Moved:
     batch, _, num, side, _ = frames.shape
     device, cell = frames.device, filters.cell_px
     reach = filters.size // 2 * max(filters.levels) * 2 / side
-    pixels = (torch.arange(side, device=device) * 2 + 1) / side - 1
     places = torch.arange(cell // 2, side + cell // 2, cell, device=device).clamp(max=side - 1)
-    centres = pixels[places]
+    centres = _grid(_centres(side, device)[places])
     counts = torch.randint(1, MOST + 1, (batch,)) * (torch.rand(batch) < share)
     shift = frames.new_zeros(batch, num - 1, 2, len(places), len(places), dtype=torch.float32)
     known = torch.zeros(batch, num - 1, len(places), len(places), dtype=torch.bool, device=device)
-    result = frames.clone()
+    result = frames.clone() if counts.any() else frames
     for layer in range(MOST):
         rows = (counts > layer).nonzero().flatten()
         if not len(rows):
@@ -122,13 +133,12 @@ def paste_movers(frames: Tensor, filters: FilterConfig, share: float) -> Moved:
         source = (rows + torch.randint(1, max(batch, 2), rows.shape)) % batch  # another clip
         picture = frames[source.to(device), :, torch.randint(num, rows.shape).to(device)]
         outline = F.interpolate(_outlines(len(rows)), (side, side)).to(device)
-        path, rows = _Path.drawn(len(rows), num, reach).to(device), rows.to(device)
-        grid = path.into_picture(_grid(pixels)).view(len(rows), num * side, side, 2)
-        pasted = F.grid_sample(torch.cat([picture, outline], 1).float(), grid, align_corners=False)
-        colour, mask = pasted.view(len(rows), 4, num, side, side).split((3, 1), 1)
+        track, rows = Track.drawn(len(rows), num, reach).to(device), rows.to(device)
+        pasted = track.draw(torch.cat([picture, outline], 1).float(), side)
+        colour, mask = pasted.split((3, 1), 1)
         result[rows] = torch.lerp(result[rows], colour.to(result.dtype), mask.to(result.dtype))
         here = mask[:, 0, 1:, places][..., places] > 0.5
-        moved = path.shift(_grid(centres)).movedim(-1, 2).unflatten(-1, (len(places), -1))
+        moved = track.shift(centres).movedim(-1, 2).unflatten(-1, (len(places), -1))
         shift[rows] = torch.where(here[:, :, None], moved * side / 2, shift[rows])
         known[rows] |= here
     return Moved(result, shift, known)
@@ -174,6 +184,11 @@ def _outlines(count: int) -> Tensor:
     flat = 0.45 + 0.55 * torch.rand(count, 1, 1)
     edge = 0.72 + 0.2 * torch.cos(lobes * torch.atan2(y, x) + phase)
     return (12 * (edge - ((x / flat) ** 2 + y**2).sqrt())).sigmoid()[:, None]
+
+
+def _centres(side: int, device: torch.device) -> Tensor:
+    """Returns where the pixels of a line stand, the line reaching from -1 to 1."""
+    return (torch.arange(side, device=device) * 2 + 1) / side - 1
 
 
 def _grid(line: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class Pretraining(Task[PretrainSettings]):
         Raises:
             UserError: they do not fit.
         """
-        place = Path(str(self.pretrained))
+        assert self.pretrained is not None
+        place = Path(self.pretrained)
         given = DynamoNet.from_pretrained(place)
         check_input(place, given.config.input, model.config)
         return transfer(model, given.state_dict(), MIN_LOADED_SHARE)

@@ -77,6 +77,9 @@ PRETRAIN_LR = 0.003
 HEAD_LR = 0.003
 
 
+NO_MOVERS = MoverSettings(share=0)
+
+
 @dataclass(frozen=True)
 class Pretext:
     """A way to pretrain."""
@@ -84,11 +87,11 @@ class Pretext:
     task: type[Filters]
     model: dict[str, Any]
     batch: int = BATCH
-    movers: float = 0.0  # share of clips that get them
+    movers: MoverSettings = NO_MOVERS
 
 
 PRETEXTS = {
-    "movers": Pretext(Filters, MODEL, movers=0.7),
+    "movers": Pretext(Filters, MODEL, movers=MoverSettings()),
     "grid": Pretext(Filters, MODEL),
     "paper": Pretext(Filters, PAPER),
     "videomae": Pretext(VideoMaePretraining, MODEL),
@@ -209,7 +212,7 @@ def pretrain_settings(
         seed=seed,
         max_minutes=minutes,
         holdout_share=0.02,
-        movers=MoverSettings(share=pretext.movers),
+        movers=pretext.movers,
         model=ModelConfig.model_validate(pretext.model),
         clips=CLIPS | {"flip": flip},  # type: ignore[arg-type]
         loader=LOADER | {"batch_size": pretext.batch},  # type: ignore[arg-type]

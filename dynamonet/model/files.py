@@ -135,7 +135,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         description["model"] = {"input": "rgb", **description["model"]}
     elif version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: model format {version!r}; this version reads {FORMAT_VERSION}. "
+            f"{path}: model format {version!r}; this version reads 1 to {FORMAT_VERSION}. "
             "Update dynamonet, or save the model again with this version."
         )
     return description

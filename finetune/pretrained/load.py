@@ -80,7 +80,9 @@ def pretrained_weights(place: Path, config: ModelConfig) -> dict[str, Tensor]:
         UserError: neither is here, or it is damaged or not understood; or they were trained on
             another input.
     """
-    check_input(place, pretrained_config(place).input, config)
     if place.is_file():
-        return convert_backbone(read_tensors(place), str(place)).weights(config)
+        converted = convert_backbone(read_tensors(place), str(place))
+        check_input(place, converted.model().input, config)
+        return converted.weights(config)
+    check_input(place, pretrained_config(place).input, config)
     return read_weights(place)
