@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from benchmarks.learning.arms import ARMS, BASELINE, BATCH, BY_NAME, MODEL, PRETEXTS, Arm, Budget
+from benchmarks.learning.arms import (
+    ARMS,
+    BASELINE,
+    BATCH,
+    BY_NAME,
+    MODEL,
+    OURS,
+    PRETEXTS,
+    Arm,
+    Budget,
+)
 from benchmarks.learning.plan import PRETRAIN, TEST, Row
 from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import MOTION, REAL
@@ -35,6 +46,7 @@ fine-tunings a fold (initialisation, order and choice of labels vary together), 
 """
 SURE = 0.05  # p below which a difference is called one
 _RIVALS = tuple(arm for arm in ARMS if arm.finalist and arm.name != BASELINE)
+OTHERS = tuple(arm.name for arm in _RIVALS if arm.name not in OURS)
 _PLUS_MINUS = "± is the deviation over seeds. "
 
 
@@ -63,9 +75,14 @@ def render(ledger: Ledger, budget: Budget, rows: Sequence[Row], curve: Sequence[
         done="all" if len(rows) + len(curve) == planned else f"{len(rows) + len(curve)} of",
         planned=planned,
     )
-    parts = [head, "\n".join(_accuracies(ledger, rows, scores)), "\n".join(_differences(scores))]
-    parts += ["\n".join(_pretrainings(ledger, rows)), "\n".join(_curve(ledger, curve, scores))]
-    return "\n\n".join(parts) + "\n"
+    parts = (
+        _accuracies(ledger, rows, scores),
+        _differences(scores),
+        _rivalry(scores),
+        _pretrainings(ledger, rows),
+        _curve(ledger, curve, scores),
+    )
+    return "\n\n".join([head, *("\n".join(part) for part in parts)]) + "\n"
 
 
 def scores_of(ledger: Ledger, rows: Sequence[Row], folds: int) -> dict[tuple[str, str], Scored]:
@@ -84,7 +101,9 @@ def scores_of(ledger: Ledger, rows: Sequence[Row], folds: int) -> dict[tuple[str
     return scores
 
 
-def _score(own: Scored) -> str:
+def _cell(own: Scored | None) -> str:
+    if own is None:
+        return ""
     spread = f" ± {100 * own.spread:.1f}" if len(own.seeds) > 1 else ""
     return f"{100 * own.accuracy:.1f}{spread}"
 
@@ -111,7 +130,7 @@ def _accuracies(
         steps = [
             line["steps"] for line in tested if line["arm"] == arm.name and line["set"] in REAL
         ]
-        cells = [_score(own) if own else "" for own in found]
+        cells = [_cell(own) for own in found]
         mean = f"{np.mean(steps):.0f}" if steps else ""
         yield f"| {_label(arm)} | {' | '.join(cells)} | {mean} | {arm.what} |"
 
@@ -133,11 +152,10 @@ def _differences(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
     yield "| set | arm | difference | interval | p | seen |\n|---|---|--:|--:|--:|--:|"
     compared = {}
     for names in (*((name,) for name in REAL), REAL):
-        compared = _compared(scores, names)
-        for name, (each, p_value) in compared.items():
-            cells = f"{' + '.join(names)} | {name} | {_points(each)} | {p_value:.3f}"
-            yield f"| {cells} | {_seen(each)} |"
-    sure = {name: each.mean for name, (each, p_value) in compared.items() if p_value < SURE}
+        compared = _compared(scores, [(arm.name, BASELINE) for arm in _RIVALS], names)
+        for (name, _), (each, p_value) in compared.items():
+            yield f"| {' + '.join(names)} | {name} | {_points(each, p_value)} |"
+    sure = {name: each.mean for (name, _), (each, p) in compared.items() if p < SURE}
     ahead = ", ".join(name for name, mean in sure.items() if mean > 0) or "none"
     behind = ", ".join(name for name, mean in sure.items() if mean < 0) or "none"
     yield (
@@ -146,31 +164,44 @@ def _differences(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
     )
 
 
+def _rivalry(scores: dict[tuple[str, str], Scored]) -> Iterator[str]:
+    yield (
+        "## Ours against the others\n\nThe same differences, on both sets together, corrected for "
+        "the rows of this table.\n"
+    )
+    yield "| arm | more than | difference | interval | p | seen |\n|---|---|--:|--:|--:|--:|"
+    for (own, other), (each, p_value) in _compared(scores, [*product(OURS, OTHERS)]).items():
+        yield f"| {own} | {other} | {_points(each, p_value)} |"
+
+
 def _compared(
-    scores: dict[tuple[str, str], Scored], names: Sequence[str]
-) -> dict[str, tuple[Difference, float]]:
-    """Compares the finalists with the baseline; returns arm -> (difference, corrected p)."""
-    found = {arm.name: gain(scores, arm.name, names) for arm in _RIVALS}
-    known = {name: each for name, each in found.items() if each}
+    scores: dict[tuple[str, str], Scored],
+    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str] = REAL,
+) -> dict[tuple[str, str], tuple[Difference, float]]:
+    """Compares arms with others; returns pair -> (difference, p corrected for their number)."""
+    found = {pair: gain(scores, *pair, names) for pair in pairs}
+    known = {pair: each for pair, each in found.items() if each}
     corrected = holm([each.p_value for each in known.values()])
-    return {name: (known[name], p) for name, p in zip(known, corrected, strict=True)}
+    return {pair: (known[pair], p) for pair, p in zip(known, corrected, strict=True)}
 
 
 def gain(
-    scores: dict[tuple[str, str], Scored], arm: str, names: Sequence[str] = REAL
+    scores: dict[tuple[str, str], Scored],
+    arm: str,
+    other: str = BASELINE,
+    names: Sequence[str] = REAL,
 ) -> Difference | None:
-    """Compares an arm with the baseline on some sets; None where one of them is missing."""
-    if not all((each, name) in scores for each in (arm, BASELINE) for name in names):
+    """Compares an arm with another on some sets; None where one of them is missing."""
+    if not all((each, name) in scores for each in (arm, other) for name in names):
         return None
-    return difference([(scores[arm, name], scores[BASELINE, name]) for name in names])
+    return difference([(scores[arm, name], scores[other, name]) for name in names])
 
 
-def _points(found: Difference) -> str:
-    return f"{100 * found.mean:+.1f} | {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-
-
-def _seen(found: Difference) -> str:
-    return f"{100 * found.detectable:.0f}"
+def _points(found: Difference, p_value: float) -> str:
+    interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    seen = f"{100 * found.detectable:.0f}"
+    return f"{100 * found.mean:+.1f} | {interval} | {p_value:.3f} | {seen}"
 
 
 def _pretrainings(ledger: Ledger, rows: Sequence[Row]) -> Iterator[str]:
@@ -193,6 +224,15 @@ def _pretrainings(ledger: Ledger, rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {name} | {steps:,.0f} | {own[0]['parameters']:,} | {skill} |"
 
 
+def curve_of(ledger: Ledger, rows: Sequence[Row]) -> dict[tuple[str, str, float], Scored]:
+    """Returns (set, arm, share of the labels) -> what the label curve says there."""
+    by_point: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        if found := ledger.row(row):
+            by_point.setdefault((row.set, row.arm, row.share), []).append(found)
+    return {point: scored(own, ledger.lines) for point, own in by_point.items()}
+
+
 def _curve(
     ledger: Ledger, rows: Sequence[Row], scores: dict[tuple[str, str], Scored]
 ) -> Iterator[str]:
@@ -206,12 +246,8 @@ def _curve(
     )
     yield f"| set | arm | {' | '.join(f'{share:.0%}' for share in shares)} | 100% |"
     yield "|---|---|" + "--:|" * (len(shares) + 1)
-    for name in REAL:
-        for arm in arms:
-            chosen = [
-                [ledger.lines[r.key] for r in rows if (r.set, r.arm, r.share) == (name, arm, share)]
-                for share in shares
-            ]
-            cells = [*(scored(own, ledger.lines) for own in chosen if own), scores[arm, name]]
-            text = " | ".join(map(_score, cells))
-            yield f"| {name} | {_label(BY_NAME[arm])} | {text} |"
+    points = curve_of(ledger, rows)
+    for name, arm in product(dict.fromkeys(row.set for row in rows), arms):
+        cells = [points.get((name, arm, share)) for share in shares] + [scores.get((arm, name))]
+        text = " | ".join(map(_cell, cells))
+        yield f"| {name} | {_label(BY_NAME[arm])} | {text} |"

@@ -96,11 +96,13 @@ def _tunings(arm: Arm, name: str, fold: int) -> list[Row]:
 
 def curve(winner: str, sets: Sequence[str], budget: Budget) -> list[Row]:
     """Returns the rows of the label curve: from scratch, and of an arm of ours."""
-    real = [name for name in sets if name != MOTION]
-    seeds, folds = range(budget.curve_seeds), range(budget.folds)
+    real, times = [name for name in sets if name != MOTION], range(budget.curve_seeds)
+    parts = [(name, fold, n, 0) for name, n, fold in product(real, times, range(budget.folds))]
+    if MOTION in sets:  # which has one split and one pretraining
+        parts += [(MOTION, 0, 0, n) for n in times]
     return [
-        Row(CURVE, arm, name, fold, seed, share=share)
-        for share, name, seed, fold in product(budget.shares, real, seeds, folds)
+        Row(CURVE, arm, *part, share=share)
+        for share, part in product(budget.shares, parts)
         for arm in (BASELINE, winner)
     ]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks.bench_learning import best_of_ours, figures
 from benchmarks.learning.arms import ARMS, BY_NAME, MODEL, Budget
 from benchmarks.learning.networks import HandMadeMotion, OneFrame
-from benchmarks.learning.page import render, scores_of
+from benchmarks.learning.page import curve_of, render, scores_of
 from benchmarks.learning.plan import curve, plan
 from benchmarks.learning.rows import Ledger, Runner
 from benchmarks.learning.sets import MOTION, REAL, LabelledSet, make_sets
@@ -87,11 +87,14 @@ def test_it_runs_whole_and_does_no_row_again(sets: dict[str, LabelledSet], tmp_p
 
     page = render(ledger, TINY, rows, more)
     assert "holds all" in page
-    for heading in ("Accuracy", "Ahead of scratch?", "Pretraining", "With fewer labels"):
+    headings = "Accuracy,Ahead of scratch?,Ours against the others,Pretraining,With fewer labels"
+    for heading in headings.split(","):
         assert f"## {heading}" in page
-    assert {figure.name for figure in figures(scores_of(ledger, rows, TINY.folds))} == {
-        "pretrained_ahead_of_scratch_at_least"
-    }
+    found = figures(scores_of(ledger, rows, TINY.folds), curve_of(ledger, more))
+    others = ("scratch", "hand-made_motion", "VideoMAE", "VICReg")
+    assert [figure.name for figure in found] == [
+        f"pretrained_ahead_of_{other}_at_least" for other in others
+    ]
     before = ledger.path.read_text()
     again = Ledger.open(ledger.path)
     for row in (*rows, *more):
@@ -156,3 +159,27 @@ def test_differences_are_found_where_they_are_and_groups_count() -> None:
     lucky = {n: 1.0 if groups[n] == "group0" else v for n, v in base.items()}
     assert difference([(Scored(lucky, groups, []), a)]).p_value > 0.5
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_few_labels_are_held_against_the_baseline_with_more() -> None:
+    def point(right: float) -> Scored:
+        return Scored({"clip": right}, {"clip": "group"}, [right])
+
+    points = {
+        (MOTION, "scratch", 0.1): point(0.2),
+        (MOTION, "motion", 0.1): point(0.45),
+        (MOTION, "scratch", 0.5): point(0.5),
+        (MOTION, "motion", 0.5): point(0.9),
+        ("fights", "motion", 0.1): point(1.0),
+    }
+    (found,) = figures({}, points)
+    assert found.name == "motion_10%_less_scratch_50%_rendered"
+    assert found.value == pytest.approx(-5)
+
+
+def test_the_rendered_set_s_curve_stands_on_its_one_pretraining() -> None:
+    rows = curve("pretrained", [*REAL, MOTION], Budget())
+    own = [row for row in rows if row.set == MOTION]
+    assert {(row.fold, row.seed, row.repeat) for row in own} == {(0, 0, 0), (0, 0, 1)}
+    made = {row.key for row in plan([*REAL, MOTION], Budget())}
+    assert all(row.pretraining is None or row.pretraining.key in made for row in rows)
