@@ -81,10 +81,11 @@ def motion_videos(console: Console) -> None:
     both = (PretrainSettings.from_config("tiny"), FinetuneSettings.from_config("tiny"))
     steps = sum(each.max_steps or 0 for each in both)
     scratch = ("--pretrained", "none", "--max_steps", str(steps))
-    pretrained = ("--pretrained", str(learnt.model), "--trunk_rate", "0.33")
+    pretrained = ("--trunk_rate", "0.33", "--pretrained")
     for name, start, shown in (
         ("from scratch", scratch, ""),
-        ("pretrained", pretrained, f"{skill:.2f}"),
+        ("pretrained", (*pretrained, str(learnt.model)), f"{skill:.2f}"),
+        ("--pretrained motion", (*pretrained, "motion"), ""),
     ):
         tuned = finetune.main(
             stage(

@@ -35,8 +35,9 @@ Every arm has the same trunk (but for VideoMAE), which sees differences of frame
 says otherwise, clips of {frames} frames at {px} px, three learning rates to choose from by
 validation groups inside the training folds, and the same minutes on two CPU cores: {finetune:.2g}
 min a fine-tuning and {pretrain:.2g} min a pretraining, which serves {serves} fine-tunings; an arm
-that is not pretrained has {scratch:.2g} min a training instead. This is a small scale: a
-pretraining sees about {clips:,} clips. What holds at a larger one it does not say.
+that is not pretrained here has {scratch:.2g} min a training instead. The arm `motion` starts from
+one network, which was pretrained for 38 minutes on rendered motion beforehand. This is a small
+scale: a pretraining sees about {clips:,} clips. What holds at a larger one it does not say.
 
 Every clip is tested once, with folds of people (weizmann, 90 clips) or of scenes (fights, 300
 clips); the rendered set, `motion`, has one split. Pretraining reads the unlabelled videos and the
