@@ -40,7 +40,8 @@ from benchmarks.loaders import (
 )
 from benchmarks.report import Figure, ratio, show, table
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
+from dynamonet.shards.order import TrainingOrder
+from dynamonet.shards.reader import ClipReader, batches
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.video.transforms import ClipBatch
 

@@ -91,12 +91,13 @@ def figures(
         for own, other in product(OURS, (BASELINE, *OTHERS))
         if (each := gain(scores, own, other))
     ]
-    shares = sorted({share for name, _, share in points if name == MOTION})
-    for (name, arm, share), few in points.items():
-        if name == MOTION and arm in OURS and share == shares[0]:
-            most = points[name, BASELINE, shares[-1]]
-            label = f"{arm}_{share:.0%}_less_{BASELINE}_{shares[-1]:.0%}_rendered"
-            found.append(Figure(label, 100 * (few.accuracy - most.accuracy), 0.0))
+    shares = [share for name, _, share in points if name == MOTION]
+    few, most = min(shares, default=0), max(shares, default=0)
+    for own in OURS:
+        one, other = points.get((MOTION, own, few)), points.get((MOTION, BASELINE, most))
+        if one and other:
+            label = f"{own}_{few:.0%}_less_{BASELINE}_{most:.0%}_rendered"
+            found.append(Figure(label, 100 * (one.accuracy - other.accuracy), 0.0))
     return found
 
 

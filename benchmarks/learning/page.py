@@ -90,7 +90,7 @@ def scores_of(ledger: Ledger, rows: Sequence[Row], folds: int) -> dict[tuple[str
     """Returns (arm, set) -> what its tests say; only of seeds that were tested on all folds."""
     by_arm: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.kind == TEST:
+        if row.kind == TEST and ledger.row(row):
             by_arm.setdefault((row.arm, row.set), []).append(row)
     scores = {}
     for (arm, name), own in by_arm.items():

@@ -14,7 +14,8 @@ Rogaway, CT-RSA 2002).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -185,3 +186,48 @@ def sample_seed(seed: int, epoch: int, sample: int) -> int:
 def even_share(num_items: int, rank: int, num_ranks: int) -> range:
     """Returns the items that a rank evaluates: every item once, shares differing by at most one."""
     return range(rank, num_items, num_ranks)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One view to read: a random one (seed) or number `clip` of `num_clips` spread evenly."""
+
+    row: int
+    seed: int | None = None
+    clip: int = 0
+    num_clips: int = 1
+    offset: float = 0.5  # of the square along the longer side; 0 = left or top, 1 = right or bottom
+    ahead: tuple[int, ...] = ()  # rows whose tars will be wanted soon
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """The requests of every step from `first_step` on: what a loader walks through."""
+
+    rows: Ints
+    plan: EpochPlan  # of an epoch of len(rows) samples
+    rank: int
+    first_step: int
+    last_step: int  # excluded
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for step in range(self.first_step, self.last_step):
+            epoch = self.plan.epoch_of(step)
+            rows = self.rows[self.plan.batch(step, self.rank)]
+            requests = [
+                Request(int(row), sample_seed(self.plan.seed, epoch, int(row))) for row in rows
+            ]
+            yield [replace(requests[0], ahead=self._ahead(step)), *requests[1:]]
+
+    def _ahead(self, step: int) -> tuple[int, ...]:
+        """Returns the rows of the step that lies a window of tars ahead."""
+        windows = self.plan.windows
+        if windows is None:
+            return ()
+        later = step + max(1, windows.mean_samples // self.plan.global_batch)
+        if later >= self.last_step:
+            return ()
+        return tuple(self.rows[self.plan.batch(later, self.rank)].tolist())
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.order import EpochPlan, TarWindows, sample_seed
+from dynamonet.shards.order import EpochPlan, Request, TarWindows
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.tar_reader import TarReader, choose_cache
 from dynamonet.video.decode import Box, DecodeError, Planes, decode_planes
@@ -37,18 +37,6 @@ from dynamonet.video.sampling import (
 from dynamonet.video.transforms import ClipBatch, View, resize_planes, stack_views
 
 REPLACEMENTS = 8  # tries before a batch is given up
-
-
-@dataclass(frozen=True)
-class Request:
-    """One view to read: a random one (seed) or number `clip` of `num_clips` spread evenly."""
-
-    row: int
-    seed: int | None = None
-    clip: int = 0
-    num_clips: int = 1
-    offset: float = 0.5  # of the square along the longer side; 0 = left or top, 1 = right or bottom
-    ahead: tuple[int, ...] = ()  # rows whose tars will be wanted soon
 
 
 @dataclass(frozen=True)
@@ -154,14 +142,10 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
     def _read_or_replace(
         self, request: Request, failures: list[str]
     ) -> tuple[int, Planes, View] | None:
-        if request.seed is None:  # evaluation: nothing may stand in for another sample
-            try:
-                return request.row, *self._read(request)
-            except (DecodeError, OSError) as error:
-                failures.append(f"{self._name(request.row)}: {error}")
-                return None
+        # in an evaluation nothing may stand in for another sample
+        tries = 1 if request.seed is None else REPLACEMENTS
         draw = np.random.default_rng(request.seed)  # every run draws the same replacements
-        for _ in range(REPLACEMENTS):
+        for _ in range(tries):
             try:
                 return request.row, *self._read(request)
             except (DecodeError, OSError) as error:
@@ -228,39 +212,6 @@ def _tars(shards: ShardSet, loader: LoaderSettings) -> TarReader:
     window = largest if loader.shuffle == "shard_window" else None
     cache = choose_cache(shards.folder, sum(sizes.values()), window, loader.cache_gb)
     return TarReader(shards.folder.path, shards.digest, sizes, cache)
-
-
-@dataclass(frozen=True)
-class TrainingOrder:
-    """The requests of every step from `first_step` on: what a loader walks through."""
-
-    rows: NDArray[np.int64]
-    plan: EpochPlan  # of an epoch of len(rows) samples
-    rank: int
-    first_step: int
-    last_step: int  # excluded
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        for step in range(self.first_step, self.last_step):
-            epoch = self.plan.epoch_of(step)
-            rows = self.rows[self.plan.batch(step, self.rank)]
-            requests = [
-                Request(int(row), sample_seed(self.plan.seed, epoch, int(row))) for row in rows
-            ]
-            yield [replace(requests[0], ahead=self._ahead(step)), *requests[1:]]
-
-    def _ahead(self, step: int) -> tuple[int, ...]:
-        """Returns the rows of the step that lies a window of tars ahead."""
-        windows = self.plan.windows
-        if windows is None:
-            return ()
-        later = step + max(1, windows.mean_samples // self.plan.global_batch)
-        if later >= self.last_step:
-            return ()
-        return tuple(self.rows[self.plan.batch(later, self.rank)].tolist())
-
-    def __len__(self) -> int:
-        return self.last_step - self.first_step
 
 
 def batches(

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.shards.order import even_share
-from dynamonet.shards.reader import ClipReader, Request, batches
+from dynamonet.shards.order import Request, even_share
+from dynamonet.shards.reader import ClipReader, batches
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.transforms import ClipBatch

@@ -17,7 +17,8 @@ import torch
 from dynamonet.errors import UserError
 from dynamonet.model.files import read_weights
 from dynamonet.shards.card import repair_command
-from dynamonet.shards.reader import TrainingOrder, batches
+from dynamonet.shards.order import TrainingOrder
+from dynamonet.shards.reader import batches
 from dynamonet.training.checkpoint.state import snapshot
 from dynamonet.training.checkpoint.store import CheckpointStore
 from dynamonet.training.distributed.coordinator import Heartbeat

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.order import even_share
-from dynamonet.shards.reader import ClipReader, Request, batches
+from dynamonet.shards.order import Request, even_share
+from dynamonet.shards.reader import ClipReader, batches
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.numerics.precision import Precision

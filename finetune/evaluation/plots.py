@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.reader import ClipReader, FailedBatch, Request
+from dynamonet.shards.order import Request
+from dynamonet.shards.reader import ClipReader, FailedBatch
 from dynamonet.video.transforms import denormalise
 from finetune.evaluation.metrics import Predictions
 

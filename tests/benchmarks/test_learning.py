@@ -79,6 +79,7 @@ def test_it_runs_whole_and_does_no_row_again(sets: dict[str, LabelledSet], tmp_p
     for row in rows[: len(rows) // 2]:
         runner.run(row)
     assert "of 0" not in render(ledger, TINY, rows, [])  # cut off, and the page can be made
+    assert len(scores_of(ledger, rows, TINY.folds)) < 2 * len(arms)
     for row in rows:
         runner.run(row)
     more = curve(best_of_ours(ledger, rows), real, TINY)

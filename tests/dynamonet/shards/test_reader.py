@@ -10,12 +10,10 @@ import torch
 
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.order import EpochPlan
+from dynamonet.shards.order import EpochPlan, Request, TrainingOrder
 from dynamonet.shards.reader import (
     ClipReader,
     FailedBatch,
-    Request,
-    TrainingOrder,
     batches,
 )
 from dynamonet.shards.settings import ClipSettings, LoaderSettings

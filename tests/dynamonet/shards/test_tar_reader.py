@@ -13,7 +13,8 @@ import pytest
 
 from dynamonet.errors import UserError
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.reader import ClipReader, TrainingOrder, batches
+from dynamonet.shards.order import TrainingOrder
+from dynamonet.shards.reader import ClipReader, batches
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.tar_reader import TarCache
 from dynamonet.storage import Folder

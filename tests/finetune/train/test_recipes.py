@@ -21,7 +21,7 @@ from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.index import ShardSet
-from dynamonet.shards.reader import Request
+from dynamonet.shards.order import Request
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.rank import Rank
