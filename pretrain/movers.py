@@ -132,7 +132,7 @@ def paste_movers(frames: Tensor, filters: FilterConfig, share: float) -> Moved:
             break
         source = (rows + torch.randint(1, max(batch, 2), rows.shape)) % batch  # another clip
         picture = frames[source.to(device), :, torch.randint(num, rows.shape).to(device)]
-        outline = F.interpolate(_outlines(len(rows)), (side, side)).to(device)
+        outline = F.interpolate(_outlines(len(rows)).to(device), (side, side))
         track, rows = Track.drawn(len(rows), num, reach).to(device), rows.to(device)
         pasted = track.draw(torch.cat([picture, outline], 1).float(), side)
         colour, mask = pasted.split((3, 1), 1)

@@ -179,16 +179,23 @@ def best_filters(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
     Returns:
         (B, N, K*K, 1, 1), to be used with `apply_filters`.
     """
-    patches, wanted = _normal_form(inputs, targets, side)
-    solution = torch.linalg.lstsq(patches, wanted, driver=None if patches.is_cuda else "gelsd")
-    return solution.solution[..., None].to(inputs.dtype)
+    return _solved(*_normal_form(inputs, targets, side))[..., None].to(inputs.dtype)
 
 
 def _least_squares_error(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
     """Returns the error (N,) that the best filters leave."""
     patches, wanted = _normal_form(inputs, targets, side)
-    filters = best_filters(inputs, targets, side)[..., 0].double()
-    return (patches @ filters - wanted).square().sum((0, 2, 3)).float()
+    return (patches @ _solved(patches, wanted) - wanted).square().sum((0, 2, 3)).float()
+
+
+def _solved(patches: Tensor, wanted: Tensor) -> Tensor:
+    """Returns the filters (B, N, K*K, 1) with the least squared error.
+
+    From normal equations: a still or flat patch has fewer than K*K independent columns, which
+    `lstsq` answers with NaN on GPUs.
+    """
+    products = patches.mT @ patches
+    return torch.linalg.pinv(products, hermitian=True, rtol=1e-12) @ (patches.mT @ wanted)
 
 
 def _normal_form(inputs: Tensor, targets: Tensor, side: int) -> tuple[Tensor, Tensor]:

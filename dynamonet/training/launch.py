@@ -134,6 +134,8 @@ def _fit(
         scaling, cpus = worker_resources(settings, ray.cluster_resources())
         log, coordinator = ConsoleLog(console), Coordinator.start()
         processes = settings.loader.processes
+        if processes is None:
+            processes = default_processes(cpus)
         job = Job(
             task=task,
             run=TrackedRun(**state.mlflow),
@@ -141,8 +143,10 @@ def _fit(
             progress=Progress(log.queue),
             coordinator=coordinator,
             home=folder,
-            processes=default_processes(cpus) if processes is None else processes,
-            threads=cpus,
+            processes=processes,
+            # beside a GPU little is computed here, and threads that compete with the loader
+            # processes wait for each other (measured on 16 cores: 323 ms a step instead of 68)
+            threads=max(1, cpus - processes) if scaling.use_gpu else cpus,
         )
         trainer = TorchTrainer(
             train_worker,

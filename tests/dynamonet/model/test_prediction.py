@@ -6,6 +6,7 @@ import torch
 from dynamonet.model.config import FilterConfig
 from dynamonet.model.filtering import apply_filters
 from dynamonet.model.prediction import (
+    FramePairs,
     SquaredErrors,
     error_metrics,
     error_sums,
@@ -89,6 +90,20 @@ def test_the_ceiling_is_reached_by_a_global_shift_and_by_no_filter_beyond_it() -
             noise, [apply_filters(noise[:, :, :1], filters)], (1,), "within_clip"
         )
         assert squared_errors(other, 3).total.predicted >= errors.best
+
+
+@pytest.mark.parametrize("still", [torch.zeros(1, 3, 1, 8, 8), torch.rand(1, 3, 1, 8, 1)])
+def test_the_ceiling_of_flat_frames_is_that_of_the_few_filters_that_differ(
+    still: torch.Tensor,
+) -> None:
+    still = still.expand(1, 3, 1, 8, 8).contiguous()
+    pair = FramePairs(still, torch.randn(1, 3, 1, 8, 8), still)
+    best = squared_errors(pair, 5, upper_bound=True).total.best
+    patches = still.double().unfold(3, 5, 1).unfold(4, 5, 1).flatten(0, 4).flatten(1)
+    wanted = pair.true[..., 2:-2, 2:-2].double().reshape(-1, 1)
+    solved = torch.linalg.lstsq(patches, wanted, driver="gelsd").solution
+    assert best is not None
+    torch.testing.assert_close(float(best), float((patches @ solved - wanted).square().sum()))
 
 
 def test_sums_of_errors_add_up_before_they_are_divided() -> None:

@@ -224,6 +224,18 @@ def test_layers_whose_gradients_are_wrong_take_the_first_form_that_is_right(
         precision.choose_precision(TwoFrames(), clip, "bf16", CPU, "refuse")
 
 
+def test_where_tf32_is_faster_a_stem_stays_in_fp32(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "faster_in_fp32", lambda *_: ("first",))
+    model, clip = TwoFrames(), torch.randn(1, 3, 4, 16, 16)
+    chosen = precision.choose_precision(model, clip, "bf16", CPU)
+    assert str(chosen).startswith("bf16, first in TF32")
+    with chosen.autocast():
+        assert model.first(clip).dtype == torch.float32
+    assert all("Conv3d(3," not in key for key in json.loads(own_cache.read_text()))  # not checked
+
+
 def test_time_padded_beforehand_is_the_same_convolution() -> None:
     plain = nn.Conv3d(4, 6, 3, (2, 1, 1), (1, 1, 1))
     padded = copy.deepcopy(plain)
