@@ -16,7 +16,7 @@ from data_prep.shards.manifest import SETTINGS, Inspected, Record
 from data_prep.shards.plan import ShardPlan, plan_shards
 from data_prep.shards.tables import make_card, reasons, remove_stale, tables_of
 from data_prep.shards.writer import build_shard, done_record
-from data_prep.sources.labels import Labelling, read_labels
+from data_prep.sources.labels import UCF_GROUP, Labelling, read_labels
 from data_prep.sources.probe import VideoInfo, inspect
 from dynamonet import cluster
 from dynamonet.child_process import Limits
@@ -63,7 +63,14 @@ class Build:
         if is_uri(self.videos.path) and settings.lists is None:
             raise UserError("--lists: name the folder or file of lists when --source is remote")
         paths, root = [item.path for item in sources], Path(self.videos.path)
-        return read_labels(settings.dataset, paths, root, settings.lists, settings.test_share)
+        return read_labels(
+            settings.dataset,
+            paths,
+            root,
+            settings.lists,
+            settings.test_share,
+            settings.group_pattern or UCF_GROUP,
+        )
 
     def inspect(
         self,

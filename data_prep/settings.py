@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from dynamonet.child_process import Limits
 from dynamonet.settings import Settings
 from dynamonet.shards.settings import FrameSettings
 from dynamonet.stage import StageSettings
 
+LABELLED_SECONDS = 0.1  # shortest labelled video: all that the lists name are kept
 DatasetName = Literal["ucf101", "hmdb51", "kinetics400", "folder"]
 
 
@@ -31,7 +33,7 @@ class EncodeSettings(FrameSettings):
 
 
 class FilterSettings(Settings):
-    """Which segments are left out for what they show; all null = none, scores are written still.
+    """Which segments are left out for what they show; all null = none, as in labelled sets.
 
     Segments are in quarantine with their score if it is beyond the threshold.
     """
@@ -94,6 +96,11 @@ class PrepSettings(StageSettings):
         lt=1,
         description="folder without splits: share of groups drawn for testing.",
     )
+    group_pattern: str | None = Field(
+        default=None,
+        description="folder without a CSV: regular expression whose first bracket, in a file's "
+        "name, is its group; null = v_X_g01_c01 and the like are of group v_X_g01.",
+    )
     segment_seconds: float = Field(
         default=10.0, gt=0, description="Length of a segment in seconds."
     )
@@ -104,7 +111,8 @@ class PrepSettings(StageSettings):
     min_seconds: float = Field(
         default=1.0,
         ge=0,
-        description="Shortest last piece, shot or whole video that is kept, in seconds.",
+        description="Shortest last piece, shot or whole video that is kept, in seconds; 0.1 where "
+        "videos are labelled.",
     )
     max_segments_per_video: int | None = Field(
         default=None,
@@ -137,6 +145,27 @@ class PrepSettings(StageSettings):
         default=Limits(), description="When decoding one video is given up, and it is quarantined."
     )
 
+    @field_validator("group_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keeps_what_is_listed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Labelled sets keep all that their lists name, unless a filter is asked for."""
+        if values.get("dataset") is None:
+            return values
+        none = dict.fromkeys(FilterSettings.model_fields)
+        filters = values.get("filters", {})
+        if isinstance(filters, dict):
+            filters = none | filters
+        return {"min_seconds": LABELLED_SECONDS} | values | {"filters": filters}
+
     def output_path(self) -> str:
         """Returns the absolute folder (or URI) of the shard set."""
         return self.shards_path(self.output or self.dataset or "unlabelled")
@@ -149,4 +178,5 @@ class PrepSettings(StageSettings):
         """Returns the settings that decide what the shards hold."""
         keys = {"dataset", "test_share", "segment_seconds", "cut", "min_seconds", "min_side_px"}
         keys |= {"max_segments_per_video", "shard_mb", "encode", "filters"}
+        keys |= {"group_pattern"} if self.group_pattern else set()
         return self.model_dump(mode="json", include=keys)

@@ -44,6 +44,11 @@ class Limits(Settings):
     stall_seconds: float = Field(
         default=120.0, gt=0, description="Longest time without a decoded frame, in seconds."
     )
+    video_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        description="Longest time that one piece of a video may take, in seconds.",
+    )
     memory_mb: int = Field(
         default=2048, ge=64, description="Memory that decoding one video may take, in megabytes."
     )
@@ -140,9 +145,14 @@ def _run(
     begun = ended = False
     try:
         child.pipe.send_bytes(pickle.dumps((limits.memory_mb, function, arguments)))
+        deadline = time.monotonic() + START_SECONDS + limits.video_seconds
         while True:
             if not child.pipe.poll(limits.stall_seconds if begun else START_SECONDS):
                 raise ChildFailed(f"no progress for {limits.stall_seconds:g} s")
+            if not begun:
+                deadline = time.monotonic() + limits.video_seconds
+            elif time.monotonic() > deadline:
+                raise ChildFailed(f"not done after {limits.video_seconds:g} s")
             kind, value = child.pipe.recv()
             begun, ended = True, kind in ("end", "error")
             if kind == "item":

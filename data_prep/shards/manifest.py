@@ -43,6 +43,9 @@ SOURCES_SCHEMA = pa.schema(
         pa.field("fps", pa.string(), True),  # a ratio
         pa.field("width", pa.int32(), True),
         pa.field("height", pa.int32(), True),
+        pa.field("declared_seconds", pa.float64(), True),
+        pa.field("steady", pa.bool_(), True),
+        pa.field("trouble", pa.string(), True),
         pa.field("kind", pa.string(), True),  # of the reason why it is left out; null = it is taken
         pa.field("reason", pa.string(), True),
     ]
@@ -181,8 +184,8 @@ def _inspected(row: dict[str, Any]) -> Inspected:
     path = row["path"].decode("utf-8", "surrogateescape")
     info = None
     if row["digest"] is not None:
-        size = row["width"], row["height"]
-        info = VideoInfo(row["digest"], row["seconds"], Fraction(row["fps"]), *size)
+        info = VideoInfo(**{f.name: row[f.name] for f in fields(VideoInfo)})
+        info = replace(info, fps=Fraction(row["fps"]))
     rejected = None
     if row["kind"] is not None:
         rejected = Rejected(printable(path), RejectReason(row["kind"]), row["reason"])

@@ -130,6 +130,8 @@ def _time_ranges(
 
     The last piece is open, because headers lie about length.
     """
+    if not info.steady:  # its parts cannot be found by their times
+        return [(0, TimeRange(Fraction(0), None), settings.max_segments_per_video)]
     rate = output_rate(info.fps, settings.encode.max_fps)
     segment = Fraction(max(1, round(settings.segment_seconds * rate))) / rate
     chosen = _chosen(info.seconds / float(segment), settings.max_segments_per_video)

@@ -18,6 +18,7 @@ from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.shards.card import RECORDS, Card, Counts, ExcludedSet
 from dynamonet.storage import Folder, absolute
+from dynamonet.video.files import printable
 from dynamonet.video.normalise import KINDS
 
 
@@ -58,6 +59,7 @@ def quarantine_table(
 ) -> pa.Table:
     """Puts together what was left out before, while and after the tars were made."""
     early = [vars(item.rejected) for item in inspected if item.rejected]
+    early += [vars(row) for item in inspected if (row := _cut_short(item))]
     order = [("source", "ascending"), ("start_seconds", "ascending")]
     first = pa.Table.from_pylist(early, index.QUARANTINE_SCHEMA)
     copies = pa.Table.from_pylist(
@@ -65,6 +67,17 @@ def quarantine_table(
         index.QUARANTINE_SCHEMA,
     )
     return pa.concat_tables([first, *quarantines, copies]).sort_by(order)
+
+
+def _cut_short(item: Inspected) -> Rejected | None:
+    """Returns the row for what a source's header promises beyond its end."""
+    info = item.info
+    if info is None or item.rejected or not info.declared_seconds:
+        return None
+    text = f"ends early: {info.seconds:.2f} s of {info.declared_seconds:.2f} s"
+    text += f": {info.trouble}" if info.trouble else ""
+    span = info.seconds, info.declared_seconds
+    return Rejected(printable(item.source.path), RejectReason.UNREADABLE, text, *span)
 
 
 def make_card(

@@ -27,6 +27,7 @@ _PART_NAMES = {
     "test": "test",
     "testing": "test",
 }
+UCF_GROUP = r"^(.+_g\d+)_c\d+\."  # v_Class_g01_c01: clips of one video
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,20 @@ class Labelling:
 
 
 def read_labels(
-    dataset: str, paths: list[str], source: Path, lists: str | None, test_share: float
+    dataset: str,
+    paths: list[str],
+    source: Path,
+    lists: str | None,
+    test_share: float,
+    group_pattern: str = UCF_GROUP,
 ) -> Labelling:
     """Reads the labels of a set in one of the known layouts.
 
     Args:
         paths: Videos found, relative to `source`.
         lists: Folder of official lists, or the CSV of a folder set; None looks near `source`.
+        group_pattern: Of class folders: what it finds in a file's name, or its first bracket, is
+            the group.
 
     Raises:
         UserError: the lists are missing or damaged; the message says where they are looked for.
@@ -76,7 +84,7 @@ def read_labels(
     table = Path(lists) if lists else next(iter(sorted(source.glob("*.csv"))), None)
     if table is not None:
         return _table(paths, table, test_share)
-    return _class_folders(paths, test_share)
+    return _class_folders(paths, test_share, group_pattern)
 
 
 def _ucf101(paths: list[str], lists: Path) -> Labelling:
@@ -220,8 +228,8 @@ def _draw(name: str, test_share: float) -> str:
     return "test" if draw < test_share * 2**64 else "train"
 
 
-def _class_folders(paths: list[str], test_share: float) -> Labelling:
-    """`class/video`, or `train|val|test/class/video`; without parts, a share is drawn to test."""
+def _class_folders(paths: list[str], test_share: float, group_pattern: str) -> Labelling:
+    """`class/video`, or `train|val|test/class/video`; without parts, groups are drawn to test."""
     top = {PurePosixPath(path).parts[0] for path in paths if "/" in path}
     has_parts = bool(top) and all(name.lower() in _PART_NAMES for name in top)
     depth = 2 if has_parts else 1
@@ -231,8 +239,10 @@ def _class_folders(paths: list[str], test_share: float) -> Labelling:
         if len(words) <= depth:
             unlisted.append(path)
             continue
-        part = _PART_NAMES[words[0].lower()] if has_parts else _draw(path, test_share)
-        labels[path] = Label(words[depth - 1], (part,), path)
+        found = re.search(group_pattern, words[-1])
+        group = "/".join((words[depth - 1], found.group(found.re.groups and 1))) if found else path
+        part = _PART_NAMES[words[0].lower()] if has_parts else _draw(group, test_share)
+        labels[path] = Label(words[depth - 1], (part,), group)
     classes = sorted({label.class_name for label in labels.values()}, key=_natural)
     return Labelling(classes, 1, labels, [], unlisted)
 

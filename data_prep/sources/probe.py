@@ -1,14 +1,15 @@
-"""What the headers of raw videos say."""
+"""What the headers of raw videos say, and how long they really are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
-import av
 from av.video.stream import VideoStream
 
 from data_prep.reasons import Rejected, RejectReason
+from data_prep.sources.packets import measure_length
 from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, Limits, call
 from dynamonet.digest import digest_of_stream
 from dynamonet.storage import Folder
@@ -21,13 +22,16 @@ MIN_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not belie
 
 @dataclass(frozen=True, slots=True)  # there may be millions
 class VideoInfo:
-    """What a source's header says."""
+    """What a source's header and its packets say."""
 
     digest: str  # BLAKE2b-128 of the file
-    seconds: float  # 0 where the header does not say; no more than its size makes likely
+    seconds: float  # of its packets, put one after another where their times jump
     fps: Fraction
     width: int  # of square pixels, before any rotation
     height: int
+    declared_seconds: float = 0.0  # by the header, where that is more than there is; 0 = it is not
+    steady: bool = True  # packets have times that do not jump: any part can be read by itself
+    trouble: str = ""  # what FFmpeg said as it read the packets
 
 
 def inspect(
@@ -36,7 +40,7 @@ def inspect(
     """Hashes a source and reads its header, this in a child; never raises for what it holds."""
     try:
         if source.size == 0:
-            return _unreadable(source, "empty file (0 bytes)")
+            return _unreadable(source, _why_empty(folder, source))
         digest = digest_of(folder, source)
         return call(read_header, folder, source, digest, min_side_px, limits=limits)
     except ChildFailed as error:
@@ -62,17 +66,29 @@ def read_header(
                 size = f"{context.width} x {context.height} pixels"
                 text = f"{TOO_SMALL.value}: {size}, min_side_px is {min_side_px}"
                 return Rejected(printable(source.path), TOO_SMALL, text)
-            if stream.duration and stream.time_base:
-                seconds = float(stream.duration * stream.time_base)
-            else:
-                seconds = (container.duration or 0) / av.time_base
-            seconds = min(max(seconds, 0.0), source.size / MIN_BYTES_PER_SECOND)
             width, height = _square_pixels(context.width, context.height, stream)
-            return VideoInfo(digest, seconds, Fraction(rate), width, height)
+            length = measure_length(container, stream, 1 / Fraction(rate))
+            return VideoInfo(
+                digest,
+                min(length.seconds, source.size / MIN_BYTES_PER_SECOND),
+                Fraction(rate),
+                width,
+                height,
+                length.declared,
+                length.steady,
+                length.trouble,
+            )
     except DecodeError as error:
         return _unreadable(source, str(error))
     except OSError as error:
         return _unreadable(source, f"cannot be read: {error.strerror or error}")
+
+
+def _why_empty(folder: Folder, source: Source) -> str:
+    path = Path(folder.below(source.path))
+    if not folder.is_local or path.is_file():
+        return "empty file (0 bytes)"
+    return "a link that leads nowhere" if path.is_symlink() else "not a file"
 
 
 def _unreadable(source: Source, reason: str) -> Rejected:

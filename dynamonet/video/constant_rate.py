@@ -18,14 +18,16 @@ from av import logging as av_logging
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.filter import Graph
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from dynamonet.child_process import heartbeat
-from dynamonet.video.decode import Box, reason, video_stream
+from dynamonet.video.decode import Box, decoder_of, is_moving, reason, video_stream
 from dynamonet.video.normalise import filters, kinds_of, upright_size
 
 MAX_GAP_SECONDS = 600  # between two frames; more is a damaged time stamp. Source: ours
+STEP_BACK_SECONDS = 0.5  # between two frames; more is a new stretch, joined on. Source: ours
 _HARMLESS = ("mmco", "co located POCs", "eference picture missing", "eference frames exceeds")
 
 
@@ -73,8 +75,9 @@ def constant_rate_frames(
     shape = size = None
     kinds: frozenset[str] = frozenset()
     is_fast = (stream.average_rate or 0) > rate * Fraction(101, 100)
+    has_others = sum(is_moving(other) for other in container.streams.video) > 1
     spacing, interlaced, count = FrameSpacing(), False, 0
-    for item in _decoded(container, stream, time_range):
+    for item in _decoded(container, stream, time_range, changes):
         if isinstance(item, Damage):
             yield item
             continue
@@ -92,6 +95,7 @@ def constant_rate_frames(
             kinds |= {"interlaced"} if interlaced else set()
             kinds |= {"letterbox"} if box else set()
             kinds |= {"high_rate"} if is_fast else set()
+            kinds |= {"other_streams"} if has_others else set()
             size = size or upright_size(stream, item, box, short_side_px)
             start = time_range.start + count / rate
             graph = filters(stream, item, kinds, start=start, rate=rate, size=size, box=box)
@@ -126,12 +130,19 @@ class FrameSpacing:
 
 
 def _decoded(
-    container: InputContainer, stream: VideoStream, time_range: TimeRange
+    container: InputContainer, stream: VideoStream, time_range: TimeRange, changes: set[str]
 ) -> Iterator[VideoFrame | Damage]:
-    """Yields the decoded frames of a time range; a damaged packet is a value, not an end."""
+    """Yields the decoded frames of a time range; a damaged packet is a value, not an end.
+
+    Where all of the source is taken, frames without a time come at its rate, and those whose times
+    begin anew, or jump, follow the frames before them.
+    """
     base = stream.time_base or Fraction(1, av.time_base)
     origin = stream.start_time or 0
     first, last = time_range.start, time_range.end
+    step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+    whole, shift, following = first == 0 and last is None, Fraction(0), Fraction(0)
+    decoder = decoder_of(stream)
     if first:
         container.seek(origin + int(first / base), stream=stream, backward=True)
     now = 0.0
@@ -139,14 +150,22 @@ def _decoded(
         if isinstance(packet, Damage):
             yield Damage(now, packet.reason)
             return
-        frames, trouble = _decode(packet)
+        frames, trouble = _decode(packet, decoder)
         if trouble and now >= first:
             yield Damage(now, trouble)
         for frame in frames:
             heartbeat()
             if frame.pts is None:
-                continue
-            at = (frame.pts - origin) * base
+                if not whole:
+                    continue
+                changes.add("guessed_times")
+                at = following
+            else:
+                at = (frame.pts - origin) * base + shift
+                jump = at - following
+                if whole and (jump < -STEP_BACK_SECONDS or jump > MAX_GAP_SECONDS):
+                    changes.add("jumping_times")
+                    shift, at = shift - jump, following
             if at < first:
                 continue
             if last is not None and at >= last:
@@ -154,12 +173,12 @@ def _decoded(
             if at - max(first, now) > MAX_GAP_SECONDS:
                 yield Damage(now, f"time stamps jump by {float(at) - now:.0f} s")
                 return
-            now = float(at)
-            frame.pts -= origin
+            now, following = float(at), max(following, at + step)
+            frame.pts = round(at / base)
             yield frame
 
 
-def _decode(packet: av.Packet) -> tuple[list[VideoFrame], str]:
+def _decode(packet: av.Packet, decoder: VideoCodecContext) -> tuple[list[VideoFrame], str]:
     """Decodes a packet; returns what came out, and FFmpeg's words if it met damage.
 
     Decoders hide damage where they can, so their log and their frames' flags are asked too. Lost
@@ -167,7 +186,7 @@ def _decode(packet: av.Packet) -> tuple[list[VideoFrame], str]:
     """
     with av_logging.Capture() as log:
         try:
-            frames = [frame for frame in packet.decode() if isinstance(frame, VideoFrame)]
+            frames = decoder.decode(packet)
         except (FFmpegError, ValueError) as error:
             return [], reason(error)
     lines = [line.strip() for _, _, line in log if not any(w in line for w in _HARMLESS)]

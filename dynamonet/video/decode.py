@@ -26,6 +26,10 @@ from numpy.typing import NDArray
 from dynamonet.video.packets import PacketTable
 
 Bytes = NDArray[np.uint8]
+# Lists of other files, and pictures, are no videos: FFmpeg would open what they name.
+_LISTS = {"concat", "dash", "hls", "image2", "image2pipe", "rtp", "rtsp", "sdp"}
+_LISTS |= {"webm_dash_manifest"}
+_FORMATS = ",".join(sorted(av.formats_available - _LISTS))
 
 
 # FFmpeg's log lines come with the errors they explain, and go nowhere else.
@@ -93,7 +97,8 @@ def open_video(source: str | bytes | IO[bytes]) -> InputContainer:
     """
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
-        container = av.open(file, mode="r", metadata_errors="ignore")
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        container = av.open(file, mode="r", metadata_errors="ignore", container_options=options)
         assert isinstance(container, InputContainer)
         return container
     except (FFmpegError, OSError, ValueError) as error:
@@ -101,16 +106,40 @@ def open_video(source: str | bytes | IO[bytes]) -> InputContainer:
 
 
 def video_stream(container: InputContainer) -> VideoStream:
-    """Returns the first moving-picture stream, skipping cover pictures.
+    """Returns the default moving-picture stream, of several the largest; no cover picture.
+
+    Source: FFmpeg's program, which chooses so.
 
     Raises:
         DecodeError: there is none.
     """
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
+    moving = [stream for stream in container.streams.video if is_moving(stream)]
+    if moving:
+        return max(moving, key=lambda s: (bool(s.disposition & Disposition.default), _pixels(s)))
     kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
     raise DecodeError(f"no video stream (found {', '.join(kinds)})")
+
+
+def is_moving(stream: VideoStream) -> bool:
+    """Tells a video from a cover picture."""
+    return not stream.disposition & Disposition.attached_pic
+
+
+def _pixels(stream: VideoStream) -> int:
+    context = stream.codec_context  # None where there is no decoder, whatever PyAV's types say
+    return context.width * context.height if context else 0
+
+
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """Returns a decoder of a stream's packets; FFmpeg's own leave out the alpha of WebM."""
+    codec = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if codec is None or stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1":
+        return stream.codec_context
+    decoder = av.CodecContext.create(codec, "r")
+    assert isinstance(decoder, VideoCodecContext)
+    decoder.extradata = stream.codec_context.extradata
+    decoder.thread_count = 1
+    return decoder
 
 
 def decode_planes(data: bytes, indices: NDArray[np.int64], box: Box | None = None) -> Planes:
@@ -152,6 +181,8 @@ def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
     log = getattr(error, "log", None)  # (level, where, line), kept while av.logging is on
     line = str(log[2]).strip() if log else ""
+    if line.startswith("Format not on whitelist"):  # and then all that are
+        return "a list of other files, not a video"
     return f"{text}: {line}" if line and line not in text else text
 
 

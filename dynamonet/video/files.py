@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mimetypes
 import os
 from collections import Counter
@@ -18,6 +19,8 @@ from dynamonet.errors import UserError
 from dynamonet.storage import Folder, absolute, is_uri
 from dynamonet.video.decode import DecodeError, open_video, video_stream
 
+BLOCK_BYTES = 8 << 20  # of a remote source, fetched at a time
+WHOLE_BYTES = 64 << 20  # up to which it is fetched in one go
 # Video endings that Python's table of types leaves out.
 _MORE_VIDEO = frozenset(
     ".3g2 .3gp .amv .asf .divx .dv .f4v .flv .gif .ivf .m2ts .m2v .m4v .mk3d .mts .mxf .nut .ogm "
@@ -99,7 +102,11 @@ def find_sources(folder: Folder) -> tuple[list[Source], Counter[str]]:
     for source in listed:
         ending = PurePosixPath(source.path).suffix.lower()
         kind = (mimetypes.guess_type(f"x{ending}")[0] or "").split("/")[0]
-        if ending in _MORE_VIDEO or kind == "video" or (not kind and _sniff(folder, source)):
+        if (
+            ending in _MORE_VIDEO
+            or kind == "video"
+            or (not kind and source.size and _sniff(folder, source))
+        ):
             sources.append(source)
         else:
             others[ending or "(no ending)"] += 1
@@ -124,10 +131,19 @@ def printable(path: str) -> str:
 
 
 def open_bytes(folder: Folder, source: Source) -> IO[bytes]:
-    """Opens a source as a plain file; the caller closes it."""
+    """Opens a source as a plain file; the caller closes it.
+
+    A remote one is fetched whole when it is small, else in large blocks: FFmpeg reads in small
+    ones, each of which would be a request.
+    """
+    where = folder.below(source.path)
     if folder.is_local:
-        return Path(folder.below(source.path)).open("rb")
-    return folder.fs.open_input_file(folder.below(source.path))  # type: ignore[return-value]
+        return Path(where).open("rb")
+    remote = folder.fs.open_input_file(where)
+    if source.size <= WHOLE_BYTES:
+        with remote:
+            return io.BytesIO(remote.read())
+    return io.BufferedReader(remote, BLOCK_BYTES)  # type: ignore[arg-type]
 
 
 def _sniff(folder: Folder, source: Source) -> bool:
@@ -162,10 +178,14 @@ def _walk_local(folder: Folder) -> Iterator[Source]:
         seen.add((status.st_dev, status.st_ino))
         for name in files:
             path = Path(here) / name
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            relative = path.relative_to(root).as_posix()
+            if path.is_file():
                 info = path.stat()
-                relative = path.relative_to(root).as_posix()
                 yield Source(relative, info.st_size, info.st_mtime_ns)
+            elif not path.is_socket():
+                yield Source(relative, 0, 0)  # a link that leads nowhere, a pipe: told, not passed
 
 
 def _walk_remote(folder: Folder) -> Iterator[Source]:

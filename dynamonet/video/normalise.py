@@ -16,6 +16,9 @@ alpha          transparent pixels are laid over black
 variable_rate  frames were not evenly spaced; they are placed by their time stamps
 high_rate      frames above the greatest rate go
 size_change    the size, or another of these, changed midway
+guessed_times  frames had no time stamps; they follow at the rate of the header, or 25 a second
+jumping_times  time stamps began anew, or jumped; what comes after follows what came before
+other_streams  there are several moving pictures; the default, or largest, is taken
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from dynamonet.video.decode import Box
 
 KINDS = (
     "rotated interlaced letterbox pixel_aspect odd_size full_range deep_colour hdr alpha "
-    "variable_rate high_rate size_change"
+    "variable_rate high_rate size_change guessed_times jumping_times other_streams"
 ).split()
 _ROTATIONS = {90: ("transpose", "cclock"), 180: ("rotate", "PI"), 270: ("transpose", "clock")}
 _HDR = (16, 18)  # transfer functions PQ and HLG. Source: ITU-T H.273, table 3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.sources.labels import Labelling, read_labels
+from data_prep.sources.labels import UCF_GROUP, Labelling, read_labels
 from dynamonet.errors import UserError
 from tests.conftest import REAL_DATA
 
@@ -100,6 +100,21 @@ def test_class_folders_draw_a_test_share_and_part_folders_are_taken_as_they_are(
     parted = labels("folder", ["Train/run/a.mp4", "valid/run/b.mp4", "test/sit/c.mp4"], tmp_path)
     assert [label.splits[0] for label in parted.labels.values()] == ["train", "val", "test"]
     assert parted.classes == ["run", "sit"]
+
+
+@pytest.mark.parametrize("pattern", [None, r"_(g\d+)_"])
+def test_clips_of_one_video_stay_on_one_side_of_a_drawn_split(
+    tmp_path: Path, pattern: str | None
+) -> None:
+    paths = [f"Biking/v_Biking_g{g:02d}_c{c:02d}.avi" for g in range(1, 26) for c in range(1, 5)]
+    found = read_labels("folder", paths, tmp_path, None, 0.3, pattern or UCF_GROUP).labels
+    sides: dict[str, set[str]] = {}
+    for label in found.values():
+        sides.setdefault(label.group, set()).add(label.splits[0])
+    assert len(sides) == 25 and all(len(each) == 1 for each in sides.values())
+    assert {side for each in sides.values() for side in each} == {"train", "test"}
+    (other,) = read_labels("folder", ["a/b.mp4"], tmp_path, None, 0.3).labels.values()
+    assert other.group == "a/b.mp4"
 
 
 def test_a_csv_gives_labels_groups_and_folds_as_splits(tmp_path: Path) -> None:
