@@ -13,6 +13,7 @@ class RejectReason(str, Enum):
 
     UNREADABLE = "unreadable"  # in FFmpeg's words, or those of whatever went wrong
     UNLISTED = "in the folder, but in no list"
+    ENDS_EARLY = "ends early"  # before its header says so
     TOO_SMALL = "too small"
     TOO_SHORT = "too short"
     TOO_DARK = "too dark"

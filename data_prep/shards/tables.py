@@ -74,10 +74,11 @@ def _cut_short(item: Inspected) -> Rejected | None:
     info = item.info
     if info is None or item.rejected or not info.declared_seconds:
         return None
-    text = f"ends early: {info.seconds:.2f} s of {info.declared_seconds:.2f} s"
+    kind = RejectReason.ENDS_EARLY
+    text = f"{kind.value}: {info.seconds:.2f} s of {info.declared_seconds:.2f} s"
     text += f": {info.trouble}" if info.trouble else ""
     span = info.seconds, info.declared_seconds
-    return Rejected(printable(item.source.path), RejectReason.UNREADABLE, text, *span)
+    return Rejected(printable(item.source.path), kind, text, *span)
 
 
 def make_card(
