@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from av.video.stream import VideoStream
 
@@ -14,7 +13,7 @@ from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, Limits, call
 from dynamonet.digest import digest_of_stream
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, video_stream
-from dynamonet.video.files import Source, open_bytes, open_source, printable
+from dynamonet.video.files import Source, open_bytes, open_source, printable, why_empty
 
 TOO_SMALL = RejectReason.TOO_SMALL
 MIN_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
@@ -40,7 +39,7 @@ def inspect(
     """Hashes a source and reads its header, this in a child; never raises for what it holds."""
     try:
         if source.size == 0:
-            return _unreadable(source, _why_empty(folder, source))
+            return _unreadable(source, why_empty(folder, source))
         digest = digest_of(folder, source)
         return call(read_header, folder, source, digest, min_side_px, limits=limits)
     except ChildFailed as error:
@@ -82,13 +81,6 @@ def read_header(
         return _unreadable(source, str(error))
     except OSError as error:
         return _unreadable(source, f"cannot be read: {error.strerror or error}")
-
-
-def _why_empty(folder: Folder, source: Source) -> str:
-    path = Path(folder.below(source.path))
-    if not folder.is_local or path.is_file():
-        return "empty file (0 bytes)"
-    return "a link that leads nowhere" if path.is_symlink() else "not a file"
 
 
 def _unreadable(source: Source, reason: str) -> Rejected:

@@ -132,19 +132,12 @@ class FrameSpacing:
 def _decoded(
     container: InputContainer, stream: VideoStream, time_range: TimeRange, changes: set[str]
 ) -> Iterator[VideoFrame | Damage]:
-    """Yields the decoded frames of a time range; a damaged packet is a value, not an end.
-
-    Where all of the source is taken, frames without a time come at its rate, and those whose times
-    begin anew, or jump, follow the frames before them.
-    """
-    base = stream.time_base or Fraction(1, av.time_base)
-    origin = stream.start_time or 0
+    """Yields the decoded frames of a time range; a damaged packet is a value, not an end."""
     first, last = time_range.start, time_range.end
-    step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-    whole, shift, following = first == 0 and last is None, Fraction(0), Fraction(0)
-    decoder = decoder_of(stream)
+    times, decoder = _FrameTimes(stream, time_range, changes), decoder_of(stream)
     if first:
-        container.seek(origin + int(first / base), stream=stream, backward=True)
+        start = times.origin + int(first / times.base)
+        container.seek(start, stream=stream, backward=True)
     now = 0.0
     for packet in _packets(container, stream):
         if isinstance(packet, Damage):
@@ -155,27 +148,49 @@ def _decoded(
             yield Damage(now, trouble)
         for frame in frames:
             heartbeat()
-            if frame.pts is None:
-                if not whole:
-                    continue
-                changes.add("guessed_times")
-                at = following
-            else:
-                at = (frame.pts - origin) * base + shift
-                jump = at - following
-                if whole and (jump < -STEP_BACK_SECONDS or jump > MAX_GAP_SECONDS):
-                    changes.add("jumping_times")
-                    shift, at = shift - jump, following
-            if at < first:
+            at = times.of(frame)
+            if at is None or at < first:
                 continue
             if last is not None and at >= last:
                 return
             if at - max(first, now) > MAX_GAP_SECONDS:
                 yield Damage(now, f"time stamps jump by {float(at) - now:.0f} s")
                 return
-            now, following = float(at), max(following, at + step)
-            frame.pts = round(at / base)
+            now = float(at)
+            frame.pts = round(at / times.base)
             yield frame
+
+
+class _FrameTimes:
+    """When each frame is shown, in seconds from the first.
+
+    Where all of the source is taken, frames without a time come at its rate, and those whose times
+    begin anew, or jump, follow the frames before them.
+    """
+
+    def __init__(self, stream: VideoStream, time_range: TimeRange, changes: set[str]) -> None:
+        self.base = stream.time_base or Fraction(1, av.time_base)
+        self.origin = stream.start_time or 0
+        self.step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+        self.is_whole = time_range == TimeRange(Fraction(0), None)
+        self.changes = changes
+        self.shift = self.next = Fraction(0)
+
+    def of(self, frame: VideoFrame) -> Fraction | None:
+        """Returns the time of the next frame; None where it cannot be known."""
+        if frame.pts is not None:
+            at = (frame.pts - self.origin) * self.base + self.shift
+            if self.is_whole and not -STEP_BACK_SECONDS <= at - self.next <= MAX_GAP_SECONDS:
+                self.changes.add("jumping_times")
+                self.shift += self.next - at
+                at = self.next
+        elif self.is_whole:
+            self.changes.add("guessed_times")
+            at = self.next
+        else:
+            return None
+        self.next = max(self.next, at + self.step)
+        return at
 
 
 def _decode(packet: av.Packet, decoder: VideoCodecContext) -> tuple[list[VideoFrame], str]:

@@ -146,6 +146,14 @@ def open_bytes(folder: Folder, source: Source) -> IO[bytes]:
     return io.BufferedReader(remote, BLOCK_BYTES)  # type: ignore[arg-type]
 
 
+def why_empty(folder: Folder, source: Source) -> str:
+    """Returns what is wrong with a source of no bytes."""
+    path = Path(folder.below(source.path))
+    if not folder.is_local or path.is_file():
+        return "empty file (0 bytes)"
+    return "a link that leads nowhere" if path.is_symlink() else "not a file"
+
+
 def _sniff(folder: Folder, source: Source) -> bool:
     """Tells whether FFmpeg finds a video in a file whose ending says nothing."""
     try:

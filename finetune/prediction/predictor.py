@@ -32,7 +32,7 @@ from dynamonet.video.decode import (
     reason,
     video_stream,
 )
-from dynamonet.video.files import Source, open_source
+from dynamonet.video.files import Source, open_source, why_empty
 from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.transforms import ClipBatch, View, denormalise, resize_planes, stack_views
@@ -148,7 +148,7 @@ class VideoPredictions:
             OSError: it cannot be read.
         """
         if not self.source.size:
-            raise DecodeError("empty file (0 bytes)")
+            raise DecodeError(why_empty(self.folder, self.source))
         model, box = self.predictor, None
         if model.frames.crop_letterbox:
             with open_source(self.folder, self.source) as container:

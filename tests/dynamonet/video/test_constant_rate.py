@@ -53,6 +53,17 @@ def test_a_video_that_changes_size_midway_keeps_its_length_and_first_size(tmp_pa
     assert max(values[:24]) < 60 and min(values[26:]) > 180
 
 
+def test_in_a_part_of_a_video_a_jump_of_hours_is_damage(tmp_path: Path) -> None:
+    times = [*range(0, 2000, 100), 90_000_000, 90_000_100]
+    path = write_video(tmp_path / "a.mkv", moving_frames(22, 48, 64), times=times)
+    with open_video(str(path)) as container:
+        part = TimeRange(Fraction(0), Fraction(100_000))
+        found = list(constant_rate_frames(container, part, Fraction(10), 32))
+    damage = [item.reason for item in found if isinstance(item, Damage)]
+    assert damage == ["time stamps jump by 89998 s"]
+    assert 19 <= len(found) - 1 <= 20
+
+
 def test_the_rate_is_the_videos_own_up_to_a_limit(tmp_path: Path) -> None:
     assert output_rate(Fraction(30000, 1001), 30.0) == Fraction(30000, 1001)
     assert output_rate(Fraction(60), 30.0) == 30
