@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.report import Figure, in_own_process, peak_bytes, show, table
 from data_prep.builder import Build
-from data_prep.settings import PrepSettings
+from data_prep.settings import FilterSettings, PrepSettings
 from data_prep.shards.manifest import Inspected, Record, load_sources, save_sources
 from data_prep.shards.plan import ShardPlan
 from data_prep.shards.tables import tables_of
@@ -94,7 +94,7 @@ def plan_and_write(path: str, rows: int) -> tuple[dict[str, float], int, int]:
     clock("plan the tars")
     records = {plan.name: record_of(plan) for plan in plans}
     clock("(simulate their records)")
-    tables = tables_of(records, found, index.DUPLICATES_SCHEMA.empty_table())
+    tables = tables_of(records, found, index.DUPLICATES_SCHEMA.empty_table(), FilterSettings())
     clock("put the records together")
     index.content_digest(tables.index)
     clock("digest of the content")

@@ -168,10 +168,12 @@ class Build:
         Raises:
             UserError: no video gave a segment.
         """
-        tables = tables_of(records, inspected, duplicates)
+        tables = tables_of(records, inspected, duplicates, self.settings.filters)
         card = make_card(tables, inspected, self.settings, labelling, excluded)
         for before in readable_cards(self.output):
-            if before.digest == card.digest:  # the same content keeps what made it
+            filters = before.settings.get("filters")
+            # the same content, chosen alike, keeps what made it
+            if (before.digest, filters) == (card.digest, card.settings["filters"]):
                 kept = {"made_with": before.made_with, "run": before.run}
                 card = card.model_copy(update=kept)
                 break

@@ -60,7 +60,7 @@ def prepare(settings: PrepSettings, on_progress: OnProgress) -> PrepResult:
     duplicates, excluded = build.duplicates(records)
     card = build.finish(records, inspected, labelling, duplicates, excluded)
     is_new = card.run is None
-    pictures = draw_galleries(output, build.videos, sources, settings) if is_new else {}
+    pictures = draw_galleries(output, records, settings) if is_new else {}
     return PrepResult(card, others, written, len(plans) - written, labelling, pictures)
 
 

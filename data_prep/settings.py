@@ -33,9 +33,10 @@ class EncodeSettings(FrameSettings):
 
 
 class FilterSettings(Settings):
-    """Which segments are left out for what they show; all null = none, as in labelled sets.
+    """Which segments the index leaves out for what they show; all null = none, as in labelled sets.
 
-    Segments are in quarantine with their score if it is beyond the threshold.
+    A segment whose score is beyond the threshold is in quarantine with it. It stays in its tar, so
+    that a threshold can be changed in seconds.
     """
 
     min_brightness: float | None = Field(
@@ -177,6 +178,6 @@ class PrepSettings(StageSettings):
     def content(self) -> dict[str, object]:
         """Returns the settings that decide what the shards hold."""
         keys = {"dataset", "test_share", "segment_seconds", "cut", "min_seconds", "min_side_px"}
-        keys |= {"max_segments_per_video", "shard_mb", "encode", "filters"}
+        keys |= {"max_segments_per_video", "shard_mb", "encode"}
         keys |= {"group_pattern"} if self.group_pattern else set()
         return self.model_dump(mode="json", include=keys)

@@ -18,6 +18,7 @@ from data_prep.dedup import matching
 from data_prep.dedup.fingerprints import Fingerprint, fingerprint_tar, name_of, parse
 from data_prep.dedup.matching import Match
 from data_prep.progress import OnProgress
+from data_prep.segments.filters import sift
 from data_prep.settings import PrepSettings
 from dynamonet import cluster
 from dynamonet.errors import UserError
@@ -61,8 +62,10 @@ def find_duplicates(
     Segments are in the order of source, time and key, those of excluded sets before all others. A
     segment is a copy if it is like an earlier one that is none itself, or like an excluded one.
 
+    What the filters leave out is no copy and has none.
+
     Args:
-        tars: Each tar's rows of the index.
+        tars: What each tar holds: rows as in the index.
 
     Raises:
         UserError: a segment of an excluded set cannot be read.
@@ -76,7 +79,8 @@ def find_duplicates(
     for folder, rows_of, own in parts:
         place = None if own else folder.path
         by_key = _load_fingerprints(folder, rows_of, own, on_progress)
-        listed = [row for table in rows_of.values() for row in table.select(COLUMNS).to_pylist()]
+        tables = [sift(t, settings.filters)[0] if own else t for t in rows_of.values()]
+        listed = [row for table in tables for row in table.select(COLUMNS).to_pylist()]
         listed.sort(key=lambda row: (row["source"], row["start_seconds"], row["key"]))
         rows += [{**row, "set": place} for row in listed]
         fingerprints += [by_key[row["key"]] for row in listed]

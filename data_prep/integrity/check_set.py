@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from data_prep.integrity.check_tar import Problem, TarCheck, check_tar
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected
+from data_prep.settings import FilterSettings
 from data_prep.shards.manifest import (
     SETTINGS,
     SOURCES,
@@ -26,12 +27,13 @@ from data_prep.shards.manifest import (
 from data_prep.shards.tables import Tables, counts_of, keys_left_out, quarantine_table
 from dynamonet import cluster
 from dynamonet.errors import UserError
+from dynamonet.settings import validate
 from dynamonet.shards import index
 from dynamonet.shards.card import CARD, CARD_COPY, RECORDS, Card, DamagedCardError, read_card
 from dynamonet.storage import INCOMPLETE, Folder
 
 # settings on the card that decide no byte of the tars
-_NOT_CONTENT = ("source", "lists", "near_duplicates", "exclude")
+_NOT_CONTENT = ("source", "lists", "near_duplicates", "exclude", "filters")
 
 
 @dataclass
@@ -64,9 +66,10 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Check
     if not files & set(names) and not any(shard_place(name) for name in names):
         read_card(folder)  # says what a set is and how to make one
     result = CheckResult()
-    card = _card(folder, CARD, result)
-    if card is not None:
-        card.check_current(folder)
+    card, copy = _card(folder, CARD, result), _card(folder, CARD_COPY, result)
+    for each in (card, copy):
+        if each is not None:
+            each.check_current(folder)
     rows = _table(folder, index.INDEX, index.INDEX_SCHEMA, result)
     shards = _table(folder, index.SHARDS, index.SHARDS_SCHEMA, result)
     quarantine = _table(folder, index.QUARANTINE, index.QUARANTINE_SCHEMA, result)
@@ -78,7 +81,12 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Check
     result.knows_sources = inspected is not None
     if inspected is None:
         result.problems.append(_lost(folder, SOURCES, "damaged"))
-    reports = _check_tars(folder, rows, left_out, result, decode, on_progress)
+    known = card or copy
+    if known is None:  # so that what the index leaves out is not known, either
+        rows = shards = quarantine = None
+    chosen = known.settings.get("filters", {}) if known else {}
+    arguments = (left_out, validate(FilterSettings, chosen, origin=CARD), decode)
+    reports = _check_tars(folder, rows, arguments, result, on_progress)
     if shards is not None:
         _check_shards(shards, reports, result)
     if quarantine is not None and inspected is not None and copies is not None:
@@ -89,7 +97,7 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Check
     names = (index.INDEX, index.SHARDS, index.QUARANTINE, index.DUPLICATES)
     if card is not None and inspected is not None and not any(map(result.blames, names)):
         _check_card(card, Tables(*(t for t in tables if t is not None)), inspected, result)
-    _check_copies(folder, card, result)
+    _check_copies(folder, card, copy, result)
     return result
 
 
@@ -129,15 +137,14 @@ def _list_files(
 def _check_tars(
     folder: Folder,
     rows: pa.Table | None,
-    left_out: set[str],
+    more: tuple[set[str], FilterSettings, bool],
     result: CheckResult,
-    decode: bool,
     on_progress: OnProgress,
 ) -> list[TarCheck]:
     sizes = {name: folder.size(name) or 0 for name in sorted(result.shards)}
     result.bytes, done = sum(sizes.values()), 0
     parts = dict.fromkeys(sizes) if rows is None else _by_shard(rows, sizes)
-    arguments = ((folder.path, name, parts[name], left_out, decode) for name in sizes)
+    arguments = ((folder.path, name, parts[name], *more) for name in sizes)
     reports = []
     for report in cluster.in_parallel(check_tar, arguments):
         done += sizes[report.shard]
@@ -223,9 +230,10 @@ def _check_card(
             result.problems.append(Problem(CARD, "", text, str(count)))
 
 
-def _check_copies(folder: Folder, card: Card | None, result: CheckResult) -> None:
+def _check_copies(
+    folder: Folder, card: Card | None, copy: Card | None, result: CheckResult
+) -> None:
     """Compares the card with its copy and with the settings in the records."""
-    copy = _card(folder, CARD_COPY, result)
     if card is not None and copy is not None and copy != card and not result.blames(CARD):
         differ = [name for name, value in card if getattr(copy, name) != value]
         text = f"other content than {CARD} in {', '.join(differ)}"

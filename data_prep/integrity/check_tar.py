@@ -17,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 from av.error import FFmpegError
 
+from data_prep.settings import FilterSettings
 from data_prep.shards.manifest import Record, read_record, record_name
+from data_prep.shards.tables import filtered
 from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, call, heartbeat
 from dynamonet.digest import digest_of_bytes
 from dynamonet.shards import index
@@ -77,19 +79,28 @@ class _Difference:
 
 
 def check_tar(
-    path: str, shard: str, rows: pa.Table | None, left_out: set[str], decode: bool
+    path: str,
+    shard: str,
+    rows: pa.Table | None,
+    copies: set[str],
+    filters: FilterSettings,
+    decode: bool,
 ) -> TarCheck:
     """Checks one tar; runs in a Ray task.
 
     Args:
         rows: The tar's rows of the index; None if the index cannot be read.
-        left_out: Keys of copies, which are in their tar and not in the index.
+        copies: Keys of the copies that are in their tar and not in the index.
+        filters: What they leave out is in its tar and not in the index, either.
         decode: Decode every frame, too.
     """
     folder = Folder.at(path)
     record = read_record(folder, shard)
     known = rows.to_pylist() if rows is not None else None
     own = record.rows.to_pylist() if record else None
+    sifted = filtered(record, filters) if record else None
+    right_index = sifted.without(copies).rows.to_pylist() if sifted else []
+    left_out = {row["key"] for row in own or []} - {row["key"] for row in right_index}
     samples: dict[str, _Sample] = {}
     data, faults = _read(folder, shard)
     if data is not None:
@@ -108,15 +119,14 @@ def check_tar(
         by_record = _file_differences(data, record) + by_record + _differences(samples, own)
         if not by_record and digest_of_bytes(data) != (record.tar_digest or digest_of_bytes(data)):
             by_record.append(_Difference("", "changed bytes between the samples", "none"))
-    right_index = [row for row in own or [] if row["key"] not in left_out]
     problems = _blame(shard, record, known, right_index, by_index, by_record)
     return TarCheck(
         shard,
         problems,
         is_good=record is not None and not by_record,
         plan=record.plan if record else None,
-        shard_row=record.without(left_out).shard_row if record else None,
-        quarantine=record.quarantine if record else None,
+        shard_row=sifted.without(copies).shard_row if sifted else None,
+        quarantine=sifted.quarantine if sifted else None,
         samples=len(samples),
         frames=sum(sample.shape[0] for sample in samples.values() if sample.shape),
     )

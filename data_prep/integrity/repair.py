@@ -77,15 +77,15 @@ def repair(
 
 def _restore_tables(build: Build, cards: list[Card], result: CheckResult) -> None:
     """Writes tables and card from the records, and looks for copies again if need be."""
-    folder = build.output
+    folder, filters = build.output, build.settings.filters
     records = {name: record for name in result.shards if (record := read_record(folder, name))}
     inspected = load_sources(folder) or []
     tables = card = None
     if result.duplicates is not None:
-        tables = tables_of(records, inspected, result.duplicates)
+        tables = tables_of(records, inspected, result.duplicates, filters)
         card = _card_of(tables, cards)
     if tables is None or card is None:
-        tables = tables_of(records, inspected, _find_copies(build, records))
+        tables = tables_of(records, inspected, _find_copies(build, records), filters)
         card = _card_of(tables, cards)
     if card is None:
         digest = index.content_digest(tables.index)

@@ -4,14 +4,13 @@
     kept        [ . . . . ] 0.981   [ . . . . ] 0.974
 
 Where the threshold is null, segments from the least score to the greatest, so that one can be
-chosen. What was kept is read from the tars, what was left out is decoded again from its video.
+chosen. All are read from the tars, which hold what the index leaves out, too.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 
 import numpy as np
@@ -21,14 +20,13 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep.segments.filters import FILTERS, Filter
+from data_prep.segments.filters import FILTERS, Filter, sift
 from data_prep.settings import FilterSettings, PrepSettings
+from data_prep.shards.manifest import Record
 from dynamonet import cluster
 from dynamonet.shards import index
 from dynamonet.storage import Folder
-from dynamonet.video.constant_rate import TimeRange, constant_rate_frames, output_rate
 from dynamonet.video.decode import DecodeError, open_video, video_stream
-from dynamonet.video.files import Source, open_source, printable
 
 GALLERY = "gallery"  # folder of the set
 SHOWN = 8  # segments on a side of a threshold
@@ -48,7 +46,7 @@ class ShownSegment:
     start_seconds: float
     end_seconds: float
     score: float
-    place: tuple[str, int, int] | None  # tar, offset, size of a kept segment; None = left out
+    place: tuple[str, int, int]  # tar, offset, size
 
     @property
     def caption(self) -> str:
@@ -57,21 +55,20 @@ class ShownSegment:
 
 
 def draw_galleries(
-    output: Folder, videos: Folder, sources: list[Source], settings: PrepSettings
+    output: Folder, records: dict[str, Record], settings: PrepSettings
 ) -> dict[str, bytes]:
     """Draws the picture of every filter into the set; Ray must be connected.
 
     Returns:
         PNG files by name.
     """
-    rows = index.read_table(output, index.INDEX)
-    quarantine = index.read_table(output, index.QUARANTINE)
-    chosen = {item: choose(item, settings.filters, rows, quarantine) for item in FILTERS}
-    wanted = {shown for lines in chosen.values() for line in lines.values() for shown in line}
-    by_name = {printable(source.path): source for source in sources}
-    work = [(shown, by_name.get(shown.name)) for shown in wanted]
-    parts = (work[i : i + SHOWN] for i in range(0, len(work), SHOWN))
-    arguments = ((part, output.path, videos.path) for part in parts)
+    kept = index.read_table(output, index.INDEX)
+    rows = pa.concat_tables([record.rows for record in records.values()])
+    left_out = sift(rows, settings.filters)[1]
+    chosen = {item: choose(item, settings.filters, kept, left_out.get(item)) for item in FILTERS}
+    wanted = list({shown for lines in chosen.values() for line in lines.values() for shown in line})
+    parts = (wanted[i : i + SHOWN] for i in range(0, len(wanted), SHOWN))
+    arguments = ((part, output.path) for part in parts)
     strips: dict[ShownSegment, Strip] = {}
     for decoded in cluster.in_parallel(_strips, arguments):
         strips |= decoded
@@ -85,33 +82,30 @@ def draw_galleries(
 
 
 def choose(
-    item: Filter, settings: FilterSettings, rows: pa.Table, quarantine: pa.Table
+    item: Filter, settings: FilterSettings, kept: pa.Table, left_out: pa.Table | None
 ) -> dict[str, list[ShownSegment]]:
-    """Returns the segments of a filter's picture, by the heading of their line."""
-    threshold, scores = item.threshold(settings), rows[item.score].to_numpy()
-    if threshold is None:
+    """Returns the segments of a filter's picture, by the heading of their line.
+
+    Args:
+        kept, left_out: Rows (INDEX_SCHEMA) of the index, and those that the filter leaves out.
+    """
+    threshold, scores = item.threshold(settings), kept[item.score].to_numpy()
+    if threshold is None or left_out is None:
         order = np.argsort(scores, kind="stable")
         spread = np.linspace(0, len(order) - 1, min(2 * SHOWN, len(order))).round().astype(int)
-        return {"from the least score to the greatest": _kept(item, rows, order[spread])}
-    mine = [kind == item.kind for kind in quarantine["kind"].to_pylist()]
-    dropped = quarantine.take(np.flatnonzero(mine))
-    left_out = dropped.take(_nearest(dropped["score"].to_numpy(), threshold)).to_pylist()
+        return {"from the least score to the greatest": _shown(item, kept, order[spread])}
+    lines = {"left out": left_out, "kept": kept}
     return {
-        f"left out ({len(dropped):,})": [
-            ShownSegment(
-                row["source"], row["start_seconds"], row["end_seconds"], row["score"], None
-            )
-            for row in left_out
-        ],
-        f"kept ({len(rows):,})": _kept(item, rows, _nearest(scores, threshold)),
+        f"{name} ({len(rows):,})": _shown(item, rows, _nearest(rows[item.score], threshold))
+        for name, rows in lines.items()
     }
 
 
-def _nearest(scores: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
-    return np.argsort(np.abs(scores - threshold), kind="stable")[:SHOWN]
+def _nearest(scores: pa.ChunkedArray, threshold: float) -> NDArray[np.int64]:
+    return np.argsort(np.abs(scores.to_numpy() - threshold), kind="stable")[:SHOWN]
 
 
-def _kept(item: Filter, rows: pa.Table, places: NDArray[np.int64]) -> list[ShownSegment]:
+def _shown(item: Filter, rows: pa.Table, places: NDArray[np.int64]) -> list[ShownSegment]:
     return [
         ShownSegment(
             row["source"],
@@ -131,39 +125,24 @@ def _title(item: Filter, settings: FilterSettings) -> str:
     return f"{item.score}: filters.{item.setting} = {threshold:g}, nearest to it first"
 
 
-def _strips(
-    work: list[tuple[ShownSegment, Source | None]], output: str, videos: str
-) -> dict[ShownSegment, Strip]:
+def _strips(wanted: list[ShownSegment], output: str) -> dict[ShownSegment, Strip]:
     """Decodes the frames of segments; empty where that fails. Runs in a Ray task."""
     strips = {}
-    for shown, source in work:
+    for shown in wanted:
         try:
-            if shown.place is not None:
-                strips[shown] = _of_tar(shown, Folder.at(output))
-            elif source is not None:
-                strips[shown] = _of_video(shown, Folder.at(videos), source)
+            strips[shown] = _strip(shown, Folder.at(output))
         except (DecodeError, FFmpegError, OSError, ValueError):
             strips[shown] = []  # its caption is shown without frames
     return strips
 
 
-def _of_tar(shown: ShownSegment, folder: Folder) -> Strip:
-    assert shown.place is not None
+def _strip(shown: ShownSegment, folder: Folder) -> Strip:
     shard, offset, size = shown.place
     with open_video(folder.read_range(shard, offset, size)) as container:
         stream = video_stream(container)
         count = max(1, stream.frames)
         frames = container.decode(stream)
         return [_small(frame) for frame in islice(frames, 0, None, -(-count // FRAMES))]
-
-
-def _of_video(shown: ShownSegment, folder: Folder, source: Source) -> Strip:
-    rate = output_rate(Fraction(FRAMES) / Fraction(shown.end_seconds - shown.start_seconds), 30.0)
-    time_range = TimeRange(Fraction(shown.start_seconds), Fraction(shown.end_seconds))
-    with open_source(folder, source) as container:
-        items = constant_rate_frames(container, time_range, rate, THUMB_PX)
-        frames = (frame for frame in items if isinstance(frame, VideoFrame))
-        return [_small(frame) for frame in islice(frames, FRAMES)]
 
 
 def _small(frame: VideoFrame) -> NDArray[np.uint8]:

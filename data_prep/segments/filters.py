@@ -1,10 +1,17 @@
-"""Which segments are left out for what they show, and why."""
+"""Which segments the index leaves out for what they show, and why.
+
+All segments are in their tars, with their scores: another threshold rewrites the index alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_prep.reasons import RejectReason
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_prep.reasons import Rejected, RejectReason
 from data_prep.settings import FilterSettings
 
 
@@ -19,9 +26,17 @@ class Filter:
     def threshold(self, settings: FilterSettings) -> float | None:
         return getattr(settings, self.setting)
 
-    def drops(self, score: float, threshold: float) -> bool:
-        """Tells whether a score is beyond the threshold; what lies on it is kept."""
-        return score > threshold if self.setting.startswith("max_") else score < threshold
+    def drops(self, scores: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
+        """Tells which scores are beyond the threshold; what lies on it is kept."""
+        return scores > threshold if self.setting.startswith("max_") else scores < threshold
+
+    def rejected(self, row: dict[str, object], settings: FilterSettings) -> Rejected:
+        """Returns the row of the quarantine for a segment that this filter leaves out."""
+        score = row[self.score]
+        text = f"{self.kind.value}: {score:g}, filters.{self.setting} is"
+        text += f" {self.threshold(settings):g}"
+        span = row["start_seconds"], row["end_seconds"]
+        return Rejected(row["source"], self.kind, text, *span, score)  # type: ignore[arg-type]
 
 
 FILTERS = (
@@ -35,13 +50,16 @@ FILTERS = (
 )
 
 
-def verdict(
-    scores: dict[str, float], settings: FilterSettings
-) -> tuple[RejectReason, str, float] | None:
-    """Returns (kind, words, score) of why a segment is left out; None = it is kept."""
+def sift(rows: pa.Table, settings: FilterSettings) -> tuple[pa.Table, dict[Filter, pa.Table]]:
+    """Returns the rows (INDEX_SCHEMA) that are kept, and those that each filter leaves out.
+
+    A row that several filters would leave out is the first one's.
+    """
+    left_out = {}
     for item in FILTERS:
-        threshold, score = item.threshold(settings), scores[item.score]
-        if threshold is not None and item.drops(score, threshold):
-            text = f"{item.kind.value}: {score:g}, filters.{item.setting} is {threshold:g}"
-            return item.kind, text, score
-    return None
+        threshold = item.threshold(settings)
+        if threshold is not None:
+            out = item.drops(rows[item.score].to_numpy(), threshold)
+            left_out[item] = rows.filter(pa.array(out))
+            rows = rows.filter(pa.array(~out))
+    return rows, left_out

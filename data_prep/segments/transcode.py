@@ -1,7 +1,7 @@
 """One time range of a source -> encoded segments.
 
     source -> upright, scaled frames at a constant rate (video.constant_rate) -> x264 -> mp4
-                                                           |----> shots    |----> scores -> filters
+                                                           |----> shots    |----> scores
 
 Frames stream through: no more than a few are in memory, however long the source. The result depends
 on the source and the settings alone: one thread, no clock, no version strings.
@@ -20,7 +20,6 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_prep.reasons import Rejected, RejectReason
-from data_prep.segments.filters import verdict
 from data_prep.segments.quality import Scorer
 from data_prep.segments.scenes import mark_shots
 from data_prep.settings import EncodeSettings, PrepSettings
@@ -66,7 +65,7 @@ def transcode(
         rate: Frames per second of the result.
         source: Its name, for what is rejected.
         box: Part of the stored frames inside black bars; None = all.
-        most: Segments after which it ends; those that are left out do not count.
+        most: Segments after which it ends; what is too short or damaged does not count.
 
     Raises:
         DecodeError: nothing at all can be decoded.
@@ -123,14 +122,14 @@ class _OpenSegment:
     def finish(
         self, source: str, damage: list[Damage], changes: set[str], settings: PrepSettings
     ) -> Segment | Rejected:
-        """Ends the segment; it is left out if it is damaged, too short, or a filter says so."""
+        """Ends the segment; it is left out if it is damaged or too short."""
         start, end = self.encoder.start_seconds, self.encoder.end_seconds
         data = self.encoder.finish()
         scores, normalised = self.scorer.scores(), tuple(sorted(changes))
         changes.clear()
 
-        def rejected(kind: RejectReason, text: str, score: float | None = None) -> Rejected:
-            return Rejected(source, kind, text, start, end, score)
+        def rejected(kind: RejectReason, text: str) -> Rejected:
+            return Rejected(source, kind, text, start, end)
 
         inside = [item.reason for item in damage if start <= item.seconds < end]
         if inside:
@@ -142,9 +141,6 @@ class _OpenSegment:
             kind = RejectReason.TOO_SHORT
             least = f"min_seconds is {settings.min_seconds:g}"
             return rejected(kind, f"{kind.value}: {end - start:.2f} s, {least}")
-        out = verdict(scores, settings.filters)
-        if out is not None:
-            return rejected(*out)
         encoder = self.encoder
         size = encoder.width, encoder.height
         return Segment(data, start, end, encoder.frames, encoder.rate, *size, scores, normalised)

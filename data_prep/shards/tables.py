@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from data_prep.dedup import fingerprints
 from data_prep.reasons import Rejected, RejectReason
-from data_prep.settings import PrepSettings
+from data_prep.segments.filters import sift
+from data_prep.settings import FilterSettings, PrepSettings
 from data_prep.shards.manifest import Inspected, Record, record_name, shard_place
 from data_prep.sources.labels import Labelling
 from dynamonet import __version__
@@ -39,19 +40,35 @@ class Tables:
 
 
 def tables_of(
-    records: dict[str, Record], inspected: list[Inspected], duplicates: pa.Table
+    records: dict[str, Record],
+    inspected: list[Inspected],
+    duplicates: pa.Table,
+    filters: FilterSettings,
 ) -> Tables:
     """Puts the records of all tars together, in the order in which the tars were planned."""
     names = sorted(records, key=lambda name: shard_place(name) or (0, 0))
     left_out = keys_left_out(duplicates)
-    kept = {name: records[name].without(left_out) for name in names}
+    sifted = {name: filtered(records[name], filters) for name in names}
+    kept = {name: sifted[name].without(left_out) for name in names}
     shards = [{"shard": name, **kept[name].shard_row} for name in names]
     return Tables(
         pa.concat_tables([kept[name].rows for name in names]),
         pa.Table.from_pylist(shards, index.SHARDS_SCHEMA),
-        quarantine_table(inspected, [records[name].quarantine for name in names], duplicates),
+        quarantine_table(inspected, [sifted[name].quarantine for name in names], duplicates),
         duplicates,
     )
+
+
+def filtered(record: Record, filters: FilterSettings) -> Record:
+    """Returns the record with what the filters leave out in its quarantine."""
+    kept, left_out = sift(record.rows, filters)
+    lost = [
+        vars(item.rejected(row, filters))
+        for item, rows in left_out.items()
+        for row in rows.to_pylist()
+    ]
+    table = pa.Table.from_pylist(lost, index.QUARANTINE_SCHEMA)
+    return replace(record, rows=kept, quarantine=pa.concat_tables([record.quarantine, table]))
 
 
 def quarantine_table(
@@ -109,6 +126,7 @@ def make_card(
         made_with=__version__,
         settings={
             **settings.content(),
+            "filters": settings.filters.model_dump(mode="json"),
             "source": absolute(settings.source or ""),
             "lists": absolute(settings.lists) if settings.lists else None,
             "near_duplicates": settings.near_duplicates,

@@ -14,8 +14,9 @@ from dynamonet.errors import UserError
 from dynamonet.storage import Folder
 
 FORMAT = "dynamonet-shards"
-FORMAT_VERSION = 3
-READABLE = (1, 2, 3)  # 1 has no scores and no kinds of normalisation, 2 no kinds of reasons
+FORMAT_VERSION = 4
+# 1 has no scores and no kinds of normalisation, 2 no kinds of reasons, 3 no filtered segments
+READABLE = (1, 2, 3, 4)
 CARD, RECORDS = "card.json", "records"
 CARD_COPY = f"{RECORDS}/{CARD}"  # so that a damaged card can be repaired
 

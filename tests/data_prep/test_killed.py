@@ -148,9 +148,8 @@ def test_a_sample_that_crashes_the_decoder_is_a_problem_of_its_tar(
 ) -> None:
     write_video(tmp_path / "videos/a.mp4", moving_frames(30, 48, 64), fps=12)
     record = build(tmp_path / "videos", tmp_path / "set")
-    assert (
-        check_tar(str(tmp_path / "set"), "shard-0000-00.tar", record.rows, set(), True).frames == 30
-    )
+    known = (record.rows, set(), SETTINGS.filters, True)
+    assert check_tar(str(tmp_path / "set"), "shard-0000-00.tar", *known).frames == 30
     (tmp_path / "poison").mkdir()
     (tmp_path / "poison/sitecustomize.py").write_text(
         "from av import video\nfrom data_prep.integrity import check_tar\n"
@@ -159,7 +158,7 @@ def test_a_sample_that_crashes_the_decoder_is_a_problem_of_its_tar(
     )
     monkeypatch.syspath_prepend(str(tmp_path / "poison"))
     child_process._end()
-    report = check_tar(str(tmp_path / "set"), "shard-0000-00.tar", record.rows, set(), True)
+    report = check_tar(str(tmp_path / "set"), "shard-0000-00.tar", *known)
     assert [p.found for p in report.problems] == ["crashed the decoder (SIGABRT)"] * 3
 
 

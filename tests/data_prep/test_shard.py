@@ -180,7 +180,7 @@ def test_a_set_of_another_version_is_refused(shard_set: Path, tmp_path: Path) ->
     card = json.loads((shard_set / "card.json").read_text())
     (tmp_path / "card.json").write_text(json.dumps({**card, "version": 99}))
     with pytest.raises(
-        UserError, match="version 99; this program reads dynamonet-shards versions 1 to 3"
+        UserError, match="version 99; this program reads dynamonet-shards versions 1 to 4"
     ):
         ShardSet.open(str(tmp_path))
     (tmp_path / "card.json").write_text("{")

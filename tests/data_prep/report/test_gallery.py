@@ -83,6 +83,32 @@ def test_such_a_set_is_checked_and_made_again_like_any_other(
     assert {p: p.stat().st_mtime_ns for p in copy.glob("*.tar")} == times
 
 
+def test_a_threshold_is_changed_in_the_index_alone(
+    filtered: Path, videos: Path, tmp_path: Path, cluster: None
+) -> None:
+    own = tmp_path / "set"
+    shutil.copytree(filtered, own)
+    times = {p: p.stat().st_mtime_ns for p in own.glob("*.tar")}
+    words = ["--source", str(videos), "--output", str(own), *SMALL, "--cut", "shots"]
+    before = ShardSet.open(str(own))
+    shard([*words, "--filters.max_static_share", "null", "--filters.min_motion", "0.01"])
+    after = ShardSet.open(str(own))
+    verify.main([str(own)])
+    reasons = pq.read_table(own / "quarantine.parquet")["reason"].to_pylist()
+    assert sorted(reason.split(":")[0] for reason in reasons) == [
+        "too black",
+        *["too little motion"] * 2,
+    ]
+    assert len(after) == 3 and after.digest == before.digest
+    assert after.card.settings["filters"]["min_motion"] == 0.01
+    shard([*words, "--filters.max_static_share", "null", "--filters.max_black_share", "null"])
+    assert len(ShardSet.open(str(own))) == 6
+    (own / "index.parquet").unlink()
+    verify.main([str(own), "--repair"])  # by the thresholds on the card
+    assert len(ShardSet.open(str(own))) == 6
+    assert {p: p.stat().st_mtime_ns for p in own.glob("*.tar")} == times
+
+
 def test_every_filter_has_a_picture_in_the_set_and_in_the_run(filtered: Path) -> None:
     from mlflow import MlflowClient
 
@@ -94,7 +120,7 @@ def test_every_filter_has_a_picture_in_the_set_and_in_the_run(filtered: Path) ->
     assert {Path(item.path).name for item in logged} == names
     with Image.open(io.BytesIO((filtered / "gallery/max_black_share.png").read_bytes())) as sheet:
         pixels = np.asarray(sheet)
-    # the black segment, decoded from its video, stands first; those kept are bright
+    # the black segment stands first; those kept are bright
     assert pixels[64:100, 16:80].max() < 10
     coloured = (pixels.max(2).astype(int) - pixels.min(2)) > 40
     assert coloured[100:].any()
@@ -119,26 +145,14 @@ def test_a_gallery_shows_those_nearest_to_the_threshold_and_no_more(filtered: Pa
     scores = np.linspace(0, 0.5, 40)
     place = table.schema.get_field_index("static_share")
     rows = table.take([0] * 40).set_column(place, "static_share", pa.array(scores))
-    quarantine = pa.Table.from_pylist(
-        [
-            {
-                "source": "a",
-                "kind": "too static",
-                "reason": "too static: x",
-                "score": 0.5 + n / 40,
-                "start_seconds": 0.0,
-            }
-            for n in range(1, 20)
-        ]
-        + [{"source": "b", "kind": "too black", "reason": "too black: x", "score": 0.5}],
-        index.QUARANTINE_SCHEMA,
-    )
+    beyond = pa.array([0.5 + n / 40 for n in range(1, 20)])
+    left_out = rows.slice(0, 19).set_column(place, "static_share", beyond)
     item = next(item for item in FILTERS if item.setting == "max_static_share")
     assert isinstance(item, Filter)
-    out, kept = choose(item, FilterSettings(max_static_share=0.5), rows, quarantine).values()
+    out, kept = choose(item, FilterSettings(max_static_share=0.5), rows, left_out).values()
     assert [s.score for s in kept] == sorted(scores, reverse=True)[:SHOWN]
     assert [s.score for s in out] == [0.5 + n / 40 for n in range(1, SHOWN + 1)]
-    (spread,) = choose(item, FilterSettings(max_static_share=None), rows, quarantine).values()
+    (spread,) = choose(item, FilterSettings(max_static_share=None), rows, None).values()
     assert len(spread) == 2 * SHOWN and (spread[0].score, spread[-1].score) == (0, 0.5)
 
 

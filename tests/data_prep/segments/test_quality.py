@@ -8,11 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
 from data_prep.reasons import Rejected
-from data_prep.segments.filters import FILTERS, verdict
+from data_prep.segments.filters import FILTERS, Filter, sift
 from data_prep.segments.quality import Scorer
 from data_prep.segments.transcode import Segment
 from data_prep.settings import EncodeSettings, FilterSettings
@@ -111,36 +112,52 @@ def test_the_shortest_segment_has_scores_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("item", FILTERS, ids=lambda item: item.setting)
-def test_each_filter_drops_beyond_its_threshold_and_keeps_what_lies_on_it(item: object) -> None:
-    from data_prep.segments.filters import Filter
-
-    assert isinstance(item, Filter)
+def test_each_filter_drops_beyond_its_threshold_and_keeps_what_lies_on_it(item: Filter) -> None:
     all_off = dict.fromkeys(FilterSettings.model_fields)
     settings = FilterSettings(**{**all_off, item.setting: 0.5})  # type: ignore[arg-type]
-    values: dict[str, float] = dict.fromkeys(index.SCORES, 0.5)
-    assert verdict(values, settings) is None
     beyond = 0.51 if item.setting.startswith("max_") else 0.49
-    assert verdict({**values, item.score: beyond}, FilterSettings(**all_off)) is None  # type: ignore[arg-type]
-    found = verdict({**values, item.score: beyond}, settings)
-    assert found is not None and found[2] == beyond
-    assert found[1] == f"{item.kind.value}: {beyond}, filters.{item.setting} is 0.5"
-    assert found[0] == item.kind and item.kind.is_lasting
+    rows = rows_of(dict.fromkeys(index.SCORES, 0.5), {item.score: beyond})
+    assert sift(rows, FilterSettings(**all_off)) == (rows, {})  # type: ignore[arg-type]
+    kept, left_out = sift(rows, settings)
+    assert kept["key"].to_pylist() == ["0"] and left_out.keys() == {item}
+    (row,) = left_out[item].to_pylist()
+    found = item.rejected(row, settings)
+    assert (found.source, found.start_seconds, found.end_seconds) == ("1.mp4", 0.0, 1.0)
+    assert found.score == beyond and found.kind == item.kind and item.kind.is_lasting
+    assert found.reason == f"{item.kind.value}: {beyond}, filters.{item.setting} is 0.5"
+
+
+def rows_of(*scores: dict[str, float]) -> pa.Table:
+    """Returns rows of the index, each with the scores of the first where it has none."""
+    plain = {"shard": "", "offset": 0, "size": 0, "digest": "", "source_digest": "", "splits": []}
+    plain |= {"start_seconds": 0.0, "end_seconds": 1.0, "frames": 1, "fps": 1.0, "width": 1}
+    plain |= {"height": 1, "normalised": [], **scores[0]}
+    rows = [{**plain, "key": f"{n}", "source": f"{n}.mp4", **s} for n, s in enumerate(scores)]
+    return pa.Table.from_pylist(rows, index.INDEX_SCHEMA)
+
+
+def test_what_several_filters_leave_out_is_the_first_ones() -> None:
+    fine: dict[str, float] = dict.fromkeys(index.SCORES, 0.5)
+    rows = rows_of(fine, {"black_share": 1.0, "static_share": 1.0}, {"static_share": 1.0})
+    kept, left_out = sift(rows, FilterSettings())
+    assert kept["key"].to_pylist() == ["0"]
+    assert {item.score: t["key"].to_pylist() for item, t in left_out.items()} == {
+        "black_share": ["1"],
+        "static_share": ["2"],
+    }
 
 
 def test_by_default_only_black_and_frozen_segments_go(tmp_path: Path) -> None:
-    def kept(frames: Pixels) -> list[Segment | Rejected]:
-        path = write_video(tmp_path / f"{next(SEED)}.mp4", frames)
-        return cut(path, filters=FilterSettings())
+    def reasons(frames: Pixels) -> list[str]:
+        (segment,) = segments(write_video(tmp_path / f"{next(SEED)}.mp4", frames))
+        left_out = sift(rows_of(segment.scores), FilterSettings())[1]
+        return [item.setting for item, rows in left_out.items() if len(rows)]
 
-    (black,), (frozen,) = kept(flat(24, 0)), kept(still(24))
-    assert isinstance(black, Rejected) and black.reason.startswith(
-        "too black: 1, filters.max_black"
-    )
-    assert isinstance(frozen, Rejected) and frozen.score == 1
-    assert frozen.reason.startswith("too static: 1, filters.max_static_share is 0.99")
+    assert reasons(flat(24, 0)) == ["max_black_share"]
+    assert reasons(still(24)) == ["max_static_share"]
     slides = np.concatenate([still(12, seed) for seed in range(3)])
     for frames in (moving_frames(24, 48, 64), flat(24, 0) + moving_frames(24, 48, 64) // 8, slides):
-        assert isinstance(kept(frames)[0], Segment)
+        assert not reasons(frames)
 
 
 def test_no_scene_cut_falls_inside_a_segment(tmp_path: Path) -> None:
@@ -187,8 +204,9 @@ def test_shots_come_out_alike_from_one_pass_and_hold_the_right_frames(tmp_path: 
 
 
 def test_a_stretch_gives_at_most_so_many_segments(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", np.concatenate([still(12), moving_frames(60, 48, 64)]))
-    found = cut(path, seconds=1.0, most=2, filters=FilterSettings())
+    shots = [shot(n, seed) for seed, n in enumerate((3, 20, 20, 20))]
+    path = write_video(tmp_path / "a.mp4", np.concatenate(shots), fps=12)
+    found = cut(path, seconds=2.0, least=0.5, most=2, cut="shots")  # the short one is none
     assert [type(item) for item in found] == [Rejected, Segment, Segment]
 
 

@@ -10,13 +10,12 @@ import pytest
 
 from data_prep.reasons import Rejected
 from data_prep.segments.transcode import Segment, transcode
-from data_prep.settings import EncodeSettings, FilterSettings, PrepSettings
+from data_prep.settings import EncodeSettings, PrepSettings
 from dynamonet.video.constant_rate import TimeRange, output_rate
 from dynamonet.video.decode import DecodeError, open_video, video_stream
 from dynamonet.video.letterbox import find_content
 from tests.conftest import REAL_DATA, moving_frames, write_video
 
-OPEN = FilterSettings(max_black_share=None, max_static_share=None)
 SMALL = EncodeSettings(short_side_px=32, crf=10)
 WHOLE = TimeRange(Fraction(0), None)
 
@@ -28,12 +27,11 @@ def cut(
     seconds: float = 10.0,
     least: float = 0.1,
     encode: EncodeSettings = SMALL,
-    filters: FilterSettings = OPEN,
     most: int | None = None,
     **more: object,
 ) -> list[Segment | Rejected]:
     values = {"segment_seconds": seconds, "min_seconds": least, **more}
-    settings = PrepSettings(encode=encode, filters=filters, **values)  # type: ignore[arg-type]
+    settings = PrepSettings(encode=encode, **values)  # type: ignore[arg-type]
     with open_video(str(path)) as container:
         box = find_content(container, 1.0) if encode.crop_letterbox else None
     with open_video(str(path)) as container:
