@@ -29,9 +29,10 @@ import psutil
 from rich.table import Table
 
 from benchmarks.report import Figure, in_own_process, peak_bytes, ratio, show, table
+from data_prep.builder import Build
 from data_prep.segments.transcode import X264_PARAMS
 from data_prep.settings import EncodeSettings, PrepSettings
-from data_prep.shards import writer
+from data_prep.shards import pieces
 from data_prep.shards.plan import ShardPlan, plan_shards
 from data_prep.sources.probe import VideoInfo, inspect
 from dynamonet.storage import Folder
@@ -102,12 +103,10 @@ def plans_of(videos: Path, settings: PrepSettings) -> list[ShardPlan]:
 
 def shards(plans: list[ShardPlan], videos: Path, folder: Path) -> None:
     """Makes the tars of stage 1 on two cores."""
-    from dynamonet import cluster
 
     shutil.rmtree(folder, ignore_errors=True)
-    arguments = ((plan, str(videos), str(folder), PrepSettings()) for plan in plans)
-    for _ in cluster.in_parallel(writer.build_shard, arguments):
-        pass
+    build = Build(PrepSettings(), Folder.at(str(videos)), Folder.at(str(folder)), lambda *_: None)
+    build.write_missing(plans)
 
 
 def speed(folder: Path) -> tuple[Table, list[Figure]]:
@@ -150,16 +149,16 @@ def children(videos: Path) -> tuple[Table, list[Figure]]:
     Time on the clock would not do: the child works while its caller writes.
     """
     settings, folder = PrepSettings(), Folder.at(str(videos))
-    pieces = [piece for plan in plans_of(videos, settings) for piece in plan.pieces]
+    work = [piece for plan in plans_of(videos, settings) for piece in plan.pieces]
 
     def seconds(transcode: Callable[..., object]) -> float:
         before = family_seconds()
-        for piece in pieces:
+        for piece in work:
             deque(cast(Iterator[object], transcode(piece, folder, settings)), maxlen=0)
         return family_seconds() - before
 
-    seconds(writer._guarded)  # its child starts
-    shares = [seconds(writer._guarded) / seconds(writer._samples) for _ in range(2 * ROUNDS)]
+    seconds(pieces.encoded)  # its child starts
+    shares = [seconds(pieces.encoded) / seconds(pieces._transcoded) for _ in range(2 * ROUNDS)]
     cost = statistics.median(shares)
     made = table("Transcoding in a child process", "", "CPU time by that without one")
     made.add_row(f"median of {len(shares)} rounds", f"{cost:.3f}")
@@ -257,7 +256,7 @@ def peak_of(videos: Path) -> int:
     settings = PrepSettings(shard_mb=1e6)
     for plan in plans_of(videos, settings):
         for piece in plan.pieces:
-            for _ in writer._samples(piece, Folder.at(str(videos)), settings):
+            for _ in pieces._transcoded(piece, Folder.at(str(videos)), settings):
                 pass
     return peak_bytes()
 

@@ -77,7 +77,8 @@ def record_of(plan: ShardPlan) -> Record:
     nothing = index.QUARANTINE_SCHEMA.empty_table()
     size = len(rows) * (CLIP_BYTES + 2048)
     table_of = pa.Table.from_pylist(rows, index.INDEX_SCHEMA)
-    return Record(table_of, nothing, plan.digest, size, "0" * 32)
+    pieces = [(piece.digest, 1, 0) for piece in plan.pieces]
+    return Record(table_of, nothing, pieces, plan.digest, size, "0" * 32)
 
 
 def plan_and_write(path: str, rows: int) -> tuple[dict[str, float], int, int]:

@@ -12,7 +12,8 @@ from data_prep.dedup.duplicates import describe_excluded, find_duplicates, open_
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.settings import PrepSettings
-from data_prep.shards.manifest import SETTINGS, Inspected, Record
+from data_prep.shards.manifest import SETTINGS, Inspected, Record, shard_place
+from data_prep.shards.pieces import OlderTars, encode_piece
 from data_prep.shards.plan import ShardPlan, plan_shards
 from data_prep.shards.tables import make_card, reasons, remove_stale, tables_of
 from data_prep.shards.writer import build_shard, done_record
@@ -20,6 +21,7 @@ from data_prep.sources.labels import UCF_GROUP, Labelling, read_labels
 from data_prep.sources.probe import VideoInfo, inspect
 from dynamonet import cluster
 from dynamonet.child_process import Limits
+from dynamonet.cluster import TwoSteps
 from dynamonet.errors import UserError
 from dynamonet.shards.card import (
     Card,
@@ -118,17 +120,28 @@ class Build:
             How many were written.
         """
         missing = [plan for plan in plans if self._is_due(done_record(self.output, plan))]
-        seconds = {plan.name: plan.seconds for plan in missing}
-        total, done = sum(seconds.values()), 0.0
+        # the longest piece first, so that no core is left with one at the end
+        missing.sort(key=lambda plan: -max(piece.seconds for piece in plan.pieces))
+        total, done = sum(plan.seconds for plan in missing), 0.0
         if missing:
             self.on_progress("writing shards", done, total)  # so that the rate counts from here
-        # the longest first, so that no core is left with a long tar at the end
-        missing.sort(key=lambda plan: -plan.seconds)
-        arguments = ((p, self.videos.path, self.output.path, self.settings) for p in missing)
-        for name in cluster.in_parallel(build_shard, arguments):
-            done += seconds[name]
+        totals = sorted({place[1] for name in self.output.names() if (place := shard_place(name))})
+        work = (self._work(plan, totals) for plan in missing)
+        for tar, place in cluster.in_two_steps(encode_piece, build_shard, work):
+            plan = tar.whole[0]
+            kept = plan.seconds - sum(plan.pieces[n].seconds for n in tar.parts)
+            done += kept if place is None else plan.pieces[place].seconds
             self.on_progress("writing shards", done, total)
         return len(missing)
+
+    def _work(self, plan: ShardPlan, totals: list[int]) -> TwoSteps[int]:
+        """Returns the work for a tar: its pieces, less those that are finished in older tars."""
+        source, output, settings = self.videos.path, self.output.path, self.settings
+        older = OlderTars(self.output, plan, totals, settings)
+        fresh = [n for n, piece in enumerate(plan.pieces) if piece not in older]
+        fresh.sort(key=lambda n: -plan.pieces[n].seconds)
+        parts = {n: (plan.pieces[n], source, settings) for n in fresh}
+        return TwoSteps(parts, (plan, source, output, settings, totals))
 
     def records(self, plans: list[ShardPlan]) -> dict[str, Record]:
         """Reads the records of all tars.

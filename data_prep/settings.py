@@ -177,7 +177,11 @@ class PrepSettings(StageSettings):
 
     def content(self) -> dict[str, object]:
         """Returns the settings that decide what the shards hold."""
-        keys = {"dataset", "test_share", "segment_seconds", "cut", "min_seconds", "min_side_px"}
-        keys |= {"max_segments_per_video", "shard_mb", "encode"}
+        keys = {"dataset", "test_share", "min_side_px", "max_segments_per_video", "shard_mb"}
         keys |= {"group_pattern"} if self.group_pattern else set()
+        return self.model_dump(mode="json", include=keys) | self.encoding()
+
+    def encoding(self) -> dict[str, object]:
+        """Returns the settings that decide what segments a time range of a video gives."""
+        keys = {"segment_seconds", "cut", "min_seconds", "encode"}
         return self.model_dump(mode="json", include=keys)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dynamonet.errors import UserError
 
 T = TypeVar("T")
+K = TypeVar("K")
 TASKS_PER_CPU = 2  # in flight for each core, so that the next one waits at the worker
 
 
@@ -74,3 +76,80 @@ def in_parallel(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+@dataclass(eq=False)
+class TwoSteps(Generic[K]):
+    """Work in parts, and then with all that they gave."""
+
+    parts: dict[K, tuple[Any, ...]]  # arguments of each part
+    whole: tuple[Any, ...]  # arguments of the second step, less what the parts gave
+    given: dict[K, list[ray.ObjectRef]] = field(default_factory=dict)
+
+
+def in_two_steps(
+    first: Callable[..., Iterator[Any]],
+    second: Callable[..., Any],
+    work: Iterable[TwoSteps[K]],
+) -> Iterator[tuple[TwoSteps[K], K | None]]:
+    """Runs the parts of all work as one-core tasks, and each second step once its parts are done.
+
+    `second(*whole, given)` gets an iterator over what `first(*part)` yielded, for each part. Parts
+    of several pieces of work run side by side, so that all cores are busy to the end; what they
+    give waits in Ray's object store. Yields each part as it ends, and with None each whole. Else as
+    `in_parallel`.
+    """
+    make_part = ray.remote(num_cpus=1, num_returns="streaming")(first)
+    make_whole = ray.remote(num_cpus=1)(_second_step).options(name=second.__name__)
+    limit = TASKS_PER_CPU * num_cpus()
+    running: dict[Any, tuple[TwoSteps[K], K | None]] = {}
+    left: dict[TwoSteps[K], int] = {}  # parts that have not ended
+
+    def start_whole(item: TwoSteps[K]) -> None:
+        del left[item]
+        running[make_whole.remote(second, item.whole, item.given)] = item, None
+
+    def starts() -> Iterator[bool]:
+        for item in work:
+            item.given = {key: [] for key in item.parts}
+            left[item] = len(item.parts)
+            for key, words in item.parts.items():
+                running[make_part.remote(*words)] = item, key
+                yield True
+            if not item.parts:
+                start_whole(item)
+                yield True
+
+    waiting = starts()
+    try:
+        while True:
+            while len(running) < limit and next(waiting, False):
+                pass
+            if not running:
+                return
+            handles: list[Any] = [*running]
+            done: list[Any] = ray.wait(handles, fetch_local=False)[0]
+            (ready,) = done
+            item, key = running[ready]
+            if key is None:
+                ray.get(ready)  # raises what it raised
+                item.given.clear()  # so that Ray forgets what the parts gave
+            else:
+                try:
+                    item.given[key].append(next(ready))
+                    continue
+                except StopIteration:
+                    left[item] -= 1
+            del running[ready]
+            yield item, key
+            if key is not None and not left[item]:
+                start_whole(item)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _second_step(
+    function: Callable[..., T], words: tuple[Any, ...], given: dict[Any, list[ray.ObjectRef]]
+) -> T:
+    return function(*words, {key: map(ray.get, parts) for key, parts in given.items()})

@@ -40,7 +40,7 @@ class Segment:
     start_seconds: float  # in the source
     end_seconds: float
     frames: int
-    fps: Fraction
+    fps: float
     width: int
     height: int
     scores: dict[str, float]  # by the names in index.SCORES
@@ -142,8 +142,8 @@ class _OpenSegment:
             least = f"min_seconds is {settings.min_seconds:g}"
             return rejected(kind, f"{kind.value}: {end - start:.2f} s, {least}")
         encoder = self.encoder
-        size = encoder.width, encoder.height
-        return Segment(data, start, end, encoder.frames, encoder.rate, *size, scores, normalised)
+        shape = encoder.frames, float(encoder.rate), encoder.width, encoder.height
+        return Segment(data, start, end, *shape, scores, normalised)
 
 
 class _Encoder:

@@ -1,7 +1,7 @@
 """What stage 1 keeps for itself in `records/`: one record a tar, the sources, settings, the card.
 
 records/
-  shard-0000-00.parquet   a tar's rows of the index; its presence is the tar's done mark
+  shard-00000-of-00001.parquet   a tar's rows of the index; its presence is the tar's done mark
   sources.parquet         every video found: header, hash, or why it was left out
   settings.json           the settings that decide what the tars hold
   card.json               a copy of the card
@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import PurePosixPath
@@ -65,11 +66,12 @@ class Inspected:
 class Record:
     """What one tar holds."""
 
-    rows: pa.Table  # INDEX_SCHEMA
+    rows: pa.Table  # INDEX_SCHEMA; of each piece together, as in the next two
     quarantine: pa.Table  # QUARANTINE_SCHEMA
+    pieces: list[tuple[str, int, int]]  # (digest, rows, rows in quarantine)
     plan: str  # digest of everything that decides the tar's bytes
     tar_bytes: int
-    tar_digest: str | None  # BLAKE2b-128 of the tar
+    tar_digest: str  # BLAKE2b-128 of the tar
 
     def without(self, keys: set[str]) -> Record:
         """Returns the record less some of its samples, which are left out of the index."""
@@ -77,6 +79,15 @@ class Record:
             return self
         kept = [key not in keys for key in self.rows["key"].to_pylist()]
         return replace(self, rows=self.rows.filter(pa.array(kept, pa.bool_())))
+
+    def by_piece(self) -> Iterator[tuple[str, list[dict[str, Any]], list[Rejected]]]:
+        """Yields the digest of each piece of a whole record, with its rows."""
+        row = lost = 0
+        for digest, num_rows, num_lost in self.pieces:
+            rows = self.rows.slice(row, num_rows).to_pylist()
+            rejected = self.quarantine.slice(lost, num_lost).to_pylist()
+            yield digest, rows, [Rejected.of(item) for item in rejected]
+            row, lost = row + num_rows, lost + num_lost
 
     @property
     def seconds(self) -> float:
@@ -93,9 +104,14 @@ def record_name(shard: str) -> str:
     return f"{RECORDS}/{PurePosixPath(shard).stem}.parquet"
 
 
+def shard_name(number: int, total: int) -> str:
+    """Returns the name of one of `total` tars."""
+    return f"shard-{number:05d}-of-{total:05d}.tar"
+
+
 def shard_place(name: str) -> tuple[int, int] | None:
-    """Returns (block, number) from a tar's or record's name; None for other files' names."""
-    match = re.fullmatch(r"shard-(\d{4,})-(\d{2,})\.(tar|parquet)", PurePosixPath(name).name)
+    """Returns (number, total) from a tar's or record's name; None for other files' names."""
+    match = re.fullmatch(r"shard-(\d{5,})-of-(\d{5,})\.(tar|parquet)", PurePosixPath(name).name)
     return (int(match[1]), int(match[2])) if match else None
 
 
@@ -106,12 +122,13 @@ def write_record(
     rejected: list[Rejected],
     *,
     plan: str,
+    pieces: list[tuple[str, int, int]],
     tar_bytes: int,
     tar_digest: str,
 ) -> None:
     """Writes what a tar holds; the record's presence says that the tar is done."""
     quarantine = [vars(item) for item in rejected]
-    about = {"plan": plan, "tar_bytes": tar_bytes, "tar_digest": tar_digest}
+    about = {"plan": plan, "pieces": pieces, "tar_bytes": tar_bytes, "tar_digest": tar_digest}
     about["quarantine"] = quarantine
     schema = index.INDEX_SCHEMA.with_metadata({b"dynamonet": json.dumps(about).encode()})
     index.write_table(folder, record_name(shard), pa.Table.from_pylist(rows, schema))
@@ -126,9 +143,9 @@ def read_record(folder: Folder, shard: str) -> Record | None:
         about = json.loads((table.schema.metadata or {})[b"dynamonet"])
         quarantine = pa.Table.from_pylist(about["quarantine"], index.QUARANTINE_SCHEMA)
         rows = table.replace_schema_metadata(None)
-        record = Record(
-            rows, quarantine, about["plan"], about["tar_bytes"], about.get("tar_digest")
-        )
+        pieces = [(digest, num_rows, num_lost) for digest, num_rows, num_lost in about["pieces"]]
+        parts = (about["plan"], about["tar_bytes"], about["tar_digest"])
+        record = Record(rows, quarantine, pieces, *parts)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
     return record if rows.schema.equals(index.INDEX_SCHEMA) else None

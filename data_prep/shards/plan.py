@@ -1,13 +1,11 @@
 """Which tar holds what: a pure function of the sources and the settings.
 
-    source --cut at multiples of segment_seconds-->   pieces of at most 1/16 of a tar
-    pieces --in the order of their hashes-->          ....................................
-           --top k bits of the hash-->                |    block 0     |     block 1     |
-           --equal bytes within a block-->            | tar 0 | tar 1 | tar 0 | tar 1 |
+    source --cut at multiples of segment_seconds-->  pieces of at most 1/16 of a tar
+    piece  --hash of its content, modulo N-->        one of N tars, N a power of two
 
-Tars come out about equal, and a piece's tar depends on its own hash and its block alone: adding or
-removing a video changes the 16 to 32 tars of one block (k grows when the set doubles). Hashing also
-takes neighbours in a folder apart, so that plain streaming is not correlated.
+A piece's tar depends on its own bytes and on N, not on its name or its neighbours: adding, removing
+or renaming a video changes the tars of its own pieces. Where the set outgrows N, each tar becomes
+two. Hashing also takes neighbours in a folder apart, so that plain streaming is not correlated.
 """
 
 from __future__ import annotations
@@ -15,18 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 from data_prep.settings import EncodeSettings, PrepSettings
+from data_prep.shards.manifest import shard_name
 from data_prep.sources.labels import Label
 from data_prep.sources.probe import VideoInfo
+from dynamonet.digest import digest_of_bytes
 from dynamonet.video.constant_rate import TimeRange, output_rate
 from dynamonet.video.files import Source, printable
 
 BITS_PER_PIXEL = 0.23  # of our encodings at crf 23. Source: measured on 316 sports clips
 PIECES_A_TAR = 16  # at least: more would make tars more equal and cost a seek each
-TARS_A_BLOCK = 16  # at least: more would make blocks more equal and additions dearer
 CRF_HALVES = 6  # steps of crf that halve the bytes. Source: x264's own rule of thumb
 
 
@@ -40,13 +41,13 @@ class Piece:
     first_segment: int
     label: Label | None
     class_index: int | None
-    most_segments: int | None = None  # that may be taken of it; None = all
+    most_segments: int | None  # that may be taken of it; None = all
+    digest: str  # of everything that decides what it gives, wherever its source lies
 
     @property
-    def name_hash(self) -> str:
-        return hashlib.blake2b(
-            f"{printable(self.source.path)}\n{self.first_segment}".encode(), digest_size=8
-        ).hexdigest()
+    def seconds(self) -> float:
+        end = self.info.seconds if self.time_range.end is None else float(self.time_range.end)
+        return max(0.0, end - float(self.time_range.start))
 
     def key(self, first_frame: int) -> str:
         """Returns the key of the segment that begins at a frame of the whole video, as it is
@@ -59,18 +60,26 @@ class Piece:
 class ShardPlan:
     """One tar to make."""
 
-    block: int
-    number: int  # within its block
+    number: int
+    total: int  # tars that the set is divided into
     pieces: tuple[Piece, ...]  # in the order in which they stand in the tar
     digest: str  # of everything that decides the tar's bytes
 
     @property
     def name(self) -> str:
-        return f"shard-{self.block:04d}-{self.number:02d}.tar"
+        return shard_name(self.number, self.total)
 
     @property
     def seconds(self) -> float:
-        return sum(_seconds(piece) for piece in self.pieces)
+        return sum(piece.seconds for piece in self.pieces)
+
+    def older_names(self, totals: Iterable[int]) -> list[str]:
+        """Returns the tars that held these pieces when the set was divided into other numbers."""
+        return [
+            shard_name(number, total)
+            for total in totals
+            for number in range(self.number % total, total, self.total)
+        ]
 
 
 def plan_shards(
@@ -81,39 +90,22 @@ def plan_shards(
 ) -> list[ShardPlan]:
     """Assigns every source to tars of about `shard_mb` megabytes."""
     place = {name: index for index, name in enumerate(classes)}
-    pieces = []
+    encoding = json.dumps(settings.encoding(), sort_keys=True)
+    pieces, total_bytes = [], 0.0
     for source, info in sources:
         label = labels.get(source.path)
         index = None if label is None else place[label.class_name]
         for first, time_range, most in _time_ranges(info, settings):
-            pieces.append(Piece(source, info, time_range, first, label, index, most))
-    pieces.sort(key=lambda piece: piece.name_hash)
-    sizes = [_seconds(p) * bytes_per_second(p.info, settings.encode) for p in pieces]
-    tar_bytes = settings.shard_mb * 1e6
-    bits = max(0, math.floor(math.log2(max(1.0, sum(sizes) / tar_bytes / TARS_A_BLOCK))))
-    blocks: list[list[tuple[Piece, float]]] = [[] for _ in range(2**bits)]
-    for piece, size in zip(pieces, sizes, strict=True):
-        blocks[int(piece.name_hash, 16) >> (64 - bits)].append((piece, size))
-    content = json.dumps(settings.content(), sort_keys=True)
-    return [
-        ShardPlan(block, number, tuple(members), _digest(content, members))
-        for block, contents in enumerate(blocks)
-        for number, members in enumerate(_equal_parts(contents, tar_bytes))
-        if members
-    ]
-
-
-def _equal_parts(pieces: list[tuple[Piece, float]], most: float) -> list[list[Piece]]:
-    """Cuts pieces, in their order, into the fewest parts of equal size that stay below `most`."""
-    total = sum(size for _, size in pieces)
-    count = max(1, math.ceil(total / most))
-    parts: list[list[Piece]] = [[] for _ in range(count)]
-    before = 0.0
-    for piece, size in pieces:
-        middle = before + size / 2
-        parts[min(count - 1, int(middle / max(total, 1e-9) * count))].append(piece)
-        before += size
-    return parts
+            words = (encoding, info.digest, time_range.start, time_range.end, most)
+            digest = digest_of_bytes("\n".join(map(str, words)).encode())
+            pieces.append(Piece(source, info, time_range, first, label, index, most, digest))
+            total_bytes += pieces[-1].seconds * bytes_per_second(info, settings.encode)
+    pieces.sort(key=lambda piece: (piece.digest, piece.source.path))
+    total = 2 ** max(0, math.ceil(math.log2(max(1.0, total_bytes / settings.shard_mb / 1e6))))
+    tars: dict[int, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        tars[int(piece.digest, 16) % total].append(piece)
+    return [ShardPlan(n, total, tuple(tars[n]), _digest(tars[n])) for n in sorted(tars)]
 
 
 def bytes_per_second(info: VideoInfo, encode: EncodeSettings) -> float:
@@ -163,22 +155,14 @@ def _chosen(num_segments: float, most: int | None) -> list[int] | None:
     return [int((n + 0.5) * whole / most) for n in range(most)]
 
 
-def _seconds(piece: Piece) -> float:
-    end = piece.info.seconds if piece.time_range.end is None else float(piece.time_range.end)
-    return max(0.0, end - float(piece.time_range.start))
-
-
-def _digest(content: str, pieces: list[Piece]) -> str:
-    digest = hashlib.blake2b(content.encode(), digest_size=16)
+def _digest(pieces: list[Piece]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         known = {
+            "piece": piece.digest,
             "path": printable(piece.source.path),
-            "source": piece.info.digest,
-            "start": str(piece.time_range.start),
-            "end": str(piece.time_range.end),
             "label": asdict(piece.label) if piece.label else None,
             "class_index": piece.class_index,
-            "most": piece.most_segments,
         }
         digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()

@@ -46,7 +46,7 @@ def tables_of(
     filters: FilterSettings,
 ) -> Tables:
     """Puts the records of all tars together, in the order in which the tars were planned."""
-    names = sorted(records, key=lambda name: shard_place(name) or (0, 0))
+    names = sorted(records)
     left_out = keys_left_out(duplicates)
     sifted = {name: filtered(records[name], filters) for name in names}
     kept = {name: sifted[name].without(left_out) for name in names}

@@ -7,7 +7,7 @@
   quarantine.parquet    one row a video, or time range of one, that was not taken, with its reason
   duplicates.parquet    one row a segment that is a copy of another, here or in an excluded set
   report.html           what is in the set, with pictures, for a reader
-  shard-00000.tar ...   plain WebDataset: <key>.mp4 + <key>.json
+  shard-00000-of-00008.tar ...   plain WebDataset: <key>.mp4 + <key>.json
   records/              one record a tar, its done mark, and a copy of the card; for stage 1
 """
 
