@@ -127,7 +127,7 @@ class Build:
             self.on_progress("writing shards", done, total)  # so that the rate counts from here
         totals = sorted({place[1] for name in self.output.names() if (place := shard_place(name))})
         work = (self._work(plan, totals) for plan in missing)
-        for tar, place in cluster.in_two_steps(encode_piece, build_shard, work):
+        for tar, place, _ in cluster.in_two_steps(encode_piece, build_shard, work):
             plan = tar.whole[0]
             kept = plan.seconds - sum(plan.pieces[n].seconds for n in tar.parts)
             done += kept if place is None else plan.pieces[place].seconds

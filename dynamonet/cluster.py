@@ -91,13 +91,16 @@ def in_two_steps(
     first: Callable[..., Iterator[Any]],
     second: Callable[..., Any],
     work: Iterable[TwoSteps[K]],
-) -> Iterator[tuple[TwoSteps[K], K | None]]:
+) -> Iterator[tuple[TwoSteps[K], K | None, Any]]:
     """Runs the parts of all work as one-core tasks, and each second step once its parts are done.
 
     `second(*whole, given)` gets an iterator over what `first(*part)` yielded, for each part. Parts
     of several pieces of work run side by side, so that all cores are busy to the end; what they
-    give waits in Ray's object store. Yields each part as it ends, and with None each whole. Else as
-    `in_parallel`.
+    give waits in Ray's object store. Else as `in_parallel`.
+
+    Yields:
+        Work and key of each part as it ends, with None; work, None and the result of each second
+        step.
     """
     make_part = ray.remote(num_cpus=1, num_returns="streaming")(first)
     make_whole = ray.remote(num_cpus=1)(_second_step).options(name=second.__name__)
@@ -131,8 +134,9 @@ def in_two_steps(
             done: list[Any] = ray.wait(handles, fetch_local=False)[0]
             (ready,) = done
             item, key = running[ready]
+            result = None
             if key is None:
-                ray.get(ready)  # raises what it raised
+                result = ray.get(ready)
                 item.given.clear()  # so that Ray forgets what the parts gave
             else:
                 try:
@@ -141,7 +145,7 @@ def in_two_steps(
                 except StopIteration:
                     left[item] -= 1
             del running[ready]
-            yield item, key
+            yield item, key, result
             if key is not None and not left[item]:
                 start_whole(item)
     finally:

@@ -15,18 +15,26 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.dedup import matching
-from data_prep.dedup.fingerprints import Fingerprint, fingerprint_tar, name_of, parse
+from data_prep.dedup.fingerprints import (
+    Fingerprint,
+    fingerprint_samples,
+    fingerprint_tar,
+    name_of,
+    parse,
+)
 from data_prep.dedup.matching import Match
 from data_prep.progress import OnProgress
 from data_prep.segments.filters import sift
 from data_prep.settings import PrepSettings
 from dynamonet import cluster
+from dynamonet.cluster import TwoSteps
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.shards.card import ExcludedSet
 from dynamonet.shards.index import ShardSet
 from dynamonet.storage import Folder
 
+SAMPLES = 64  # that a task makes fingerprints of
 PAIRS = 256  # that a task compares: enough to hide the cost of a task
 COLUMNS = ["key", "source", "start_seconds", "end_seconds", "digest", "offset", "size"]
 Matches = dict[int, list[tuple[int, Match]]]  # segment -> earlier ones that it is a copy of
@@ -139,19 +147,28 @@ def _load_fingerprints(
 ) -> dict[str, Fingerprint]:
     """Returns the fingerprints of all samples, by key; makes those that are not there."""
     by_key: dict[str, Fingerprint] = {}
-    todo = []
+    todo: list[TwoSteps[int]] = []
     for name, rows in tars.items():
         known = parse(folder.read(name_of(name)), rows) if folder.size(name_of(name)) else None
         by_key |= known or {}
         if known is None:
-            todo.append((folder.path, name, rows.select(COLUMNS), keep))
-    done, total = 0, sum(arguments[2].num_rows for arguments in todo)
+            listed = rows.select(COLUMNS).to_pylist()
+            parts = {
+                first: (folder.path, name, listed[first : first + SAMPLES])
+                for first in range(0, len(listed), SAMPLES)
+            }
+            todo.append(TwoSteps(parts, (folder.path, name, rows.select(COLUMNS), keep)))
+    done, total = 0, sum(tar.whole[2].num_rows for tar in todo)
     if todo:
         on_progress("fingerprints", done, total)  # so that the rate counts from here
-    for fingerprints in cluster.in_parallel(fingerprint_tar, todo):
-        by_key |= fingerprints
-        done += len(fingerprints)
-        on_progress("fingerprints", done, total)
+    for tar, first, fingerprints in cluster.in_two_steps(
+        fingerprint_samples, fingerprint_tar, todo
+    ):
+        if first is None:
+            by_key |= fingerprints
+        else:
+            done += len(tar.parts[first][2])
+            on_progress("fingerprints", done, total)
     return by_key
 
 

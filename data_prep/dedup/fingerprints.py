@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
@@ -100,6 +103,7 @@ def thumbnails(data: bytes) -> NDArray[np.uint8]:
         FFmpegError: it is damaged.
     """
     pictures: list[NDArray[np.uint8]] = []
+    scaler = VideoReformatter()  # one for all frames: a frame's own begins anew each time
     with open_video(data) as container:
         stream = video_stream(container)
         stream.thread_count = 1  # tasks are the parallelism
@@ -107,17 +111,18 @@ def thumbnails(data: bytes) -> NDArray[np.uint8]:
         for number, frame in enumerate(container.decode(stream)):
             wanted = int(number / rate * RATE + 1e-6) + 1  # pictures up to this frame
             if len(pictures) < wanted:
-                small = frame.reformat(SIDE, SIDE, "gray", interpolation="AREA").to_ndarray()
-                pictures += [small] * (wanted - len(pictures))
+                small = scaler.reformat(frame, SIDE, SIDE, "gray", interpolation="AREA")
+                pictures += [np.asarray(small.to_ndarray(), np.uint8)] * (wanted - len(pictures))
     return np.stack(pictures) if pictures else np.zeros((1, SIDE, SIDE), np.uint8)
 
 
-def fingerprint_tar(path: str, shard: str, rows: pa.Table, keep: bool) -> dict[str, Fingerprint]:
-    """Returns the fingerprints of a tar's samples by key; runs in a Ray task.
+def fingerprint_samples(
+    path: str, shard: str, rows: list[dict[str, Any]]
+) -> Iterator[dict[str, Fingerprint]]:
+    """Yields the fingerprints of some of a tar's samples by key; runs in a Ray task.
 
     Args:
-        rows: The tar's samples: key, digest, offset, size.
-        keep: Write them into the set, too, so that they are made once.
+        rows: The samples: key, offset, size.
 
     Raises:
         UserError: a sample cannot be read.
@@ -125,7 +130,7 @@ def fingerprint_tar(path: str, shard: str, rows: pa.Table, keep: bool) -> dict[s
     folder = Folder.at(path)
     fingerprints: dict[str, Fingerprint] = {}
     try:
-        for row in rows.to_pylist():
+        for row in rows:
             data = folder.read_range(shard, row["offset"], row["size"])
             fingerprints[row["key"]] = fingerprint(thumbnails(data))
     except (DecodeError, FFmpegError, OSError) as error:
@@ -133,8 +138,27 @@ def fingerprint_tar(path: str, shard: str, rows: pa.Table, keep: bool) -> dict[s
             f"{path}/{shard}: cannot be read: {reason(error)}",
             f"Repair the set with\n  {repair_command(folder)}",
         ) from None
+    yield fingerprints
+
+
+def fingerprint_tar(
+    path: str,
+    shard: str,
+    rows: pa.Table,
+    keep: bool,
+    given: Mapping[int, Iterable[dict[str, Fingerprint]]],
+) -> dict[str, Fingerprint]:
+    """Puts the fingerprints of a tar's samples together; runs in a Ray task.
+
+    Args:
+        rows: The tar's samples: key and digest.
+        keep: Write them into the set, too, so that they are made once.
+        given: What `fingerprint_samples` yielded, by the place of the first row.
+    """
+    made = {key: item for parts in given.values() for part in parts for key, item in part.items()}
+    fingerprints = {key: made[key] for key in rows["key"].to_pylist()}
     if keep:
-        index.write_table(folder, name_of(shard), _table(fingerprints, rows))
+        index.write_table(Folder.at(path), name_of(shard), _table(fingerprints, rows))
     return fingerprints
 
 

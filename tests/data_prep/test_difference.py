@@ -29,11 +29,11 @@ class Stage:
 
         def counted(
             first: Callable[..., Any], second: Callable[..., Any], work: Iterable[TwoSteps[int]]
-        ) -> Iterator[tuple[TwoSteps[int], int | None]]:
-            for item, key in in_two_steps(first, second, work):
+        ) -> Iterator[tuple[TwoSteps[int], int | None, Any]]:
+            for item, key, result in in_two_steps(first, second, work):
                 if key is not None:
                     self.encoded.append(item.parts[key][0].source.path)
-                yield item, key
+                yield item, key, result
 
         monkeypatch.setattr(builder.cluster, "in_two_steps", counted)
 
