@@ -58,7 +58,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class ChildFailed(Exception):
-    """Work in a child came to no end; the message says why."""
+    """Work in a child came to no end; the message says why. The work may raise it itself."""
 
 
 class _KilledFromOutside(Exception):
@@ -204,6 +204,8 @@ def _work(caller: Connection, job: bytes) -> None:
         raise
     except MemoryError:
         caller.send(("error", f"took more than {memory_mb} MB of memory"))
+    except ChildFailed as error:
+        caller.send(("error", str(error)))
     except Exception as error:
         caller.send(("error", f"{type(error).__name__}: {error}"))
     else:

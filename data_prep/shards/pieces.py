@@ -39,31 +39,37 @@ def encode_piece(piece: Piece, source: str, settings: PrepSettings) -> Iterator[
 
 
 def encoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[Item]:
-    """Transcodes a piece in a child; what its failure leaves undone is rejected."""
-    shown, done = printable(piece.source.path), float(piece.time_range.start)
+    """Transcodes a piece in a child; what of it gives no segment is rejected."""
+    start, end = float(piece.time_range.start), piece.end_seconds
+    done, given, failed = start, 0, ""
     try:
         for item in stream(_transcoded, piece, videos, settings, limits=settings.limits):
             done = item.end_seconds or done
+            given += isinstance(item, Segment)
             yield item
     except ChildFailed as error:
-        last = piece.info.seconds if piece.time_range.end is None else float(piece.time_range.end)
-        whole = not done and piece.time_range.end is None
-        where = (None, None) if whole else (done, max(done, last))
-        yield Rejected(shown, RejectReason.UNREADABLE, str(error), *where)
+        failed = str(error)
+    frame = 1 / float(min(piece.info.fps, output_rate(piece.info.fps, settings.encode.max_fps)))
+    is_missing = end - done > frame and given != piece.most_segments
+    if failed or is_missing:
+        whole = done == start == 0 and piece.time_range.end is None
+        where = (None, None) if whole else (done, max(done, end))
+        shown = printable(piece.source.path)
+        yield Rejected(shown, RejectReason.UNREADABLE, failed or "no frames", *where)
 
 
 def _transcoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[Item]:
-    shown = printable(piece.source.path)
     try:
         box = _content(piece, videos) if settings.encode.crop_letterbox else None
         rate = output_rate(piece.info.fps, settings.encode.max_fps)
         with open_source(videos, piece.source) as container:
             most = piece.most_segments
+            shown = printable(piece.source.path)
             yield from transcode(
                 container, piece.time_range, rate, settings, source=shown, box=box, most=most
             )
     except (DecodeError, OSError) as error:
-        yield Rejected(shown, RejectReason.UNREADABLE, str(error))
+        raise ChildFailed(str(error)) from None
 
 
 def _content(piece: Piece, videos: Folder) -> Box | None:

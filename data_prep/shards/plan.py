@@ -45,9 +45,14 @@ class Piece:
     digest: str  # of everything that decides what it gives, wherever its source lies
 
     @property
+    def end_seconds(self) -> float:
+        """Where it ends: an open piece with its source, as far as that is known."""
+        end = self.time_range.end
+        return self.info.seconds if end is None else min(float(end), self.info.seconds)
+
+    @property
     def seconds(self) -> float:
-        end = self.info.seconds if self.time_range.end is None else float(self.time_range.end)
-        return max(0.0, end - float(self.time_range.start))
+        return max(0.0, self.end_seconds - float(self.time_range.start))
 
     def key(self, first_frame: int) -> str:
         """Returns the key of the segment that begins at a frame of the whole video, as it is

@@ -34,6 +34,7 @@ class Length:
     seconds: float  # of its packets, put one after another where their times jump
     declared: float  # by the header, where that is more; 0 = it is not
     steady: bool  # all packets have times, which do not jump
+    edited: bool  # some packets are for decoding others alone, and are not shown
     trouble: str  # what FFmpeg said last as it read them
 
 
@@ -64,7 +65,7 @@ def measure_length(container: InputContainer, stream: VideoStream, step: Fractio
         declared, found = (container.duration or 0) / av.time_base, max(reached, own.seconds)
     is_short = declared - found > SLACK_FRAMES * step
     told = trouble or (lines[-1] if lines else "")
-    return Length(own.seconds, declared if is_short else 0.0, own.steady, told)
+    return Length(own.seconds, declared if is_short else 0.0, own.steady, own.edited, told)
 
 
 class _Times:
@@ -73,10 +74,13 @@ class _Times:
     def __init__(self, step: float) -> None:
         self.step = step
         self.begin: float | None = None  # of the present stretch, in which times do not jump
-        self.end = self.before = self.done = 0.0
-        self.count, self.steady = 0, True
+        self.last = self.end = self.before = self.done = 0.0  # last: begin of the last shown
+        self.count, self.steady, self.edited = 0, True, False
 
     def add(self, packet: Packet) -> None:
+        if packet.is_discard:  # cut off by an edit list
+            self.edited = True
+            return
         self.count += 1
         base = packet.time_base
         shown = packet.dts if packet.pts is None else packet.pts
@@ -84,16 +88,20 @@ class _Times:
             self.steady = False
             return
         at = float(shown * base)
-        end = at + (float(packet.duration * base) if packet.duration else self.step)
         # packets come in the order of decoding, not of showing
         decoded = at if packet.dts is None else float(packet.dts * base)
+        if at - decoded > MAX_GAP_SECONDS:  # frames are held back for a few seconds at most
+            self.steady, at = False, decoded
+        end = at + (float(packet.duration * base) if packet.duration else self.step)
         if self.begin is None:
-            self.begin, self.end = at, end
+            self.begin, self.last, self.end = at, at, end
         elif -STEP_BACK_SECONDS <= decoded - self.before <= MAX_GAP_SECONDS:
-            self.begin, self.end = min(at, self.begin), max(end, self.end)
+            self.begin = min(at, self.begin)
+            if at >= self.last:  # the durations of packets are those of their order in the file
+                self.last, self.end = at, end
         else:
             self.steady, self.done = False, self.done + self.end - self.begin
-            self.begin, self.end = at, end
+            self.begin, self.last, self.end = at, at, end
         self.before = decoded
 
     @property

@@ -67,6 +67,8 @@ def read_header(
                 return Rejected(printable(source.path), TOO_SMALL, text)
             width, height = _square_pixels(context.width, context.height, stream)
             length = measure_length(container, stream, 1 / Fraction(rate))
+            if length.edited:  # the average is over what is not shown, too
+                rate = stream.guessed_rate or rate
             return VideoInfo(
                 digest,
                 min(length.seconds, source.size / MIN_BYTES_PER_SECOND),

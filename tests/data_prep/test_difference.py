@@ -12,6 +12,7 @@ import pytest
 
 from data_prep import builder
 from data_prep.shard import main as shard
+from data_prep.shards.pieces import encode_piece
 from dynamonet.cluster import TwoSteps, in_two_steps
 from dynamonet.shards.index import ShardSet
 from tests.conftest import moving_frames, write_video
@@ -31,7 +32,7 @@ class Stage:
             first: Callable[..., Any], second: Callable[..., Any], work: Iterable[TwoSteps[int]]
         ) -> Iterator[tuple[TwoSteps[int], int | None, Any]]:
             for item, key, result in in_two_steps(first, second, work):
-                if key is not None:
+                if key is not None and first is encode_piece:
                     self.encoded.append(item.parts[key][0].source.path)
                 yield item, key, result
 
