@@ -189,12 +189,13 @@ def mutants(folder: Path, seed: int) -> tuple[Table, list[Figure]]:
     quarantine = pq.read_table(stage.output / "quarantine.parquet").to_pylist()
     taken = {row["source"] for row in rows}
     reasons = {row["source"]: row["reason"] for row in quarantine}
-    gone = lost(videos.iterdir(), taken, reasons)
+    gone = lost(videos, stage.output)
     made = table(f"{MUTANTS} damaged files, in {seconds:.0f} s", "", "files")
     made.add_row("taken whole", str(len(taken - reasons.keys())))
     made.add_row("taken in part", str(len(taken & reasons.keys())))
     made.add_row("quarantined", str(len(reasons.keys() - taken)))
-    made.add_row("lost", str(len(gone)))
+    made.add_row("of which frames are lost", str(len(gone)))
+    made.caption = "\n".join(f"{name}: {what}" for name, what in gone.items()) or None
     children = ("crashed", "stood still", "took more", "Cannot allocate")
     hard = [reason for reason in reasons.values() if any(word in reason for word in children)]
     made.add_row("that crashed, hung or wanted too much memory", str(len(hard)))

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError, InvalidDataError
+
+from data_prep.shards.manifest import load_sources
+from dynamonet.child_process import ChildFailed, Limits, call, heartbeat
+from dynamonet.shards import index
+from dynamonet.storage import Folder
+from dynamonet.video.decode import open_video, video_stream
 
 FORMATS = {  # name of the file: codec, pixel format
     "h264.mp4": ("libx264", "yuv420p"),
@@ -129,7 +139,68 @@ KINDS: tuple[Callable[[bytearray, random.Random], bytes], ...] = (
 )
 
 
-def lost(sources: Iterator[Path], taken: set[str], quarantined: dict[str, str]) -> list[str]:
-    """Returns the names of files that are neither in an index nor in quarantine with a reason."""
-    known = taken | {name for name, reason in quarantined.items() if reason}
-    return sorted(path.name for path in sources if path.name not in known)
+def lost(videos: Path, output: Path) -> dict[str, str]:
+    """Returns what of the videos is neither in the set nor in quarantine, by name, in words.
+
+    Each frame that a plain decoder gets out of a file must lie in a segment, or in a stretch in
+    quarantine with a reason; where times jump, there must be room for as many frames.
+    """
+    folder = Folder.at(str(output))
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    whole = set()
+    for name in (index.INDEX, index.QUARANTINE):
+        for row in index.read_table(folder, name).to_pylist():
+            if row["start_seconds"] is None:
+                whole.add(row["source"])
+            else:
+                spans[row["source"]].append((row["start_seconds"], row["end_seconds"]))
+    gone = {}
+    for item in load_sources(folder) or []:
+        name, info = item.source.path, item.info
+        if name in whole or (info is None and item.rejected):
+            continue
+        if info is None or name not in spans:
+            gone[name] = "no row"
+            continue
+        try:
+            times = call(plain_times, str(videos / name), limits=Limits(stall_seconds=20))
+        except ChildFailed:
+            continue  # a plain decoder crashes or hangs on it
+        frame = float(1 / info.fps)
+        if info.steady:
+            missing = [t for t in times if not _inside(t, spans[name], frame)]
+        else:
+            room = sum(end - start for start, end in spans[name]) / frame
+            missing = times[math.ceil(room) + 1 :]
+        if missing:
+            gone[name] = f"{len(missing)} of {len(times)} frames, first at {missing[0]:.3f} s"
+    for path in videos.iterdir():
+        if path.name not in whole | spans.keys():
+            gone[path.name] = "no row"
+    return gone
+
+
+def plain_times(path: str) -> list[float]:
+    """Returns the times of the frames that FFmpeg gets out of a file, in seconds."""
+    times: list[float] = []
+    with open_video(path) as container:
+        stream = video_stream(container)
+        base, origin = stream.time_base or Fraction(1), stream.start_time or 0
+        packets = container.demux(stream)
+        while True:
+            heartbeat()
+            try:
+                for frame in next(packets).decode():
+                    if isinstance(frame, av.VideoFrame):
+                        at = len(times) if frame.pts is None else (frame.pts - origin) * base
+                        times.append(float(at))
+            except StopIteration:
+                return times
+            except InvalidDataError:
+                continue
+            except (FFmpegError, OSError, ValueError):
+                return times
+
+
+def _inside(at: float, spans: list[tuple[float, float]], frame: float) -> bool:
+    return at < 0 or any(start - frame <= at <= end + frame for start, end in spans)

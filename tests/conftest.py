@@ -267,7 +267,7 @@ def shard_set(
 
         request.getfixturevalue("cluster")  # only where the shards are made
         words = f"--source {video_folder} --dataset folder --output {root}/set --runs {root}/runs"
-        more = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.005 --test_share 0.4"
+        more = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.003 --test_share 0.4"
         shard([*words.split(), *more.split()])
 
     return made_once(tmp_path_factory, "made", make) / "set"

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from data_prep.integrity.check_tar import Problem, TarCheck, check_tar
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected
-from data_prep.settings import FilterSettings
+from data_prep.settings import FilterSettings, PrepSettings
+from data_prep.shards.ledger import unaccounted
 from data_prep.shards.manifest import (
     SETTINGS,
     SOURCES,
@@ -32,6 +33,7 @@ from dynamonet.shards import index
 from dynamonet.shards.card import CARD, CARD_COPY, RECORDS, Card, DamagedCardError, read_card
 from dynamonet.storage import INCOMPLETE, Folder
 
+_TABLES = (index.INDEX, index.SHARDS, index.QUARANTINE, index.DUPLICATES)
 # settings on the card that decide no byte of the tars
 _NOT_CONTENT = ("source", "lists", "near_duplicates", "exclude", "filters")
 
@@ -84,8 +86,8 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Check
     known = card or copy
     if known is None:  # so that what the index leaves out is not known, either
         rows = shards = quarantine = None
-    chosen = known.settings.get("filters", {}) if known else {}
-    arguments = (left_out, validate(FilterSettings, chosen, origin=CARD), decode)
+    settings = validate(PrepSettings, known.settings if known else {}, origin=CARD)
+    arguments = (left_out, settings.filters, decode)
     reports = _check_tars(folder, rows, arguments, result, on_progress)
     if shards is not None:
         _check_shards(shards, reports, result)
@@ -94,9 +96,11 @@ def check_set(folder: Folder, *, decode: bool, on_progress: OnProgress) -> Check
     if rows is not None:
         _check_keys(rows, result)
     tables = (rows, shards, quarantine, copies)
-    names = (index.INDEX, index.SHARDS, index.QUARANTINE, index.DUPLICATES)
-    if card is not None and inspected is not None and not any(map(result.blames, names)):
-        _check_card(card, Tables(*(t for t in tables if t is not None)), inspected, result)
+    if card is not None and inspected is not None and not any(map(result.blames, _TABLES)):
+        made = Tables(*(table for table in tables if table is not None))
+        _check_card(card, made, inspected, settings, result)
+        for source, text in unaccounted(made.index, made.quarantine, inspected, settings).items():
+            result.problems.append(Problem(index.QUARANTINE, source, text, "0 s"))
     _check_copies(folder, card, copy, result)
     return result
 
@@ -204,11 +208,15 @@ def _check_keys(rows: pa.Table, result: CheckResult) -> None:
 
 
 def _check_card(
-    card: Card, tables: Tables, inspected: list[Inspected], result: CheckResult
+    card: Card,
+    tables: Tables,
+    inspected: list[Inspected],
+    settings: PrepSettings,
+    result: CheckResult,
 ) -> None:
     """Compares the card with tables that are right."""
     right = {"digest": index.content_digest(tables.index)}
-    right |= {f"counts.{name}": n for name, n in counts_of(tables, inspected)}
+    right |= {f"counts.{name}": n for name, n in counts_of(tables, inspected, settings)}
     written = {"digest": card.digest} | {f"counts.{name}": n for name, n in card.counts}
     for name in ("counts.listed_but_missing", "counts.found_but_unlisted"):
         right.pop(name)  # of the lists, which the tables do not have

@@ -75,7 +75,10 @@ def _facts(shards: ShardSet) -> list[tuple[str, str]]:
     info = {
         "videos taken": f"{counts.videos_taken:,} of {counts.videos_found:,}",
         "segments": f"{counts.samples:,}",
-        "length": _length(counts.seconds),
+        "in segments": _length(counts.seconds),
+        "declared by the sources": _length(counts.seconds_declared),
+        "in quarantine": _length(counts.seconds_quarantined),
+        "not asked for": _length(counts.seconds_not_asked_for),
         "size": f"{counts.bytes / 1e6:,.1f} MB in {counts.shards:,} tars",
         "near duplicates": f"{counts.near_duplicates:,}",
         "copies of excluded sets": f"{counts.in_excluded_sets:,}",

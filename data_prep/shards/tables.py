@@ -12,6 +12,7 @@ from data_prep.dedup import fingerprints
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.segments.filters import sift
 from data_prep.settings import FilterSettings, PrepSettings
+from data_prep.shards.ledger import ledgers
 from data_prep.shards.manifest import Inspected, Record, record_name, shard_place
 from data_prep.sources.labels import Labelling
 from dynamonet import __version__
@@ -116,7 +117,7 @@ def make_card(
     if not tables.index.num_rows:
         lost = [Rejected.of(row) for row in tables.quarantine.to_pylist()]
         raise UserError(f"no usable segment in {len(inspected)} videos:\n  {reasons(lost)}")
-    counts = counts_of(tables, inspected)
+    counts = counts_of(tables, inspected, settings)
     if labelling:
         listed = {"listed_but_missing": len(labelling.missing)}
         listed |= {"found_but_unlisted": len(labelling.unlisted)}
@@ -139,18 +140,22 @@ def make_card(
     )
 
 
-def counts_of(tables: Tables, inspected: list[Inspected]) -> Counts:
+def counts_of(tables: Tables, inspected: list[Inspected], settings: PrepSettings) -> Counts:
     """Returns the card's counts, less those of the lists."""
     taken = set(tables.index["source"].to_pylist())
     quarantine = [Rejected.of(row) for row in tables.quarantine.to_pylist()]
     lost = {item.source: item.group for item in quarantine if item.source not in taken}
     parts = Counter(item.group for item in quarantine if item.source in taken)
     shards = tables.shards.to_pylist()
+    books = ledgers(tables.index, tables.quarantine, inspected, settings.encode.max_fps).values()
     return Counts(
         videos_found=len(inspected),
         videos_taken=len(taken),
         samples=tables.index.num_rows,
         seconds=round(sum(shard["seconds"] for shard in shards), 3),
+        seconds_declared=round(sum(book.declared for book in books), 3),
+        seconds_quarantined=round(sum(book.left_out for book in books), 3),
+        seconds_not_asked_for=round(sum(book.rest for book in books), 3),
         bytes=sum(shard["bytes"] for shard in shards),
         shards=len(shards),
         near_duplicates=tables.duplicates["of_set"].null_count,

@@ -24,6 +24,7 @@ from dynamonet.video.constant_rate import MAX_GAP_SECONDS, STEP_BACK_SECONDS
 from dynamonet.video.decode import reason
 
 NO_LENGTH = ("mpegts", "mpeg")  # their headers tell no length; FFmpeg estimates it
+MAX_HELD_SECONDS = 10  # from decoding a frame to showing it; more is a damaged time. Source: ours
 SLACK_FRAMES = 1.5  # by which a whole file may be shorter than its header says
 
 
@@ -88,13 +89,14 @@ class _Times:
             self.steady = False
             return
         at = float(shown * base)
-        # packets come in the order of decoding, not of showing
-        decoded = at if packet.dts is None else float(packet.dts * base)
-        if at - decoded > MAX_GAP_SECONDS:  # frames are held back for a few seconds at most
+        # packets come in the order of decoding, which the first ones of a stream may not tell
+        decoded = self.before if packet.dts is None else float(packet.dts * base)
+        if self.begin is not None and at - decoded > MAX_HELD_SECONDS:
             self.steady, at = False, decoded
         end = at + (float(packet.duration * base) if packet.duration else self.step)
         if self.begin is None:
             self.begin, self.last, self.end = at, at, end
+            decoded = at if packet.dts is None else decoded
         elif -STEP_BACK_SECONDS <= decoded - self.before <= MAX_GAP_SECONDS:
             self.begin = min(at, self.begin)
             if at >= self.last:  # the durations of packets are those of their order in the file

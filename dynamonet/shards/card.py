@@ -35,7 +35,10 @@ class Counts(_Part):
     videos_found: int = 0
     videos_taken: int = 0
     samples: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # in segments
+    seconds_declared: float = 0.0  # by headers, or by packets where a header says less
+    seconds_quarantined: float = 0.0
+    seconds_not_asked_for: float = 0.0  # beyond max_segments_per_video
     bytes: int = 0
     shards: int = 0
     near_duplicates: int = 0

@@ -8,9 +8,11 @@ stream through: no more than a few are in memory, however long the video.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 import av
 from av import error as av_error
@@ -38,6 +40,10 @@ class TimeRange:
     start: Fraction
     end: Fraction | None
 
+    def num_frames(self, rate: Fraction) -> int:
+        """Returns how many frames it has, or at least no fewer where it is open."""
+        return sys.maxsize if self.end is None else round((self.end - self.start) * rate)
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -63,6 +69,8 @@ def constant_rate_frames(
 ) -> Iterator[VideoFrame | Damage]:
     """Yields upright frames at exactly `rate`, and where decoding failed.
 
+    A frame is shown until the next one, into a time range from before it and up to its end.
+
     Args:
         short_side_px: Their shorter side; frames are never enlarged.
         box: Part of the frame, as it is stored, to keep; None keeps all.
@@ -77,15 +85,20 @@ def constant_rate_frames(
     is_fast = (stream.average_rate or 0) > rate * Fraction(101, 100)
     has_others = sum(is_moving(other) for other in container.streams.video) > 1
     spacing, interlaced, count = FrameSpacing(), False, 0
-    for item in _decoded(container, stream, time_range, changes):
+    frame: VideoFrame | None = None
+    most, goes_on = time_range.num_frames(rate), False
+    for item in _decoded(container, stream, time_range, rate, changes):
         if isinstance(item, Damage):
             yield item
             continue
+        if item is None:
+            goes_on = True
+            break
         interlaced = interlaced or item.interlaced_frame  # from then on, so that it changes once
         current = (item.width, item.height, item.format.name, item.rotation, interlaced)
         if graph is None or current != shape:
             if graph is not None:
-                for frame in _drain(graph):
+                for frame in islice(_drain(graph), most - count):
                     count += 1
                     yield frame
             if shape and current[:-1] != shape[:-1]:
@@ -104,11 +117,16 @@ def constant_rate_frames(
         if spacing.changes_with(item):
             changes.add("variable_rate")
         graph.push(item)
-        for frame in _pull(graph):
+        for frame in islice(_pull(graph), most - count):
             count += 1
             yield frame
     if graph is not None:
-        yield from _drain(graph)
+        for frame in islice(_drain(graph), most - count):
+            count += 1
+            yield frame
+    if frame is not None and goes_on:
+        for _ in range(most - count):
+            yield frame
 
 
 class FrameSpacing:
@@ -130,10 +148,18 @@ class FrameSpacing:
 
 
 def _decoded(
-    container: InputContainer, stream: VideoStream, time_range: TimeRange, changes: set[str]
-) -> Iterator[VideoFrame | Damage]:
-    """Yields the decoded frames of a time range; a damaged packet is a value, not an end."""
+    container: InputContainer,
+    stream: VideoStream,
+    time_range: TimeRange,
+    rate: Fraction,
+    changes: set[str],
+) -> Iterator[VideoFrame | Damage | None]:
+    """Yields the decoded frames of a time range, and None where the source goes on after it.
+
+    A damaged packet is a value, not an end. What is shown where the range begins comes first.
+    """
     first, last = time_range.start, time_range.end
+    shown: VideoFrame | None = None  # when the range begins
     times, decoder = _FrameTimes(stream, time_range, changes), decoder_of(stream)
     if first:
         start = times.origin + int(first / times.base)
@@ -149,9 +175,18 @@ def _decoded(
         for frame in frames:
             heartbeat()
             at = times.of(frame)
-            if at is None or at < first:
+            if at is None:
                 continue
+            if at < first:
+                shown = frame
+                continue
+            if shown is not None:
+                if at - first > 1 / (2 * rate):
+                    shown.pts = round(first / times.base)
+                    yield shown
+                shown = None
             if last is not None and at >= last:
+                yield None
                 return
             if at - max(first, now) > MAX_GAP_SECONDS:
                 yield Damage(now, f"time stamps jump by {float(at) - now:.0f} s")

@@ -39,7 +39,8 @@ SETTINGS = PrepSettings(segment_seconds=1.0, min_seconds=0.0)
 class Made:
     """What stage 1 makes of a folder, less the search for copies."""
 
-    def __init__(self, videos: Path, output: Path) -> None:
+    def __init__(self, videos: Path, output: Path, **more: float) -> None:
+        settings = SETTINGS.model_copy(update=more)
         folder = Folder.at(str(videos))
         self.inspected = []
         for source in find_sources(folder)[0]:
@@ -50,8 +51,10 @@ class Made:
             )
         usable = [(item.source, item.info) for item in self.inspected if item.info]
         self.rows, quarantines = [], []
-        for plan in plan_shards(usable, {}, [], SETTINGS) if usable else []:
-            build_shard(plan, str(videos), str(output), SETTINGS)
+        plans = plan_shards(usable, {}, [], settings) if usable else []
+        self.num_pieces = sum(len(plan.pieces) for plan in plans)
+        for plan in plans:
+            build_shard(plan, str(videos), str(output), settings)
             record = read_record(Folder.at(str(output)), plan.name)
             assert record is not None
             self.rows += record.rows.to_pylist()
@@ -126,6 +129,33 @@ def test_what_a_header_promises_beyond_the_end_is_in_the_quarantine(
     assert 12 <= made.frames < 72
     assert made.frames / FPS + made.lost_seconds == pytest.approx(8.0, abs=1.5 / FPS)
     assert any(row["reason"].startswith("ends early") for row in made.lost)
+
+
+def test_uneven_frames_are_shown_across_the_borders_of_pieces(tmp_path: Path, videos: Path) -> None:
+    draw = np.random.default_rng(0)
+    gaps = draw.choice([40, 80, 300, 700], size=119)
+    times = [0, *(int(at) for at in np.cumsum(gaps))]
+    noise = draw.integers(0, 255, (120, 48, 64, 3), np.uint8)
+    write_video(videos / "uneven.mkv", noise, times=times)
+    whole = Made(videos, tmp_path / "whole")
+    pieces = Made(videos, tmp_path / "pieces", shard_mb=0.05)
+    assert pieces.num_pieces > 3 and not whole.lost and not pieces.lost
+    assert whole.frames / FPS == pytest.approx(whole.info().seconds, abs=1 / FPS)
+    digests = [{row["key"]: row["digest"] for row in made.rows} for made in (whole, pieces)]
+    assert digests[0] == digests[1]
+
+
+def test_a_wild_time_stamp_costs_no_frame(tmp_path: Path, videos: Path) -> None:
+    path = write_video(tmp_path / "good.ts", moving_frames(48, 48, 64), fps=FPS)
+    with av.open(str(path)) as given, av.open(str(videos / "wild.ts"), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for number, packet in enumerate(given.demux(video=0)):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts += round(40 / packet.time_base) if number == 20 else 0
+                packet.stream = stream
+                container.mux(packet)
+    made = Made(videos, tmp_path / "set")
+    assert not made.info().steady and "jumping_times" in made.kinds and made.frames >= 48
 
 
 def copied_to_the_front(given: InputContainer, path: Path) -> None:

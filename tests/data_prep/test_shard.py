@@ -121,7 +121,13 @@ def test_what_cannot_be_used_is_quarantined_and_the_run_goes_on(
     assert "moov atom not found" in reasons["cut.mp4"]
     assert reasons["one.mp4"] == "one frame only"
     assert reasons["short.mp4"].startswith("too short")
-    assert sum(found.card.counts.videos_quarantined.values()) == 6
+    counts = found.card.counts
+    assert sum(counts.videos_quarantined.values()) == 6
+    # of those with a header: good and short, one frame of one
+    assert counts.seconds_declared == pytest.approx(2 + 4 / 12 + 1 / 12, abs=0.01)
+    assert counts.seconds + counts.seconds_quarantined == pytest.approx(
+        counts.seconds_declared, abs=0.01
+    )
     printed = capsys.readouterr().out
     assert "too short" in printed and "videos taken" in printed
 
@@ -236,7 +242,10 @@ def test_real_videos_of_every_kind_become_shards(tmp_path: Path, cluster: None) 
     for name, least in (("awkward", 8), ("singles", 60)):
         found = prepare(REAL_DATA / name, tmp_path / name, *words)
         assert len(found) >= least
-        assert not found.card.counts.videos_quarantined
+        counts = found.card.counts
+        assert not counts.videos_quarantined and "no frames" not in counts.stretches_quarantined
+        accounted = counts.seconds + counts.seconds_quarantined
+        assert accounted == pytest.approx(counts.seconds_declared, abs=counts.videos_found / 24)
 
 
 @pytest.mark.real_data
