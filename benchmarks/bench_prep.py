@@ -3,14 +3,19 @@
 make bench-prep                  on rendered videos
 VIDEOS=DIR make bench-prep       speeds on your own, H.264 in mp4
 
-ffmpeg does what stage 1 does, decode, scale, encode with the same settings, on one thread a file
-and two files at a time, and writes plain files. video2dataset is stood for by the calls of FFmpeg
-that it makes (0.1, ClippingSubsampler at "all" precision, then ResolutionSubsampler): one to cut
-with re-encoding, one to scale each segment, files in between. Both need ffmpeg on the PATH.
+Stage 1 is timed from the list of videos to the page and the MLflow run: headers, hashes, segments,
+scores, fingerprints, copies, galleries. Ray and its processes have started.
+
+ffmpeg does of this what it can, decode, scale, encode with the same settings, on one thread a file
+and as many files at a time as there are cores, and writes plain files. video2dataset is stood for
+by the calls of FFmpeg that it makes (0.1, ClippingSubsampler at "all" precision, then
+ResolutionSubsampler): one to cut with re-encoding, one to scale each segment, files in between. The
+program is that of the wheel imageio-ffmpeg, of the extra `bench`, or on the PATH.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import statistics
@@ -21,77 +26,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import cast
 
 import psutil
 from rich.table import Table
 
+from benchmarks.ffmpeg import PROCESSES, as_video2dataset, bare, ffmpeg, over_files, render
 from benchmarks.report import Figure, in_own_process, peak_bytes, ratio, show, table
-from data_prep.builder import Build
-from data_prep.segments.transcode import X264_PARAMS
-from data_prep.settings import EncodeSettings, PrepSettings
+from data_prep.settings import PrepSettings
+from data_prep.shard import shard
 from data_prep.shards import pieces
 from data_prep.shards.plan import ShardPlan, plan_shards
 from data_prep.sources.probe import VideoInfo, inspect
+from dynamonet.errors import run_entry
 from dynamonet.storage import Folder
 from dynamonet.video.files import find_sources
 
-PROCESSES, ROUNDS = 2, 3
+ROUNDS = 3
 NUM_VIDEOS, VIDEO_SECONDS = 24, 20
+NUM_SHORT = 400  # of two seconds
 MANY = 2000  # videos over which memory is watched
 LONG_HOURS = 2
-ENCODE = EncodeSettings()
-SCALE = r"scale=-2:'min(128,ih)':flags=bicubic"
-
-
-def render(folder: Path, count: int, seconds: float, height: int = 360) -> None:
-    """Writes drifting textures of 30 frames/s, H.264 in mp4."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        source = f"testsrc2=size={height * 16 // 9 // 2 * 2}x{height}:rate=30:duration={seconds}"
-        words = ["-f", "lavfi", "-i", source, "-vf", f"hue=h={number * 15},noise=alls=6"]
-        ffmpeg(*words, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(folder / f"{number:04d}.mp4"))
-
-
-def ffmpeg(*words: str) -> None:
-    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-y", *words]
-    subprocess.run(command, check=True)
-
-
-def bare(file: Path, output: Path) -> None:
-    """Decode, scale and encode by the command line, with the settings of stage 1, in segments."""
-    ffmpeg(
-        *("-threads", "1", "-i", str(file), "-an", "-vf", SCALE, "-filter_threads", "1"),
-        *("-pix_fmt", "yuv420p", "-c:v", "libx264", "-threads", "1", "-preset", ENCODE.preset),
-        *("-crf", str(ENCODE.crf), "-tune", "fastdecode", "-x264-params", X264_PARAMS),
-        *("-g", "30", "-force_key_frames", "expr:gte(t,n_forced*10)"),
-        *("-f", "segment", "-segment_time", "10", "-reset_timestamps", "1"),
-        str(output / f"{file.stem}-%03d.mp4"),
-    )
-
-
-def as_video2dataset(file: Path, output: Path) -> None:
-    """Cuts with re-encoding, then scales each segment, through files."""
-    cut = output / f"{file.stem}-cut"
-    cut.mkdir()
-    ffmpeg(
-        *("-i", str(file), "-force_key_frames", "10,20,30,40,50,60", "-an"),
-        *("-f", "segment", "-segment_times", "10,20,30,40,50,60", "-reset_timestamps", "1"),
-        *("-c:v", "libx264", str(cut / "%05d.mp4")),
-    )
-    for segment in sorted(cut.iterdir()):
-        scaled = str(output / f"{file.stem}-{segment.name}")
-        ffmpeg("-i", str(segment), "-vf", SCALE, "-an", scaled)
-
-
-def over_files(work: Callable[[Path, Path], None], files: list[Path], folder: Path) -> None:
-    """Runs a command for each file, two at a time."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        list(pool.map(lambda file: work(file, folder), files))
 
 
 def plans_of(videos: Path, settings: PrepSettings) -> list[ShardPlan]:
@@ -101,45 +58,42 @@ def plans_of(videos: Path, settings: PrepSettings) -> list[ShardPlan]:
     return plan_shards(usable, {}, [], settings)
 
 
-def shards(plans: list[ShardPlan], videos: Path, folder: Path) -> None:
-    """Makes the tars of stage 1 on two cores."""
-
+def stage_one(videos: Path, folder: Path) -> None:
+    """Does all of stage 1, in silence."""
     shutil.rmtree(folder, ignore_errors=True)
-    build = Build(PrepSettings(), Folder.at(str(videos)), Folder.at(str(folder)), lambda *_: None)
-    build.write_missing(plans)
+    words = {"source": str(videos), "output": str(folder / "set"), "runs": str(folder / "runs")}
+    with redirect_stdout(io.StringIO()):
+        shard(PrepSettings.model_validate(words))
 
 
-def speed(folder: Path) -> tuple[Table, list[Figure]]:
+def speed(name: str, videos: Path, folder: Path) -> tuple[Table, list[Figure]]:
     """Times stage 1 and both chains of ffmpeg, in turns."""
     from dynamonet import cluster
 
-    videos = Path(os.environ.get("VIDEOS", folder / "videos")).absolute()
-    if not videos.exists():
-        render(videos, NUM_VIDEOS, VIDEO_SECONDS)
     files = sorted(videos.rglob("*.mp4"))
-    plans = plans_of(videos, PrepSettings(shard_mb=4))
-    total = sum(plan.seconds for plan in plans)
+    total = sum(plan.seconds for plan in plans_of(videos, PrepSettings()))
     runs: dict[str, Callable[[], None]] = {
-        "stage 1": lambda: shards(plans, videos, folder / "set"),
+        "stage 1": lambda: stage_one(videos, folder / "own"),
         "bare ffmpeg": lambda: over_files(bare, files, folder / "bare"),
         "calls of video2dataset": lambda: over_files(as_video2dataset, files, folder / "v2d"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with cluster.connected():
-        shards(plans, videos, folder / "set")  # its processes start
+        stage_one(videos, folder / "own")  # its processes start
         for _ in range(ROUNDS):
-            for name, run in runs.items():
+            for what, run in runs.items():
                 before = time.perf_counter()
                 run()
-                seconds[name].append(time.perf_counter() - before)
+                seconds[what].append(time.perf_counter() - before)
     own = seconds["stage 1"]
     title = f"{len(files)} videos, {total:.0f} s, on {PROCESSES} cores"
-    made = table(title, "", "x real time", "stage 1 by it")
-    for name, times in seconds.items():
-        made.add_row(name, f"{total / statistics.median(times):.0f}", f"{ratio(times, own):.2f}")
+    made = table(title, "", "seconds", "x real time", "stage 1 by it")
+    for what, times in seconds.items():
+        middle = statistics.median(times)
+        made.add_row(what, f"{middle:.1f}", f"{total / middle:.0f}", f"{ratio(times, own):.2f}")
     return made, [
-        Figure("prep_of_bare_ffmpeg", ratio(seconds["bare ffmpeg"], own), 0.9),
-        Figure("prep_over_video2dataset", ratio(seconds["calls of video2dataset"], own), 3),
+        Figure(f"prep_of_bare_ffmpeg_{name}", ratio(seconds["bare ffmpeg"], own), 0.9),
+        Figure(f"prep_over_video2dataset_{name}", ratio(seconds["calls of video2dataset"], own), 3),
     ]
 
 
@@ -192,7 +146,7 @@ class Watch:
         most = 0
         for process in self.driver.children(recursive=True):
             try:
-                if process.name().startswith("ray::build"):
+                if process.name().startswith(("ray::encode", "ray::build")):
                     family = [process, *process.children(recursive=True)]
                     most = max(most, sum(p.memory_info().rss for p in family))
             except psutil.Error:
@@ -202,11 +156,13 @@ class Watch:
 
 def memory(folder: Path) -> tuple[Table, list[Figure]]:
     """Makes shards of many short videos and watches driver and workers."""
-    render(folder / "short", 20, 2, height=120)
+    render(folder / "few", 20, 2, height=120)
     many = folder / "many"
     many.mkdir()
     for number in range(MANY):
-        os.link(folder / f"short/{number % 20:04d}.mp4", many / f"{number:05d}.mp4")
+        data = (folder / f"few/{number % 20:04d}.mp4").read_bytes()
+        box = (16).to_bytes(4, "big") + b"free" + number.to_bytes(8, "big")  # makes it another file
+        (many / f"{number:05d}.mp4").write_bytes(data + box)
     words = ["--source", str(many), "--output", str(folder / "many-set"), "--shard_mb", "1"]
     words += ["--runs", str(folder / "runs")]
     driver = subprocess.Popen(
@@ -266,9 +222,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-prep-") as name:
         folder = Path(name)
         render(folder / "some", 6, 20)
-        parts = [speed(folder), children(folder / "some"), memory(folder), long_source(folder)]
+        render(folder / "videos", NUM_VIDEOS, VIDEO_SECONDS)
+        render(folder / "short", NUM_SHORT, 2, height=240)
+        own = os.environ.get("VIDEOS")
+        kinds = {"yours": Path(own)} if own else {k: folder / k for k in ("videos", "short")}
+        parts = [speed(kind, where.absolute(), folder) for kind, where in kinds.items()]
+        parts += [children(folder / "some"), memory(folder), long_source(folder)]
     show([made for made, _ in parts], [f for _, figures in parts for f in figures])
 
 
 if __name__ == "__main__":
-    main()
+    run_entry(lambda _: main())

@@ -97,7 +97,7 @@ def kill_a_worker(stage: Stage, moment: float) -> str:
     def found() -> bool:
         for process in psutil.Process(driver.pid).children(recursive=True):
             try:
-                if process.cmdline()[0].startswith("ray::build_shard"):
+                if process.cmdline()[0].startswith(("ray::encode", "ray::build")):
                     victims.append(process)
             except (psutil.Error, IndexError):
                 continue
