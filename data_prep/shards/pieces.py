@@ -52,7 +52,7 @@ def encoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[It
     frame = 1 / float(min(piece.info.fps, output_rate(piece.info.fps, settings.encode.max_fps)))
     is_missing = end - done > frame and given != piece.most_segments
     if failed or is_missing:
-        whole = done == start == 0 and piece.time_range.end is None
+        whole = done == start and piece.is_whole
         where = (None, None) if whole else (done, max(done, end))
         shown = printable(piece.source.path)
         yield Rejected(shown, RejectReason.UNREADABLE, failed or "no frames", *where)
@@ -62,7 +62,7 @@ def _transcoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterato
     try:
         box = _content(piece, videos) if settings.encode.crop_letterbox else None
         rate = output_rate(piece.info.fps, settings.encode.max_fps)
-        with open_source(videos, piece.source) as container:
+        with open_source(videos, piece.source, part=not piece.is_whole) as container:
             most = piece.most_segments
             shown = printable(piece.source.path)
             yield from transcode(
@@ -74,7 +74,7 @@ def _transcoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterato
 
 def _content(piece: Piece, videos: Folder) -> Box | None:
     """Returns the part of a source's frames inside black bars."""
-    with open_source(videos, piece.source) as container:
+    with open_source(videos, piece.source, part=True) as container:
         return find_content(container, piece.info.seconds)
 
 

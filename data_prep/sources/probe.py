@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import IO, cast
 
 from av.video.stream import VideoStream
 
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.sources.packets import measure_length
-from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, Limits, call
+from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, Limits, call, heartbeat
 from dynamonet.digest import digest_of_stream
 from dynamonet.storage import Folder
-from dynamonet.video.decode import DecodeError, video_stream
-from dynamonet.video.files import Source, open_bytes, open_source, printable, why_empty
+from dynamonet.video.decode import DecodeError, open_video, video_stream
+from dynamonet.video.files import BLOCK_BYTES, Source, open_bytes, open_source, printable, why_empty
 
 TOO_SMALL = RejectReason.TOO_SMALL
 MIN_BYTES_PER_SECOND = 1000  # of a source; a header that says less is not believed. Source: ours
@@ -36,11 +39,14 @@ class VideoInfo:
 def inspect(
     folder: Folder, source: Source, min_side_px: int, limits: Limits = DEFAULT_LIMITS
 ) -> VideoInfo | Rejected:
-    """Hashes a source and reads its header, this in a child; never raises for what it holds."""
+    """Hashes a source and reads its header, this in a child; never raises for what it holds.
+
+    What is far away is hashed as it is read, so that it is fetched once.
+    """
     try:
         if source.size == 0:
             return _unreadable(source, why_empty(folder, source))
-        digest = digest_of(folder, source)
+        digest = digest_of(folder, source) if folder.is_local else None
         return call(read_header, folder, source, digest, min_side_px, limits=limits)
     except ChildFailed as error:
         return _unreadable(source, str(error))
@@ -49,11 +55,18 @@ def inspect(
 
 
 def read_header(
-    folder: Folder, source: Source, digest: str, min_side_px: int
+    folder: Folder, source: Source, digest: str | None, min_side_px: int
 ) -> VideoInfo | Rejected:
-    """Reads a source's header, as far as it can be believed."""
+    """Reads a source's header, as far as it can be believed.
+
+    Args:
+        digest: Of the source; None = hash it, too.
+    """
     try:
-        with open_source(folder, source) as container:
+        file = None if digest else _DigestedReader(open_bytes(folder, source))
+        with (
+            open_video(cast(IO[bytes], file)) if file else open_source(folder, source) as container
+        ):
             stream = video_stream(container)
             rate = stream.average_rate or stream.guessed_rate
             context = stream.codec_context
@@ -70,7 +83,7 @@ def read_header(
             if length.edited:  # the average is over what is not shown, too
                 rate = stream.guessed_rate or rate
             return VideoInfo(
-                digest,
+                digest or (file.digest() if file else ""),
                 min(length.seconds, source.size / MIN_BYTES_PER_SECOND),
                 Fraction(rate),
                 width,
@@ -83,6 +96,46 @@ def read_header(
         return _unreadable(source, str(error))
     except OSError as error:
         return _unreadable(source, f"cannot be read: {error.strerror or error}")
+
+
+class _DigestedReader(io.BufferedIOBase):
+    """A file whose digest is known once it was read, whatever the order of reading.
+
+    What is read in order is hashed as it comes; the rest is read again at the end.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._hashed = 0  # bytes from the start
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        heartbeat()
+        at = self._file.tell()
+        data = self._file.read(-1 if size is None else size)
+        if at <= self._hashed < at + len(data):
+            self._digest.update(memoryview(data)[self._hashed - at :])
+            self._hashed = at + len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def digest(self) -> str:
+        """Reads what was not read yet; returns the digest of the whole file."""
+        self.seek(self._hashed)
+        while self.read(BLOCK_BYTES):
+            pass
+        return self._digest.hexdigest()
 
 
 def _unreadable(source: Source, reason: str) -> Rejected:

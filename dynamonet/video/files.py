@@ -113,8 +113,11 @@ def find_sources(folder: Folder) -> tuple[list[Source], Counter[str]]:
     return sorted(sources, key=lambda s: s.path), others
 
 
-def open_source(folder: Folder, source: Source) -> InputContainer:
+def open_source(folder: Folder, source: Source, *, part: bool = False) -> InputContainer:
     """Opens a source for decoding; the caller closes it.
+
+    Args:
+        part: Only a part will be read.
 
     Raises:
         DecodeError: FFmpeg cannot open it.
@@ -122,7 +125,7 @@ def open_source(folder: Folder, source: Source) -> InputContainer:
     where = folder.below(source.path)
     if folder.is_local and printable(where) == where:
         return open_video(where)
-    return open_video(open_bytes(folder, source))
+    return open_video(open_bytes(folder, source, part=part))
 
 
 def printable(path: str) -> str:
@@ -130,17 +133,17 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def open_bytes(folder: Folder, source: Source) -> IO[bytes]:
+def open_bytes(folder: Folder, source: Source, *, part: bool = False) -> IO[bytes]:
     """Opens a source as a plain file; the caller closes it.
 
-    A remote one is fetched whole when it is small, else in large blocks: FFmpeg reads in small
-    ones, each of which would be a request.
+    A remote one is fetched whole when it is small and all of it is wanted, else in large blocks:
+    FFmpeg reads in small ones, each of which would be a request.
     """
     where = folder.below(source.path)
     if folder.is_local:
         return Path(where).open("rb")
     remote = folder.fs.open_input_file(where)
-    if source.size <= WHOLE_BYTES:
+    if source.size <= (BLOCK_BYTES if part else WHOLE_BYTES):
         with remote:
             return io.BytesIO(remote.read())
     return io.BufferedReader(remote, BLOCK_BYTES)  # type: ignore[arg-type]

@@ -23,9 +23,10 @@ from data_prep.shards.manifest import Inspected, read_record
 from data_prep.shards.plan import plan_shards
 from data_prep.shards.tables import quarantine_table
 from data_prep.shards.writer import build_shard
-from data_prep.sources.probe import VideoInfo, inspect
+from data_prep.sources.probe import VideoInfo, _DigestedReader, inspect, read_header
 from dynamonet import child_process
 from dynamonet.child_process import ChildFailed, Limits, heartbeat, stream
+from dynamonet.digest import digest_of_bytes
 from dynamonet.shards import index
 from dynamonet.storage import Folder
 from dynamonet.video import files
@@ -254,27 +255,61 @@ def test_labelled_sets_keep_all_that_their_lists_name() -> None:
     assert asked.filters.min_motion == 0.1 and asked.filters.max_static_share is None
 
 
-@pytest.mark.parametrize("whole_bytes, most", [(0, 6), (64 << 20, 1)])
-def test_a_remote_source_is_fetched_in_few_requests(
-    videos: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int, most: int
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (12, 240, 320, 3), np.uint8)
+class Far:
+    """A folder whose files are read as an object store's are, by requests that are counted."""
+
+    def __init__(self, root: Path) -> None:
+        requests: list[int] = []
+
+        class Counted(io.FileIO):
+            def read(self, size: int | None = -1) -> bytes:
+                data = super().read(-1 if size is None else size) or b""
+                requests.append(len(data))
+                return data
+
+        class Store(pafs.FSSpecHandler):
+            def open_input_file(self, path: str) -> pa.PythonFile:
+                return pa.PythonFile(Counted(path), mode="r")
+
+        self.requests = requests
+        self.folder = Folder("store", pafs.PyFileSystem(Store(LocalFileSystem())), str(root))
+        (self.source,), _ = find_sources(Folder.at(str(root)))
+
+
+@pytest.fixture
+def far(videos: Path) -> Far:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 240, 320, 3), np.uint8)
     write_video(videos / "far.mp4", noise, fps=FPS)
-    requests: list[int] = []
+    found = Far(videos)
+    assert not found.folder.is_local and found.source.size > 500_000
+    return found  # FFmpeg reads 32 kB at a time
 
-    class Counted(io.FileIO):
-        def read(self, size: int | None = -1) -> bytes:
-            requests.append(-1 if size is None else size)
-            return super().read(requests[-1]) or b""
 
-    class Store(pafs.FSSpecHandler):
-        def open_input_file(self, path: str) -> pa.PythonFile:
-            return pa.PythonFile(Counted(path), mode="r")
-
+@pytest.mark.parametrize("whole_bytes, most", [(0, 6), (64 << 20, 2)])
+def test_a_remote_source_is_fetched_in_few_requests(
+    far: Far, monkeypatch: pytest.MonkeyPatch, whole_bytes: int, most: int
+) -> None:
     monkeypatch.setattr(files, "WHOLE_BYTES", whole_bytes)
-    far = Folder("store", pafs.PyFileSystem(Store(LocalFileSystem())), str(videos))
-    (source,), _ = find_sources(Folder.at(str(videos)))
-    assert not far.is_local and source.size > 100_000  # of which FFmpeg reads 32 kB at a time
-    with files.open_source(far, source) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 12
-    assert len(requests) <= most
+    with files.open_source(far.folder, far.source) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 24
+    assert len(far.requests) <= most
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 64 << 20])
+def test_a_remote_source_is_hashed_as_its_header_is_read(
+    far: Far, videos: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
+) -> None:
+    monkeypatch.setattr(files, "WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 16)
+    here = inspect(Folder.at(str(videos)), far.source, 16)
+    assert read_header(far.folder, far.source, None, 16) == here
+    assert sum(far.requests) <= 1.5 * far.source.size
+
+
+def test_the_digest_of_a_file_is_the_same_in_whatever_order_it_is_read() -> None:
+    data = np.random.default_rng(0).bytes(10_000)
+    file = _DigestedReader(io.BytesIO(data))
+    for place, size in ((0, 100), (9_000, 1_000), (50, 3_000), (5_000, 100), (3_050, 1)):
+        file.seek(place)
+        assert file.read(size) == data[place : place + size]
+    assert file.digest() == digest_of_bytes(data)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -15,6 +19,7 @@ import pytest
 
 from data_prep.shard import main as shard
 from dynamonet.shards.index import ShardSet
+from dynamonet.storage import Folder
 from tests.conftest import ROOT, moving_frames, write_video
 
 SMALL = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.01".split()
@@ -56,6 +61,47 @@ def test_videos_in_a_bucket_become_the_same_shards_in_a_bucket(
     assert len(there) == 4 and there.digest == here.digest
     assert contents(there) == contents(here)
     assert sum(there.card.counts.videos_quarantined.values()) == 1
+
+
+@pytest.fixture
+def google_store(tmp_path: Path) -> Iterator[str]:
+    """What a `gs://` URI ends with to mean a Google Cloud Storage server on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = str(Path(sys.executable).parent / "gcp-storage-emulator")
+    words = ["start", "--host", "localhost", "--port", str(port), "--in-memory"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [program, *words, "--default-bucket", "bucket"], cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while server.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield f"?scheme=http&endpoint_override=localhost:{port}&retry_limit_seconds=20"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.timeout(600)
+def test_a_bucket_of_google_is_read_and_written_like_any_other(
+    google_store: str, tmp_path: Path, cluster: None
+) -> None:
+    source, output = (f"gs://anonymous@bucket/{name}{google_store}" for name in ("raw", "made"))
+    raw = Folder.at(source)
+    for number in range(4):  # by plain names: this server knows no others
+        path = tmp_path / f"videos/{number}.mp4"
+        write_video(path, moving_frames(24, 48, 64, seed=number), fps=12)
+        raw.write(path.name, path.read_bytes())
+    local = ["--source", str(tmp_path / "videos"), "--output", str(tmp_path / "local")]
+    shard([*local, "--runs", str(tmp_path / "runs"), *SMALL])
+    stage_one(source, output, tmp_path / "runs")
+    here, there = ShardSet.open(str(tmp_path / "local")), ShardSet.open(output)
+    assert len(there) == 4 and there.digest == here.digest and contents(there) == contents(here)
 
 
 @pytest.mark.timeout(600)
