@@ -60,7 +60,7 @@ def plans_of(videos: Path, settings: PrepSettings) -> list[ShardPlan]:
 
 def stage_one(videos: Path, folder: Path) -> None:
     """Does all of stage 1, in silence."""
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder / "set", ignore_errors=True)
     words = {"source": str(videos), "output": str(folder / "set"), "runs": str(folder / "runs")}
     with redirect_stdout(io.StringIO()):
         shard(PrepSettings.model_validate(words))
