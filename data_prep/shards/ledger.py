@@ -44,8 +44,8 @@ def ledgers(
     for item in inspected:
         if item.info:
             declared = max(item.info.seconds, item.info.declared_seconds)
-            rate = min(item.info.fps, output_rate(item.info.fps, max_fps))
-            found[printable(item.source.path)] = Ledger(declared, frame=float(1 / rate))
+            frame = 1 / float(output_rate(item.info.fps, max_fps))
+            found[printable(item.source.path)] = Ledger(declared, frame=frame)
     for name, seconds in _seconds(rows).items():
         if name in found:
             found[name].taken = seconds

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.segments.transcode import Segment, transcode
@@ -49,10 +48,10 @@ def encoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterator[It
             yield item
     except ChildFailed as error:
         failed = str(error)
-    frame = 1 / float(min(piece.info.fps, output_rate(piece.info.fps, settings.encode.max_fps)))
+    frame = 1 / float(output_rate(piece.info.fps, settings.encode.max_fps))
     is_missing = end - done > frame and given != piece.most_segments
     if failed or is_missing:
-        whole = done == start and piece.is_whole
+        whole = done == start and piece.time_range.is_whole
         where = (None, None) if whole else (done, max(done, end))
         shown = printable(piece.source.path)
         yield Rejected(shown, RejectReason.UNREADABLE, failed or "no frames", *where)
@@ -62,7 +61,7 @@ def _transcoded(piece: Piece, videos: Folder, settings: PrepSettings) -> Iterato
     try:
         box = _content(piece, videos) if settings.encode.crop_letterbox else None
         rate = output_rate(piece.info.fps, settings.encode.max_fps)
-        with open_source(videos, piece.source, part=not piece.is_whole) as container:
+        with open_source(videos, piece.source, part=not piece.time_range.is_whole) as container:
             most = piece.most_segments
             shown = printable(piece.source.path)
             yield from transcode(
@@ -90,6 +89,7 @@ class OlderTars:
             totals: Numbers of tars that the set has been divided into.
         """
         self._folder = folder
+        self._tars: dict[str, IO[bytes]] = {}  # opened once for all their pieces
         self._known: dict[str, tuple[str, list[dict[str, Any]], list[Rejected]]] = {}
         wanted = {piece.digest for piece in plan.pieces}
         for name in plan.older_names(totals):
@@ -108,15 +108,21 @@ class OlderTars:
         """Returns what a piece gave; None where a tar is not what its record says."""
         name, rows, rejected = self._known[piece.digest]
         items: list[Item] = [replace(r, source=printable(piece.source.path)) for r in rejected]
-        stands = Source(name, self._folder.size(name) or 0, 0)
-        with closing(open_bytes(self._folder, stands)) as tar:
-            for row in rows:
-                tar.seek(row["offset"])
-                data = tar.read(row["size"])
-                if digest_of_bytes(data) != row["digest"]:
-                    return None
-                items.append(_segment(row, data))
+        if name not in self._tars:
+            place = Source(name, self._folder.size(name) or 0, 0)
+            self._tars[name] = open_bytes(self._folder, place)
+        tar = self._tars[name]
+        for row in rows:
+            tar.seek(row["offset"])
+            data = tar.read(row["size"])
+            if digest_of_bytes(data) != row["digest"]:
+                return None
+            items.append(_segment(row, data))
         return items
+
+    def close(self) -> None:
+        for tar in self._tars.values():
+            tar.close()
 
 
 def _segment(row: dict[str, Any], data: bytes) -> Segment:

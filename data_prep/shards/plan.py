@@ -51,11 +51,6 @@ class Piece:
         return self.info.seconds if end is None else min(float(end), self.info.seconds)
 
     @property
-    def is_whole(self) -> bool:
-        """Tells whether it is all of its source."""
-        return self.time_range == TimeRange(Fraction(0), None)
-
-    @property
     def seconds(self) -> float:
         return max(0.0, self.end_seconds - float(self.time_range.start))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def build_shard(
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     pieces: list[tuple[str, int, int]] = []
-    with folder.writing(plan.name) as path:
+    with closing(older), folder.writing(plan.name) as path:
         with path.open("wb") as file:
             tar = TarWriter(file, user="", group="", mtime=0, encoder=False)
             for place, piece in enumerate(plan.pieces):

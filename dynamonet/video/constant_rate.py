@@ -40,6 +40,11 @@ class TimeRange:
     start: Fraction
     end: Fraction | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Tells whether it is all of a source."""
+        return not self.start and self.end is None
+
     def num_frames(self, rate: Fraction) -> int:
         """Returns how many frames it has, or at least no fewer where it is open."""
         return sys.maxsize if self.end is None else round((self.end - self.start) * rate)
@@ -207,7 +212,7 @@ class _FrameTimes:
         self.base = stream.time_base or Fraction(1, av.time_base)
         self.origin = stream.start_time or 0
         self.step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-        self.is_whole = time_range == TimeRange(Fraction(0), None)
+        self.is_whole = time_range.is_whole
         self.changes = changes
         self.shift = self.next = Fraction(0)
 
