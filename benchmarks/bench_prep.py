@@ -10,7 +10,7 @@ ffmpeg does of this what it can, decode, scale, encode with the same settings, o
 and as many files at a time as there are cores, and writes plain files. video2dataset is stood for
 by the calls of FFmpeg that it makes (0.1, ClippingSubsampler at "all" precision, then
 ResolutionSubsampler): one to cut with re-encoding, one to scale each segment, files in between. The
-program is that of the wheel imageio-ffmpeg, of the extra `bench`, or on the PATH.
+program is that of the wheel imageio-ffmpeg, of the extra `bench`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_prep.segments.transcode import X264_PARAMS
 from data_prep.settings import EncodeSettings
-from dynamonet.errors import UserError
+from dynamonet.errors import need
 
 PROCESSES = os.cpu_count() or 1
 ENCODE = EncodeSettings()
@@ -42,16 +42,13 @@ def ffmpeg(*words: str) -> None:
 
 @cache
 def program() -> str:
-    """Returns the path of ffmpeg."""
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        found = shutil.which("ffmpeg")
-    else:
-        found = imageio_ffmpeg.get_ffmpeg_exe()
-    if found is None:
-        raise UserError("no ffmpeg on the PATH. Install it, or: pip install 'dynamonet[bench]'")
-    return found
+    """Returns the path of ffmpeg.
+
+    Raises:
+        UserError: the wheel that brings it is not installed.
+    """
+    wheel = need("imageio_ffmpeg", "bench", "The comparison with ffmpeg needs the program")
+    return wheel.get_ffmpeg_exe()
 
 
 def bare(file: Path, output: Path) -> None:
