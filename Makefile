@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py))
+BENCHES := $(subst _,-,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/bench_*.py)))
 
 .PHONY: help demo motion-network test test-fast check docs format clean $(BENCHES)
 
@@ -48,8 +48,8 @@ format: .venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(BENCHES): bench-%: .venv
-	$(BIN)/python -m benchmarks.bench_$*
+$(BENCHES): .venv
+	$(BIN)/python -m benchmarks.$(subst -,_,$@)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache dist site

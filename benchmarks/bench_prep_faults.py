@@ -1,6 +1,6 @@
 """Stage 1 against kills, a full disk and damaged videos: the same bytes, and nothing lost.
 
-make bench-prep-faults       20 faults, 300 damaged files; SEED=n draws other moments and damage
+make bench-prep-faults       20 faults of each kind, 300 damaged files; SEED=n draws other moments and damage
 
 The full disk is a small tmpfs, which needs the right to mount; without it it is left out.
 """
@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.mutants import lost, render_formats, write_mutants
 from benchmarks.report import Figure, show, table
 
-DRIVER_KILLS, WORKER_KILLS, FULL_DISKS = 7, 7, 6
+TIMES = 20  # of each fault
 MUTANTS = 300
 SMALL = "--encode.short_side_px 64 --segment_seconds 2 --min_seconds 0.5 --shard_mb 0.1".split()
 ROOM_MB = 64  # of the disk once it is not full any more
@@ -150,16 +150,16 @@ def faults(folder: Path, draw: random.Random) -> tuple[Table, list[Figure]]:
     made = table(
         f"Faults while a set of {len(right)} files is made", "fault", "when", "left", "same"
     )
-    kinds = [(kill_the_driver, DRIVER_KILLS), (kill_a_worker, WORKER_KILLS)]
+    kinds = [kill_the_driver, kill_a_worker]
     disk = folder / "disk"
     if may_mount(disk):
-        kinds.append((fill_the_disk, FULL_DISKS))
+        kinds.append(fill_the_disk)
     else:
         print("left out: full disks, for want of the right to mount a tmpfs")
     same = total = 0
     try:
-        for kind, times in kinds:
-            for number in range(times):
+        for kind in kinds:
+            for number in range(TIMES):
                 full = kind is fill_the_disk
                 home = disk if full else folder
                 stage = Stage(folder / "videos", home / f"{kind.__name__}-{number}")
@@ -169,7 +169,9 @@ def faults(folder: Path, draw: random.Random) -> tuple[Table, list[Figure]]:
                 equal = stage.digests() == right and "WRONG" not in left
                 same, total = same + equal, total + 1
                 when = f"{moment:.0%} of the room" if full else f"{moment:.1f} s"
-                made.add_row(kind.__name__.replace("_", " "), when, left, "yes" if equal else "NO")
+                row = (kind.__name__.replace("_", " "), when, left, "yes" if equal else "NO")
+                made.add_row(*row)
+                print(*row, sep=", ", file=sys.stderr)
                 shutil.rmtree(stage.output)
     finally:
         subprocess.run(["umount", str(disk)], stderr=subprocess.DEVNULL)
