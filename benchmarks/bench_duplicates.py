@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -17,10 +18,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from rich.table import Table
 
-from benchmarks.report import Figure, peak_bytes, show, table
+from benchmarks.report import Figure, Watch, in_own_process, peak_bytes, show, table
+from data_prep.dedup.duplicates import find_duplicates
 from data_prep.dedup.fingerprints import (
     BITS,
     RATE,
@@ -28,15 +33,19 @@ from data_prep.dedup.fingerprints import (
     VIEWS,
     Fingerprint,
     Hashes,
+    Prints,
     fingerprint,
     thumbnails,
 )
 from data_prep.dedup.matching import candidates, match_segments
+from data_prep.settings import PrepSettings
+from dynamonet import cluster
 from dynamonet.storage import Folder
 from dynamonet.video.decode import open_video, video_stream
 from dynamonet.video.files import find_sources
 
 NUM, SECONDS, SIDE = 120, 10, 128
+TAR = 1000  # simulated segments in a tar
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 
 
@@ -145,9 +154,9 @@ def quality(title: str, videos: list[tuple[str, Frames, float]]) -> tuple[list, 
     return [made], [Figure(f"recall_{title}", least, 0.95)]
 
 
-def simulated(num: int) -> list[Fingerprint]:
+def simulated(num: int, seed: int) -> list[Fingerprint]:
     """Makes random fingerprints of ten seconds; every hundredth is a copy of the one before."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     length = SECONDS * RATE
     fingerprints: list[Fingerprint] = []
     none = np.zeros(length, np.float16)
@@ -170,19 +179,57 @@ def _one_bit(rng: np.random.Generator, shape: tuple[int, ...]) -> Hashes:
     return np.left_shift(np.uint64(1), rng.integers(0, BITS, shape, np.uint64), dtype=np.uint64)
 
 
-def growth(most: int) -> list:
-    made = table("Search among simulated segments", "segments", "seconds", "pairs", "planted found")
-    for num in sorted({most // 100, most // 10, most}):
-        fingerprints = simulated(num)
+def write_simulated(folder: str, num: int) -> dict[str, pa.Table]:
+    """Writes simulated fingerprints as stage 1 does; returns the rows of each tar."""
+    tars = {}
+    for first in range(0, num, TAR):
+        name = f"shard-{first // TAR:05d}-of-{num // TAR:05d}.tar"
+        keys = [f"{number:09d}" for number in range(first, first + TAR)]
+        rows = {"key": keys, "source": keys, "digest": keys, "start_seconds": [0.0] * TAR}
+        rows |= {"end_seconds": [float(SECONDS)] * TAR, "offset": [0] * TAR, "size": [1] * TAR}
+        tars[name] = pa.table(rows)
+        made = dict(zip(keys, simulated(TAR, first), strict=True))
+        Prints.of(folder, name, tars[name]).write(made)
+    return tars
+
+
+def search(folder: str, num: int) -> tuple[float, int, int, int, int]:
+    """Looks for copies among simulated segments.
+
+    Returns:
+        Seconds, segments taken for copies, those of them that were planted, bytes of the driver,
+        bytes of a task.
+    """
+    tars = write_simulated(folder, num)
+    off = {"max_black_share": None, "max_static_share": None}
+    settings = PrepSettings.model_validate({"output": folder, "filters": off})
+    with cluster.connected():
+        watch = Watch(psutil.Process(), "ray::_compare")
         began = time.perf_counter()
-        pairs = candidates(fingerprints)
-        spent = time.perf_counter() - began
-        planted = {(n - 1, n) for n in range(1, num, 100)}
-        found = len(planted & set(map(tuple, pairs.tolist())))
-        share = f"{found} of {len(planted)}"
-        made.add_row(f"{num:,}", f"{spent:.1f}", f"{len(pairs):,}", share)
-    made.caption = f"most memory: {peak_bytes() / 1e9:.1f} GB"
-    return [made]
+        copies = find_duplicates(Folder.at(folder), tars, [], settings, lambda *_: None)
+        seconds = time.perf_counter() - began
+    found = {(int(row["of_key"]), int(row["key"])) for row in copies.to_pylist()}
+    planted = {(number - 1, number) for number in range(1, num, 100)}
+    task = max(task for _, task in watch.rows)
+    return seconds, len(found), len(found & planted), peak_bytes(), task
+
+
+def growth(most: int) -> tuple[Table, list[Figure]]:
+    """Times the search on ever more segments, a hundredth of them copies."""
+    made = table(
+        "Search among simulated segments of ten seconds",
+        *("segments", "seconds", "copies", "planted", "driver GB", "a task GB"),
+    )
+    driver = 0.0
+    for num in sorted({most // 100, most // 10, most}):
+        with tempfile.TemporaryDirectory(prefix="bench-duplicates-") as folder:
+            seconds, found, planted, *memory = in_own_process(search, folder, num)
+        driver, task = (size / 1e9 for size in memory)
+        share = f"{planted} of {num // 100}"
+        made.add_row(
+            f"{num:,}", f"{seconds:.0f}", f"{found:,}", share, f"{driver:.2f}", f"{task:.2f}"
+        )
+    return made, [Figure("driver_gigabytes_a_million", driver * 1e6 / most, 4, at_least=False)]
 
 
 def main() -> None:
@@ -191,8 +238,8 @@ def main() -> None:
     if root := os.environ.get("DYNAMONET_REAL_DATA"):
         more, figure = quality("real_videos", real(root))
         tables, figures = tables + more, figures + figure
-    tables += growth(int(os.environ.get("SEGMENTS", "100000")))
-    show(tables, figures)
+    grown, figure = growth(int(os.environ.get("SEGMENTS", "100000")))
+    show([*tables, grown], figures + figure)
 
 
 if __name__ == "__main__":

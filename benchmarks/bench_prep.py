@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ import psutil
 from rich.table import Table
 
 from benchmarks.ffmpeg import PROCESSES, as_video2dataset, bare, ffmpeg, over_files, render
-from benchmarks.report import Figure, in_own_process, peak_bytes, ratio, show, table
+from benchmarks.report import Figure, Watch, in_own_process, peak_bytes, ratio, show, table
 from data_prep.settings import PrepSettings
 from data_prep.shard import shard
 from data_prep.shards import pieces
@@ -125,35 +124,6 @@ def family_seconds() -> float:
     return sum(sum(process.cpu_times()[:2]) for process in family)
 
 
-class Watch:
-    """The memory of stage 1's driver and of the processes that make shards, once a second."""
-
-    def __init__(self, driver: psutil.Process) -> None:
-        self.driver, self.rows = driver, []
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while self.driver.is_running() and self.driver.status() != psutil.STATUS_ZOMBIE:
-            try:
-                self.rows.append((self.driver.memory_info().rss, self._workers()))
-            except psutil.Error:
-                return
-            time.sleep(1)
-
-    def _workers(self) -> int:
-        """Returns the memory of the largest worker with its child."""
-        most = 0
-        for process in self.driver.children(recursive=True):
-            try:
-                if process.name().startswith(("ray::encode", "ray::build")):
-                    family = [process, *process.children(recursive=True)]
-                    most = max(most, sum(p.memory_info().rss for p in family))
-            except psutil.Error:
-                continue
-        return most
-
-
 def memory(folder: Path) -> tuple[Table, list[Figure]]:
     """Makes shards of many short videos and watches driver and workers."""
     render(folder / "few", 20, 2, height=120)
@@ -168,7 +138,7 @@ def memory(folder: Path) -> tuple[Table, list[Figure]]:
     driver = subprocess.Popen(
         [sys.executable, "data_prep/shard.py", *words], stdout=subprocess.DEVNULL
     )
-    watch = Watch(psutil.Process(driver.pid))
+    watch = Watch(psutil.Process(driver.pid), "ray::encode", "ray::build")
     if driver.wait():
         raise RuntimeError("stage 1 failed")
     rows = [row for row in watch.rows if row[1]]  # while shards are made

@@ -1,6 +1,6 @@
 """Stage 1 against kills, a full disk and damaged videos: the same bytes, and nothing lost.
 
-make bench-prep-faults       20 faults of each kind, 300 damaged files; SEED=n draws other moments and damage
+make bench-prep-faults       20 faults of each kind, 300 damaged files; SEED=n draws others
 
 The full disk is a small tmpfs, which needs the right to mount; without it it is left out.
 """
@@ -88,7 +88,7 @@ def kill_the_driver(stage: Stage, moment: float) -> str:
 
 
 def kill_a_worker(stage: Stage, moment: float) -> str:
-    """Kills one process that makes shards; the run goes on by itself."""
+    """Kills one process that works on a task; the run goes on by itself."""
     driver = stage.start()
     wait_until(stage.begun, driver)
     time.sleep(moment)
@@ -97,7 +97,8 @@ def kill_a_worker(stage: Stage, moment: float) -> str:
     def found() -> bool:
         for process in psutil.Process(driver.pid).children(recursive=True):
             try:
-                if process.cmdline()[0].startswith(("ray::encode", "ray::build")):
+                name = process.cmdline()[0]
+                if name.startswith("ray::") and "IDLE" not in name:
                     victims.append(process)
             except (psutil.Error, IndexError):
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -87,3 +89,32 @@ def peak_bytes() -> int:
     """Returns the most memory this process has held so far."""
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's too
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+class Watch:
+    """The memory of a driver and of the largest of its tasks, with its child, once a second."""
+
+    def __init__(self, driver: psutil.Process, *tasks: str) -> None:
+        self.driver, self.tasks = driver, tasks  # how the tasks' processes are called
+        self.rows: list[tuple[int, int]] = []
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while self.driver.is_running() and self.driver.status() != psutil.STATUS_ZOMBIE:
+            try:
+                self.rows.append((self.driver.memory_info().rss, self._largest()))
+            except psutil.Error:
+                return
+            time.sleep(1)
+
+    def _largest(self) -> int:
+        most = 0
+        for process in self.driver.children(recursive=True):
+            try:
+                if process.name().startswith(self.tasks):
+                    family = [process, *process.children(recursive=True)]
+                    most = max(most, sum(p.memory_info().rss for p in family))
+            except psutil.Error:
+                continue
+        return most

@@ -192,7 +192,7 @@ class Build:
                 break
         tables.write(self.output)
         write_card(self.output, card)
-        remove_stale(self.output, set(records))
+        remove_stale(self.output, set(records), card)
         self.output.clear_incomplete()
         return card
 

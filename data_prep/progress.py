@@ -15,7 +15,7 @@ UNITS = {
     "checking sources": "videos/s",
     "checking tars": "MB/s",
     "fingerprints": "segments/s",
-    "comparing pairs": "pairs/s",
+    "comparing": "segments/s",
 }
 
 

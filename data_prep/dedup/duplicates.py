@@ -1,6 +1,6 @@
 """Copies among the segments of a set, and of the segments of sets that must not be trained on.
 
-    tars --fingerprint_tar, once--> fingerprints --matching--> pairs --the first stays--> table
+    tars --once--> fingerprints --blocks, two at a time--> matches --the first stays--> table
 
 A copy stays in its tar and is left out of the index, which is what readers read: tars do not depend
 on each other, and another decision costs no new encoding.
@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_prep.dedup import matching
 from data_prep.dedup.fingerprints import (
     Fingerprint,
+    Prints,
     fingerprint_samples,
     fingerprint_tar,
     name_of,
-    parse,
+    read_fingerprints,
 )
 from data_prep.dedup.matching import Match
 from data_prep.progress import OnProgress
@@ -35,9 +39,28 @@ from dynamonet.shards.index import ShardSet
 from dynamonet.storage import Folder
 
 SAMPLES = 64  # that a task makes fingerprints of
-PAIRS = 256  # that a task compares: enough to hide the cost of a task
+TARS = 64  # that a task looks for the fingerprints of
+BLOCK_SECONDS = 1e6  # of video that a task compares with as much: about 1.5 GB of memory
 COLUMNS = ["key", "source", "start_seconds", "end_seconds", "digest", "offset", "size"]
 Matches = dict[int, list[tuple[int, Match]]]  # segment -> earlier ones that it is a copy of
+
+
+@dataclass
+class Block:
+    """Segments of some tars, by their places in the order of all."""
+
+    own: bool  # of the set that is made, not of an excluded one
+    seconds: float = 0.0
+    files: list[tuple[str, str, list[str], list[int]]] = field(default_factory=list)
+
+    def read(self) -> tuple[NDArray[np.int64], list[Fingerprint]]:
+        """Reads the fingerprints; returns the segments' places and theirs, lowest place first."""
+        places, fingerprints = [], []
+        for folder, name, keys, places_of in self.files:
+            fingerprints += read_fingerprints(folder, name, keys)
+            places += places_of
+        order = np.argsort(places)
+        return np.array(places, np.int64)[order], [fingerprints[n] for n in order]
 
 
 def open_excluded(settings: PrepSettings) -> list[ShardSet]:
@@ -80,23 +103,28 @@ def find_duplicates(
     """
     if settings.near_duplicates == "off" and not excluded:
         return pa.Table.from_pylist([], index.DUPLICATES_SCHEMA)
-    parts = [(each.folder, _by_shard(each.table), False) for each in excluded]
-    parts.append((output, tars, True))
-    rows: list[dict[str, Any]] = []
-    fingerprints: list[Fingerprint] = []
-    for folder, rows_of, own in parts:
-        place = None if own else folder.path
-        by_key = _load_fingerprints(folder, rows_of, own, on_progress)
-        tables = [sift(t, settings.filters)[0] if own else t for t in rows_of.values()]
-        listed = [row for table in tables for row in table.select(COLUMNS).to_pylist()]
-        listed.sort(key=lambda row: (row["source"], row["start_seconds"], row["key"]))
-        rows += [{**row, "set": place} for row in listed]
-        fingerprints += [by_key[row["key"]] for row in listed]
-    num_excluded = sum(len(each) for each in excluded)
-    matches = _matches(fingerprints, num_excluded, settings.near_duplicates != "off", on_progress)
-    found_copies = decide(len(rows), num_excluded, matches)
+    prints: list[Prints] = []
+    listed: list[pa.Table] = []
+    for each in excluded:
+        of_set = _prints_of_excluded(each, output)
+        listed.append(_listed([tar.rows for tar in of_set], len(prints), each.folder.path))
+        prints += of_set
+    num_excluded = sum(table.num_rows for table in listed)
+    sifted = [sift(rows, settings.filters)[0].select(COLUMNS) for rows in tars.values()]
+    listed.append(_listed(sifted, len(prints), None))
+    prints += [Prints.of(output.path, name, rows.select(COLUMNS)) for name, rows in tars.items()]
+    _make_missing(prints, on_progress)
+    segments = pa.concat_tables(listed)
+    blocks = _blocks(segments, prints, num_excluded)
+    matches = _matches(blocks, settings.near_duplicates != "off", on_progress)
+    copies = decide(segments.num_rows, num_excluded, matches)
     drop = settings.near_duplicates == "drop"
-    table = [_row(rows[i], rows[of], match, drop) for i, (of, match) in found_copies.items()]
+    rows, of = (
+        segments.take(pa.array(places, pa.int64())).to_pylist()
+        for places in (copies.keys(), [earlier for earlier, _ in copies.values()])
+    )
+    found = zip(rows, of, copies.values(), strict=True)
+    table = [_row(copy, earlier, match, drop) for copy, earlier, (_, match) in found]
     return pa.Table.from_pylist(table, index.DUPLICATES_SCHEMA)
 
 
@@ -110,66 +138,113 @@ def decide(num: int, num_excluded: int, matches: Matches) -> dict[int, tuple[int
     return copies
 
 
-def _matches(
-    fingerprints: list[Fingerprint], num_excluded: int, among_own: bool, on_progress: OnProgress
-) -> Matches:
-    pairs = matching.candidates(fingerprints)
-    pairs = pairs[pairs[:, 1] >= num_excluded]
-    if not among_own:
-        pairs = pairs[pairs[:, 0] < num_excluded]
-    batches = [pairs[i : i + PAIRS].tolist() for i in range(0, len(pairs), PAIRS)]
-    arguments = (
-        (n, [(fingerprints[a], fingerprints[b]) for a, b in batches[n]])
-        for n in range(len(batches))
-    )
+def _prints_of_excluded(shards: ShardSet, output: Folder) -> list[Prints]:
+    """Returns where the fingerprints of an excluded set are, or are to be: nothing is written
+    into that set."""
+    path = shards.folder.path
+    tars = _by_shard(shards.table.select([*COLUMNS, "shard"]))
+    theirs = [Prints.of(path, name, rows.select(COLUMNS)) for name, rows in tars.items()]
+    missing = _missing(theirs)
+    return [
+        replace(tar, folder=output.path, name=name_of(tar.tar, shards.digest))
+        if number in missing
+        else tar
+        for number, tar in enumerate(theirs)
+    ]
+
+
+def _missing(prints: list[Prints]) -> set[int]:
+    """Returns the places of those whose fingerprints are not there, or damaged."""
+    batches = ((first, prints[first : first + TARS]) for first in range(0, len(prints), TARS))
+    return {n for found in cluster.in_parallel(_missing_in, batches) for n in found}
+
+
+def _missing_in(first: int, prints: list[Prints]) -> list[int]:
+    """Looks at some files of fingerprints; runs in a Ray task."""
+    return [first + n for n, tar in enumerate(prints) if not tar.are_there()]
+
+
+def _make_missing(prints: list[Prints], on_progress: OnProgress) -> None:
+    """Makes the fingerprints that are not there."""
+    todo: list[TwoSteps[int]] = []
+    for number in sorted(_missing(prints)):
+        tar = prints[number]
+        listed = tar.rows.to_pylist()
+        parts = {
+            first: (tar.tar_folder, tar.tar, listed[first : first + SAMPLES])
+            for first in range(0, len(listed), SAMPLES)
+        }
+        todo.append(TwoSteps(parts, (tar,)))
+    done, total = 0, sum(item.whole[0].rows.num_rows for item in todo)
+    if todo:
+        on_progress("fingerprints", done, total)  # so that the rate counts from here
+    for item, first, _ in cluster.in_two_steps(fingerprint_samples, fingerprint_tar, todo):
+        if first is not None:
+            done += len(item.parts[first][2])
+            on_progress("fingerprints", done, total)
+
+
+def _listed(tars: list[pa.Table], first: int, of_set: str | None) -> pa.Table:
+    """Returns a set's segments in the order in which copies are decided.
+
+    Args:
+        first: Place of its first tar among all.
+    """
+    numbered = []
+    for number, rows in enumerate(tars, first):
+        file = pa.array(np.full(rows.num_rows, number))
+        of = pa.array([of_set] * rows.num_rows, pa.string())
+        numbered.append(rows.append_column("file", file).append_column("set", of))
+    order = [(name, "ascending") for name in ("source", "start_seconds", "key")]
+    return pa.concat_tables(numbered).combine_chunks().sort_by(order)
+
+
+def _blocks(segments: pa.Table, prints: list[Prints], num_excluded: int) -> list[Block]:
+    """Divides all segments into blocks of whole tars, excluded sets before the own one."""
+    files, keys = segments["file"].to_numpy(), segments["key"]
+    seconds = segments["end_seconds"].to_numpy() - segments["start_seconds"].to_numpy()
+    order = np.argsort(files, kind="stable")
+    blocks: list[Block] = []
+    for places in np.split(order, np.flatnonzero(np.diff(files[order])) + 1):
+        tar, own = prints[files[places[0]]], bool(places[0] >= num_excluded)
+        if not blocks or blocks[-1].own != own or blocks[-1].seconds >= BLOCK_SECONDS:
+            blocks.append(Block(own))
+        names = keys.take(places).to_pylist()
+        blocks[-1].files.append((tar.folder, tar.name, names, places.tolist()))
+        blocks[-1].seconds += float(seconds[places].sum())
+    return blocks
+
+
+def _matches(blocks: list[Block], among_own: bool, on_progress: OnProgress) -> Matches:
+    """Compares every own block with the excluded ones, itself, and the own ones before it."""
+    work = [
+        (one, None if one is other else other)
+        for number, other in enumerate(blocks)
+        for one in blocks[: number + 1]
+        if other.own and (among_own or not one.own)
+    ]
+    num = sum(len(places) for block in blocks for *_, places in block.files if block.own)
     matches: Matches = defaultdict(list)
-    done = 0
-    if batches:
-        on_progress("comparing pairs", done, len(pairs))
-    for number, results in cluster.in_parallel(_compare, arguments):
-        for (earlier, later), match in zip(batches[number], results, strict=True):
-            if match is not None:
-                matches[later].append((earlier, match))
-        done += len(results)
-        on_progress("comparing pairs", done, len(pairs))
+    on_progress("comparing", 0, num)
+    for done, found in enumerate(cluster.in_parallel(_compare, work), 1):
+        for earlier, later, match in found:
+            matches[later].append((earlier, match))
+        on_progress("comparing", num * done / len(work), num)
     return matches
 
 
-def _compare(
-    number: int, pairs: list[tuple[Fingerprint, Fingerprint]]
-) -> tuple[int, list[Match | None]]:
-    """Compares a batch of pairs; runs in a Ray task."""
-    return number, [matching.match_segments(one, other) for one, other in pairs]
-
-
-def _load_fingerprints(
-    folder: Folder, tars: dict[str, pa.Table], keep: bool, on_progress: OnProgress
-) -> dict[str, Fingerprint]:
-    """Returns the fingerprints of all samples, by key; makes those that are not there."""
-    by_key: dict[str, Fingerprint] = {}
-    todo: list[TwoSteps[int]] = []
-    for name, rows in tars.items():
-        known = parse(folder.read(name_of(name)), rows) if folder.size(name_of(name)) else None
-        by_key |= known or {}
-        if known is None:
-            listed = rows.select(COLUMNS).to_pylist()
-            parts = {
-                first: (folder.path, name, listed[first : first + SAMPLES])
-                for first in range(0, len(listed), SAMPLES)
-            }
-            todo.append(TwoSteps(parts, (folder.path, name, rows.select(COLUMNS), keep)))
-    done, total = 0, sum(tar.whole[2].num_rows for tar in todo)
-    if todo:
-        on_progress("fingerprints", done, total)  # so that the rate counts from here
-    for tar, first, fingerprints in cluster.in_two_steps(
-        fingerprint_samples, fingerprint_tar, todo
-    ):
-        if first is None:
-            by_key |= fingerprints
-        else:
-            done += len(tar.parts[first][2])
-            on_progress("fingerprints", done, total)
-    return by_key
+def _compare(one: Block, other: Block | None) -> list[tuple[int, int, Match]]:
+    """Finds copies between two blocks, or in one; runs in a Ray task."""
+    places, ours = one.read()
+    others, theirs = other.read() if other else (places, ours)
+    pairs = matching.candidates(ours, theirs if other else None)
+    found = []
+    for a, b in pairs.tolist():
+        match = matching.match_segments(ours[a], theirs[b])
+        if match is not None:
+            earlier, later = sorted((int(places[a]), int(others[b])))
+            found.append((earlier, later, match))
+    return found
 
 
 def _by_shard(table: pa.Table) -> dict[str, pa.Table]:

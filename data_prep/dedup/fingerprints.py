@@ -141,55 +141,72 @@ def fingerprint_samples(
     yield fingerprints
 
 
-def fingerprint_tar(
-    path: str,
-    shard: str,
-    rows: pa.Table,
-    keep: bool,
-    given: Mapping[int, Iterable[dict[str, Fingerprint]]],
-) -> dict[str, Fingerprint]:
-    """Puts the fingerprints of a tar's samples together; runs in a Ray task.
+@dataclass(frozen=True)
+class Prints:
+    """A tar's samples, and where their fingerprints are."""
+
+    tar_folder: str
+    tar: str
+    rows: pa.Table  # key, offset, size and digest of the samples
+    folder: str  # of the file of fingerprints
+    name: str
+
+    @classmethod
+    def of(cls, tar_folder: str, tar: str, rows: pa.Table) -> Prints:
+        """Returns where a set has the fingerprints of its own tar."""
+        return cls(tar_folder, tar, rows, tar_folder, name_of(tar))
+
+    def are_there(self) -> bool:
+        """Tells whether the file is whole, of this version, and has all the samples."""
+        folder = Folder.at(self.folder)
+        if not folder.size(self.name):
+            return False
+        try:
+            table = pq.read_table(io.BytesIO(folder.read(self.name)))
+            stamp = json.loads((table.schema.metadata or {})[b"dynamonet"])
+            held = set(zip(table["key"].to_pylist(), stamp["digests"], strict=True))
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            return False
+        wanted = zip(self.rows["key"].to_pylist(), self.rows["digest"].to_pylist(), strict=True)
+        return stamp["version"] == VERSION and held.issuperset(wanted)
+
+    def write(self, fingerprints: dict[str, Fingerprint]) -> None:
+        """Writes the fingerprints of the samples, which are given by key."""
+        keys = self.rows["key"].to_pylist()
+        columns: dict[str, list[object]] = {"key": keys}
+        for name in SCHEMA.names[1:]:
+            columns[name] = [getattr(fingerprints[key], name).tobytes() for key in keys]
+        stamp = {"version": VERSION, "digests": self.rows["digest"].to_pylist()}
+        about = {b"dynamonet": json.dumps(stamp).encode()}
+        table = pa.Table.from_pydict(columns, SCHEMA.with_metadata(about))
+        index.write_table(Folder.at(self.folder), self.name, table)
+
+
+def fingerprint_tar(prints: Prints, given: Mapping[int, Iterable[dict[str, Fingerprint]]]) -> None:
+    """Writes the fingerprints of a tar's samples; runs in a Ray task.
 
     Args:
-        rows: The tar's samples: key and digest.
-        keep: Write them into the set, too, so that they are made once.
         given: What `fingerprint_samples` yielded, by the place of the first row.
     """
-    made = {key: item for parts in given.values() for part in parts for key, item in part.items()}
-    fingerprints = {key: made[key] for key in rows["key"].to_pylist()}
-    if keep:
-        index.write_table(Folder.at(path), name_of(shard), _table(fingerprints, rows))
-    return fingerprints
+    parts = (part for parts in given.values() for part in parts)
+    prints.write({key: item for part in parts for key, item in part.items()})
 
 
-def _table(fingerprints: dict[str, Fingerprint], rows: pa.Table) -> pa.Table:
-    columns: dict[str, list[object]] = {"key": list(fingerprints)}
-    for name in SCHEMA.names[1:]:
-        columns[name] = [getattr(item, name).tobytes() for item in fingerprints.values()]
-    about = {b"dynamonet": json.dumps(stamp_of(rows)).encode()}
-    return pa.Table.from_pydict(columns, SCHEMA.with_metadata(about))
+def name_of(tar: str, digest: str | None = None) -> str:
+    """Returns the name of the file of a tar's fingerprints.
+
+    Args:
+        digest: Of the set that the tar is of, where it is another than the one being made.
+    """
+    of_set = f"{digest}-" if digest else ""
+    return f"{FOLDER}/{of_set}{tar.removesuffix('.tar')}.parquet"
 
 
-def name_of(shard: str) -> str:
-    """Returns the name of the file of a tar's fingerprints."""
-    return f"{FOLDER}/{shard.removesuffix('.tar')}.parquet"
-
-
-def stamp_of(rows: pa.Table) -> dict[str, object]:
-    """Returns what must be the same for fingerprints to hold: the version and the samples."""
-    return {"version": VERSION, "digests": rows["digest"].to_pylist()}
-
-
-def parse(data: bytes, rows: pa.Table) -> dict[str, Fingerprint] | None:
-    """Reads a file of fingerprints; None where it is damaged or of other samples than `rows`."""
-    try:
-        table = pq.read_table(io.BytesIO(data))
-        stamp = json.loads((table.schema.metadata or {})[b"dynamonet"])
-    except (pa.ArrowException, OSError, ValueError, KeyError):
-        return None
-    if stamp != stamp_of(rows) or table["key"].to_pylist() != rows["key"].to_pylist():
-        return None
-    return {row["key"]: _read(row) for row in table.to_pylist()}
+def read_fingerprints(folder: str, name: str, keys: list[str]) -> list[Fingerprint]:
+    """Reads the fingerprints of some samples from a file."""
+    table = pq.read_table(io.BytesIO(Folder.at(folder).read(name)))
+    place = {key: n for n, key in enumerate(table["key"].to_pylist())}
+    return [_read(row) for row in table.take([place[key] for key in keys]).to_pylist()]
 
 
 def _read(row: dict[str, bytes]) -> Fingerprint:

@@ -1,26 +1,28 @@
 """Which segments are copies of each other: candidates by hashes, then a comparison of the two.
 
-    still hashes --12 tables of 24 of 64 bits--> pairs that share a bucket --compare--> matches
+    still hashes --6 tables by 20 of 64 bits--> pairs that share a bucket --compare--> matches
 
-Work and memory grow with the number of segments: of a bucket, each member is paired with the first
-few alone. A copy shows in many of its pictures and needs one bucket.
+Of a bucket the first few segments alone are looked up: work and memory are bounded where a fixed
+camera shows the same for days. A copy shows in many of its pictures and needs one bucket.
 
-Source: bit sampling for the Hamming distance (Indyk and Motwani, STOC 1998).
+Source: bit sampling for the Hamming distance (Indyk and Motwani, STOC 1998), as in faiss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.dedup.fingerprints import BITS, STEP, Fingerprint, Hashes
 
-TABLES, TABLE_BITS = 12, 24
-FIRST = 16  # members of a bucket that the others are paired with
-BATCH = 100_000  # segments looked up at a time: bounds the memory
+TABLES, TABLE_BITS = 6, 20
+FIRST = 16  # segments of a bucket that the others are compared with
+BATCH = 1 << 20  # hashes looked up at a time: bounds the memory
 FRAME_BITS = 10  # two pictures that differ in more bits make no candidate
 # Source: measured on re-encoded, cropped and trimmed copies of real videos (docs/data.md)
 MAX_STILL = 11.0  # mean bits of 64 in which the pictures of copies differ
@@ -46,16 +48,19 @@ def match_segments(one: Fingerprint, other: Fingerprint) -> Match | None:
     return min(matches, key=lambda match: match.still, default=None)
 
 
-def candidates(fingerprints: Sequence[Fingerprint]) -> Ints:
-    """Returns the pairs (P, 2) of segments worth a comparison, each with the earlier first."""
-    known, owner = _joined([item.still[::2] for item in fingerprints], 0)
-    pairs = [np.empty((0, 2), np.int64)]
-    for mask in _masks():
-        table = _one_each(known, owner, mask)
-        for first in range(0, len(fingerprints), BATCH):
-            views = [item.still_views.ravel() for item in fingerprints[first : first + BATCH]]
-            pairs.append(_in_table(mask, *table, *_joined(views, first)))
-    return np.unique(np.concatenate(pairs), axis=0)
+def candidates(one: Sequence[Fingerprint], other: Sequence[Fingerprint] | None = None) -> Ints:
+    """Returns the pairs worth a comparison.
+
+    Args:
+        other: Segments to find in `one`, and the other way round; None = `one` itself.
+
+    Returns:
+        Places in `one` and in `other` (P, 2), each pair once; in `one` itself the lower first.
+    """
+    if other is None:
+        return np.unique(np.sort(_looked_up(one, one), axis=1), axis=0)
+    pairs = np.concatenate([_looked_up(one, other), _looked_up(other, one)[:, ::-1]])
+    return np.unique(pairs, axis=0)
 
 
 def _aligned(views: Fingerprint, whole: Fingerprint) -> Match | None:
@@ -93,49 +98,54 @@ def _aligned(views: Fingerprint, whole: Fingerprint) -> Match | None:
     return Match(float(still_mean[best]), float(motion_mean[best]))
 
 
-def _masks() -> list[np.uint64]:
-    """Returns the bits that each table looks at, the same in every run."""
-    draw = np.random.default_rng(0)
-    bits = [draw.permutation(BITS)[:TABLE_BITS] for _ in range(TABLES)]
-    return [np.uint64(sum(1 << int(bit) for bit in chosen)) for chosen in bits]
+def _looked_up(known: Sequence[Fingerprint], asked: Sequence[Fingerprint]) -> Ints:
+    """Returns pairs (P, 2) of a known segment and one that asks, with two pictures alike."""
+    faiss.omp_set_num_threads(1)  # tasks are the parallelism
+    hashes, owner = _joined([item.still for item in known])
+    views, asker = _joined([item.still_views.ravel() for item in asked])
+    pairs = [np.empty(0, np.int64)]  # numbered, since rows are slow to sort
+    for table in range(TABLES):
+        turned = _turned(hashes, table)
+        first = _first_of_buckets(turned, owner)
+        index: Any = faiss.IndexBinaryHash(BITS, TABLE_BITS)
+        index.add(_bytes(turned[first]))
+        for start in range(0, len(views), BATCH):
+            part = slice(start, start + BATCH)
+            query = _bytes(_turned(views[part], table))
+            ends, _, found = index.range_search(query, FRAME_BITS + 1)
+            ours = owner[first[found]]
+            theirs = np.repeat(asker[part], np.diff(ends.astype(np.int64)))
+            if asked is known:
+                ours, theirs = ours[ours != theirs], theirs[ours != theirs]
+            pairs.append(np.unique(ours * len(asked) + theirs))
+    return np.stack(np.divmod(np.unique(np.concatenate(pairs)), max(1, len(asked))), axis=1)
 
 
-def _joined(parts: list[Hashes], first: int) -> tuple[Hashes, Ints]:
+def _joined(parts: list[Hashes]) -> tuple[Hashes, Ints]:
     """Returns the hashes of segments, less those of flat pictures, and whose they are."""
-    owner = first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
     return hashes[hashes != 0], owner[hashes != 0]
 
 
-def _in_table(mask: np.uint64, known: Hashes, owner: Ints, asked: Hashes, asker: Ints) -> Ints:
-    """Returns the pairs that share a bucket of one table and have two pictures alike in it.
-
-    Args:
-        known, owner: Sorted by bucket, each owner once in a bucket.
-    """
-    asked, asker = _one_each(asked, asker, mask)
-    keys = known & mask
-    first = np.searchsorted(keys, asked & mask)
-    pairs = [np.empty((0, 2), np.int64)]
-    for turn in range(FIRST):
-        spot = first + turn
-        here = np.flatnonzero(spot < len(keys))
-        here = here[keys[spot[here]] == asked[here] & mask]
-        if not len(here):
-            break
-        member = spot[here]
-        near = np.bitwise_count(known[member] ^ asked[here]) <= FRAME_BITS
-        near &= owner[member] != asker[here]
-        both = np.stack([owner[member[near]], asker[here[near]]], 1)
-        pairs.append(np.unique(np.sort(both, axis=1), axis=0))
-    return np.concatenate(pairs)
+def _turned(hashes: Hashes, table: int) -> Hashes:
+    """Rotates the bits that a table looks at to where faiss does: the lowest."""
+    by = np.uint64(table * BITS // TABLES)
+    return hashes >> by | hashes << (np.uint64(BITS) - by) % np.uint64(BITS)
 
 
-def _one_each(hashes: Hashes, owner: Ints, mask: np.uint64) -> tuple[Hashes, Ints]:
-    """Sorts by bucket and, as they came, by owner; keeps one hash of an owner in a bucket."""
-    order = np.argsort(hashes & mask, kind="stable")
-    hashes, owner = hashes[order], owner[order]
-    keys = hashes & mask
+def _first_of_buckets(turned: Hashes, owner: Ints) -> Ints:
+    """Returns the places of one hash of each of the first few segments in each bucket."""
+    keys = turned & np.uint64((1 << TABLE_BITS) - 1)
+    order = np.argsort(keys, kind="stable")
+    keys, owner = keys[order], owner[order]
     new = np.ones(len(keys), bool)
     new[1:] = (keys[1:] != keys[:-1]) | (owner[1:] != owner[:-1])
-    return hashes[new], owner[new]
+    order, keys = order[new], keys[new]
+    rank = np.arange(len(keys)) - np.searchsorted(keys, keys)
+    return order[rank < FIRST]
+
+
+def _bytes(hashes: Hashes) -> NDArray[np.uint8]:
+    """Returns hashes (N,) as faiss takes them (N, 8)."""
+    return np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, BITS // 8)

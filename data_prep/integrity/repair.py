@@ -97,7 +97,7 @@ def _restore_tables(build: Build, cards: list[Card], result: CheckResult) -> Non
     tables.write(folder)
     write_card(folder, card)
     build.save_settings()
-    remove_stale(folder, set(records))
+    remove_stale(folder, set(records), card)
 
 
 def _card_of(tables: Tables, cards: list[Card]) -> Card | None:

@@ -174,12 +174,16 @@ def _normalised(rows: pa.Table) -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS if kind in counts}
 
 
-def remove_stale(output: Folder, shards: set[str]) -> None:
-    """Removes tars, and records of tars, that the set does not have."""
+def remove_stale(output: Folder, shards: set[str], card: Card) -> None:
+    """Removes what belongs to tars that the set does not have, or to sets no longer excluded."""
     wanted = shards | {record_name(name) for name in shards}
     wanted |= {fingerprints.name_of(name) for name in shards}
-    for name in [*output.names(), *output.names(RECORDS), *output.names(fingerprints.FOLDER)]:
+    for name in [*output.names(), *output.names(RECORDS)]:
         if shard_place(name) and name not in wanted:
+            output.delete(name)
+    excluded = tuple(f"{fingerprints.FOLDER}/{each.digest}-" for each in card.excluded)
+    for name in output.names(fingerprints.FOLDER):
+        if name not in wanted and not name.startswith(excluded):
             output.delete(name)
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep import verify
+from data_prep.dedup import duplicates
 from data_prep.dedup.duplicates import decide
 from data_prep.dedup.fingerprints import RATE, Fingerprint, fingerprint, thumbnails
 from data_prep.dedup.matching import Match, candidates, match_segments
@@ -94,6 +95,8 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_nothing_else_is(
     both = [*originals, *copies]
     found = {(a, b - NUM) for a, b in pairs if a < NUM <= b and match_segments(both[a], both[b])}
     assert found == {(number, number) for number in range(NUM)}
+    between = {(int(a), int(b)) for a, b in candidates(originals, copies)}
+    assert between == {(a, b - NUM) for a, b in pairs if a < NUM <= b}
     assert not [
         (a, b) for a in range(NUM) for b in range(a) if match_segments(originals[a], copies[b])
     ]
@@ -203,6 +206,19 @@ def test_copies_are_reported_or_dropped_without_new_tars(
     assert not pq.read_table(output / "duplicates.parquet").num_rows
 
 
+def test_a_set_of_many_blocks_has_the_same_copies(
+    videos: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "set"
+    small = ["--shard_mb", "0.01"]
+    made(videos, output, *small)
+    once = pq.read_table(output / "duplicates.parquet")
+    assert len(list(output.glob("*.tar"))) > 2 and once.num_rows == 2
+    monkeypatch.setattr(duplicates, "BLOCK_SECONDS", 1.0)  # a tar is a block
+    made(videos, output, *small)
+    assert pq.read_table(output / "duplicates.parquet") == once
+
+
 def test_the_tables_of_copies_are_repaired_from_the_fingerprints(
     videos: Path, tmp_path: Path, cluster: None
 ) -> None:
@@ -241,8 +257,28 @@ def test_copies_of_an_excluded_test_set_are_kept_out(
     assert clean.card.excluded == (ExcludedSet(name="tests", path=path, digest=tests.digest),)
     uses = [(use["context"], use["digest"]) for use in (clean.card.run or {})["datasets"]]
     assert uses == [("output", clean.digest), ("excluded", tests.digest)]
+    kept = tmp_path / "set/records/fingerprints"
+    assert not [path for path in kept.iterdir() if tests.digest in path.name]  # that set has them
+    shutil.rmtree(tmp_path / "tests/records")
     again = made(videos, tmp_path / "set", *words)
     assert again.card.run == clean.card.run
+    files = {path: path.stat().st_mtime_ns for path in kept.iterdir() if tests.digest in path.name}
+    assert files and not (tmp_path / "tests/records").exists()  # nothing is written into it
+    made(videos, tmp_path / "set", *words)
+    assert {path: path.stat().st_mtime_ns for path in files} == files  # made once
+    made(videos, tmp_path / "set")
+    assert not [path for path in files if path.exists()]
+
+
+def test_an_excluded_set_of_which_the_index_leaves_segments_out_needs_no_new_fingerprints(
+    videos: Path, tmp_path: Path, cluster: None
+) -> None:
+    tests = made(videos, tmp_path / "tests", "--near_duplicates", "drop")
+    assert tests.card.counts.near_duplicates
+    with pytest.raises(UserError, match="no usable segment"):
+        made(videos, tmp_path / "set", "--exclude", str(tmp_path / "tests"))
+    kept = tmp_path / "set/records/fingerprints"
+    assert not [path for path in kept.iterdir() if tests.digest in path.name]
 
 
 def test_an_excluded_set_that_is_none_is_refused_before_anything_is_written(
