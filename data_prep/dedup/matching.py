@@ -109,10 +109,12 @@ def _looked_up(known: Sequence[Fingerprint], asked: Sequence[Fingerprint]) -> In
         first = _first_of_buckets(turned, owner)
         index: Any = faiss.IndexBinaryHash(BITS, TABLE_BITS)
         index.add(_bytes(turned[first]))
+        turned = _turned(views, table)
+        # neighbours in the index one after the other: half the time, as the cache is warm
+        order = np.argsort((turned >> np.uint64(TABLE_BITS - 16)).astype(np.uint16), kind="stable")
         for start in range(0, len(views), BATCH):
-            part = slice(start, start + BATCH)
-            query = _bytes(_turned(views[part], table))
-            ends, _, found = index.range_search(query, FRAME_BITS + 1)
+            part = order[start : start + BATCH]
+            ends, _, found = index.range_search(_bytes(turned[part]), FRAME_BITS + 1)
             ours = owner[first[found]]
             theirs = np.repeat(asker[part], np.diff(ends.astype(np.int64)))
             if asked is known:
