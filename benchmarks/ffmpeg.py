@@ -22,16 +22,15 @@ SCALE = r"scale=-2:'min(128,ih)':flags=bicubic"
 def render(folder: Path, count: int, seconds: float, height: int = 360) -> None:
     """Writes different test pictures of 30 frames/s, H.264 in mp4."""
     folder.mkdir(parents=True)
+    size = f"{height * 16 // 9 // 2 * 2}x{height}"
     for number in range(count):
-        source = f"testsrc2=size={height * 16 // 9 // 2 * 2}x{height}:rate=30:duration={seconds}"
-        words = [
-            "-f",
-            "lavfi",
-            "-i",
-            source,
-            "-vf",
-            f"hue=h={number * 7},noise=alls=6:all_seed={number}",
-        ]
+        shared = f"size={size}:rate=30:duration={seconds}"
+        # without the second all would be copies of each other
+        source = (
+            f"testsrc2={shared}[lines];gradients={shared}:seed={number}:nb_colors=8:speed=0.02,"
+            "format=yuv420p[own];[lines][own]blend=all_mode=average"
+        )
+        words = ["-f", "lavfi", "-i", source, "-vf", f"noise=alls=6:all_seed={number}"]
         ffmpeg(*words, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(folder / f"{number:04d}.mp4"))
 
 

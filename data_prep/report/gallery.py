@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -26,7 +24,7 @@ from data_prep.shards.manifest import Record
 from dynamonet import cluster
 from dynamonet.shards import index
 from dynamonet.storage import Folder
-from dynamonet.video.decode import DecodeError, open_video, video_stream
+from dynamonet.video.decode import DecodeError, decode_frames
 
 GALLERY = "gallery"  # folder of the set
 SHOWN = 8  # segments on a side of a threshold
@@ -46,6 +44,7 @@ class ShownSegment:
     start_seconds: float
     end_seconds: float
     score: float
+    frames: int
     place: tuple[str, int, int]  # tar, offset, size
 
     @property
@@ -112,6 +111,7 @@ def _shown(item: Filter, rows: pa.Table, places: NDArray[np.int64]) -> list[Show
             row["start_seconds"],
             row["end_seconds"],
             row[item.score],
+            row["frames"],
             (row["shard"], row["offset"], row["size"]),
         )
         for row in rows.take(places).to_pylist()
@@ -131,18 +131,15 @@ def _strips(wanted: list[ShownSegment], output: str) -> dict[ShownSegment, Strip
     for shown in wanted:
         try:
             strips[shown] = _strip(shown, Folder.at(output))
-        except (DecodeError, FFmpegError, OSError, ValueError):
+        except (DecodeError, OSError):
             strips[shown] = []  # its caption is shown without frames
     return strips
 
 
 def _strip(shown: ShownSegment, folder: Folder) -> Strip:
-    shard, offset, size = shown.place
-    with open_video(folder.read_range(shard, offset, size)) as container:
-        stream = video_stream(container)
-        count = max(1, stream.frames)
-        frames = container.decode(stream)
-        return [_small(frame) for frame in islice(frames, 0, None, -(-count // FRAMES))]
+    data = folder.read_range(*shown.place)
+    numbers = range(0, shown.frames, -(-shown.frames // FRAMES))
+    return [_small(frame) for frame in decode_frames(data, numbers)]
 
 
 def _small(frame: VideoFrame) -> NDArray[np.uint8]:

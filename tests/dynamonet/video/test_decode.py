@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamonet.video.decode import Box, DecodeError, decode_planes, open_video, video_stream
+from dynamonet.video.decode import (
+    Box,
+    DecodeError,
+    decode_frames,
+    decode_planes,
+    open_video,
+    video_stream,
+)
 from tests.conftest import moving_frames, write_video
 
 
@@ -29,6 +36,8 @@ def test_just_the_frames_asked_for_come_in_the_order_asked(
     planes = decode_planes(numbered, np.array(wanted))
     assert brightness(planes.luma) == wanted
     assert planes.chroma.shape == (len(wanted), 2, 16, 24)
+    frames = decode_frames(numbered, wanted)
+    assert brightness(np.stack([frame.to_ndarray()[:32] for frame in frames])) == wanted
 
 
 def test_a_box_cuts_luma_and_chroma_alike(tmp_path: Path) -> None:
@@ -51,6 +60,10 @@ def test_the_square_is_even_largest_and_inside(height: int, width: int, offset: 
 def test_damage_is_an_error_that_says_what_is_missing(numbered: bytes) -> None:
     with pytest.raises(DecodeError, match="frame 50 of 51 asked for is missing"):
         decode_planes(numbered, np.array([50]))
+    with pytest.raises(DecodeError, match="frame 50 is missing"):
+        decode_frames(numbered, [3, 50])
+    with pytest.raises(DecodeError, match="not an MP4 segment"):
+        decode_frames(b"no video", [0])
     with pytest.raises(DecodeError, match="box 'mdat' leaves what holds it"):
         decode_planes(numbered[: len(numbered) // 2], np.array([0]))
     with pytest.raises(DecodeError, match="not an MP4 segment"):
