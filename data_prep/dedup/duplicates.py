@@ -205,7 +205,8 @@ def _blocks(segments: pa.Table, prints: list[Prints], num_excluded: int) -> list
     seconds = segments["end_seconds"].to_numpy() - segments["start_seconds"].to_numpy()
     order = np.argsort(files, kind="stable")
     blocks: list[Block] = []
-    for places in np.split(order, np.flatnonzero(np.diff(files[order])) + 1):
+    of_tars = np.split(order, np.flatnonzero(np.diff(files[order])) + 1) if len(order) else []
+    for places in of_tars:
         tar, own = prints[files[places[0]]], bool(places[0] >= num_excluded)
         if not blocks or blocks[-1].own != own or blocks[-1].seconds >= BLOCK_SECONDS:
             blocks.append(Block(own))
@@ -225,7 +226,8 @@ def _matches(blocks: list[Block], among_own: bool, on_progress: OnProgress) -> M
     ]
     num = sum(len(places) for block in blocks for *_, places in block.files if block.own)
     matches: Matches = defaultdict(list)
-    on_progress("comparing", 0, num)
+    if work:
+        on_progress("comparing", 0, num)
     for done, found in enumerate(cluster.in_parallel(_compare, work), 1):
         for earlier, later, match in found:
             matches[later].append((earlier, match))

@@ -301,3 +301,10 @@ def test_one_file_under_two_labels_is_taken_once_and_said(tmp_path: Path, cluste
     assert "another label" in reasons(tmp_path / "set")["b/y.mp4"]
     card = json.loads((tmp_path / "set/card.json").read_text())
     assert card["counts"]["videos_quarantined"] == {"same content as": 1}
+
+
+def test_a_set_of_which_the_filters_keep_nothing_has_no_copies(
+    videos: Path, tmp_path: Path, cluster: None
+) -> None:
+    with pytest.raises(UserError, match="no usable segment"):
+        made(videos, tmp_path / "set", "--filters.min_brightness", "1")
