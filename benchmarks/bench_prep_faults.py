@@ -28,6 +28,7 @@ from benchmarks.report import Figure, show, table
 
 TIMES = 20  # of each fault
 MUTANTS = 300
+TASKS = ("ray::encode", "ray::build", "ray::fingerprint", "ray::_compare", "ray::_strips")
 SMALL = "--encode.short_side_px 64 --segment_seconds 2 --min_seconds 0.5 --shard_mb 0.1".split()
 ROOM_MB = 64  # of the disk once it is not full any more
 
@@ -97,8 +98,7 @@ def kill_a_worker(stage: Stage, moment: float) -> str:
     def found() -> bool:
         for process in psutil.Process(driver.pid).children(recursive=True):
             try:
-                name = process.cmdline()[0]
-                if name.startswith("ray::") and "IDLE" not in name:
+                if process.cmdline()[0].startswith(TASKS):
                     victims.append(process)
             except (psutil.Error, IndexError):
                 continue
@@ -107,8 +107,10 @@ def kill_a_worker(stage: Stage, moment: float) -> str:
     wait_until(found, driver)
     if victims:
         victims[0].kill()
-    status = driver.wait()
-    return f"{'a worker' if victims else 'no worker left'}, status {status}"
+    _, error = driver.communicate()
+    if driver.returncode:
+        return f"WRONG: status {driver.returncode}: {error.strip().splitlines()[-1:]}"
+    return "a worker" if victims else "no worker left"
 
 
 def fill_the_disk(stage: Stage, moment: float) -> str:
@@ -164,7 +166,8 @@ def faults(folder: Path, draw: random.Random) -> tuple[Table, list[Figure]]:
                 full = kind is fill_the_disk
                 home = disk if full else folder
                 stage = Stage(folder / "videos", home / f"{kind.__name__}-{number}")
-                moment = draw.uniform(0.05, 0.9) * (1 if full else seconds)
+                latest = 0.6 if kind is kill_a_worker else 0.9  # then there are no tasks any more
+                moment = draw.uniform(0.05, latest) * (1 if full else seconds)
                 left = kind(stage, moment)
                 stage.finish()
                 equal = stage.digests() == right and "WRONG" not in left
