@@ -35,8 +35,8 @@ from data_prep.dedup.fingerprints import (
     STEP,
     VIEWS,
     Fingerprint,
+    FingerprintFile,
     Hashes,
-    Prints,
     fingerprint,
     thumbnails,
 )
@@ -240,7 +240,7 @@ def write_simulated(folder: str, num: int) -> dict[str, pa.Table]:
         rows |= {"end_seconds": [float(SECONDS)] * TAR, "offset": [0] * TAR, "size": [1] * TAR}
         tars[name] = pa.table(rows)
         made = dict(zip(keys, simulated(TAR, first), strict=True))
-        Prints.of(folder, name, tars[name]).write(made)
+        FingerprintFile.of(folder, name, tars[name]).write(made)
     return tars
 
 
@@ -284,7 +284,7 @@ def growth(most: int) -> tuple[Table, Figure]:
 
 
 def main() -> None:
-    """Prints the tables and the figures."""
+    """FingerprintFile the tables and the figures."""
     tables, figure = quality("motion_videos", rendered())
     figures = [figure]
     if root := os.environ.get("DYNAMONET_REAL_DATA"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data_prep.dedup import matching
 from data_prep.dedup.fingerprints import (
     Fingerprint,
-    Prints,
+    FingerprintFile,
     fingerprint_samples,
     fingerprint_tar,
     name_of,
@@ -103,19 +103,21 @@ def find_duplicates(
     """
     if settings.near_duplicates == "off" and not excluded:
         return pa.Table.from_pylist([], index.DUPLICATES_SCHEMA)
-    prints: list[Prints] = []
+    files: list[FingerprintFile] = []
     listed: list[pa.Table] = []
     for each in excluded:
-        of_set = _prints_of_excluded(each, output)
-        listed.append(_listed([tar.rows for tar in of_set], len(prints), each.folder.path))
-        prints += of_set
+        of_set = _files_of_excluded(each, output)
+        listed.append(_listed([tar.rows for tar in of_set], len(files), each.folder.path))
+        files += of_set
     num_excluded = sum(table.num_rows for table in listed)
     sifted = [sift(rows, settings.filters)[0].select(COLUMNS) for rows in tars.values()]
-    listed.append(_listed(sifted, len(prints), None))
-    prints += [Prints.of(output.path, name, rows.select(COLUMNS)) for name, rows in tars.items()]
-    _make_missing(prints, on_progress)
+    listed.append(_listed(sifted, len(files), None))
+    files += [
+        FingerprintFile.of(output.path, name, rows.select(COLUMNS)) for name, rows in tars.items()
+    ]
+    _make_missing(files, on_progress)
     segments = pa.concat_tables(listed)
-    blocks = _blocks(segments, prints, num_excluded)
+    blocks = _blocks(segments, files, num_excluded)
     matches = _matches(blocks, settings.near_duplicates != "off", on_progress)
     copies = decide(segments.num_rows, num_excluded, matches)
     drop = settings.near_duplicates == "drop"
@@ -138,12 +140,11 @@ def decide(num: int, num_excluded: int, matches: Matches) -> dict[int, tuple[int
     return copies
 
 
-def _prints_of_excluded(shards: ShardSet, output: Folder) -> list[Prints]:
-    """Returns where the fingerprints of an excluded set are, or are to be: nothing is written
-    into that set."""
+def _files_of_excluded(shards: ShardSet, output: Folder) -> list[FingerprintFile]:
+    """Returns the files of an excluded set: its own, else some below `output`."""
     path = shards.folder.path
     tars = _by_shard(shards.table.select([*COLUMNS, "shard"]))
-    theirs = [Prints.of(path, name, rows.select(COLUMNS)) for name, rows in tars.items()]
+    theirs = [FingerprintFile.of(path, name, rows.select(COLUMNS)) for name, rows in tars.items()]
     missing = _missing(theirs)
     return [
         replace(tar, folder=output.path, name=name_of(tar.tar, shards.digest))
@@ -153,35 +154,37 @@ def _prints_of_excluded(shards: ShardSet, output: Folder) -> list[Prints]:
     ]
 
 
-def _missing(prints: list[Prints]) -> set[int]:
+def _missing(files: list[FingerprintFile]) -> set[int]:
     """Returns the places of those whose fingerprints are not there, or damaged."""
-    batches = ((first, prints[first : first + TARS]) for first in range(0, len(prints), TARS))
+    batches = ((first, files[first : first + TARS]) for first in range(0, len(files), TARS))
     return {n for found in cluster.in_parallel(_missing_in, batches) for n in found}
 
 
-def _missing_in(first: int, prints: list[Prints]) -> list[int]:
+def _missing_in(first: int, files: list[FingerprintFile]) -> list[int]:
     """Looks at some files of fingerprints; runs in a Ray task."""
-    return [first + n for n, tar in enumerate(prints) if not tar.are_there()]
+    return [first + n for n, tar in enumerate(files) if not tar.is_whole()]
 
 
-def _make_missing(prints: list[Prints], on_progress: OnProgress) -> None:
+def _make_missing(files: list[FingerprintFile], on_progress: OnProgress) -> None:
     """Makes the fingerprints that are not there."""
-    todo: list[TwoSteps[int]] = []
-    for number in sorted(_missing(prints)):
-        tar = prints[number]
-        listed = tar.rows.to_pylist()
-        parts = {
-            first: (tar.tar_folder, tar.tar, listed[first : first + SAMPLES])
-            for first in range(0, len(listed), SAMPLES)
-        }
-        todo.append(TwoSteps(parts, (tar,)))
-    done, total = 0, sum(item.whole[0].rows.num_rows for item in todo)
-    if todo:
+    missing = [files[number] for number in sorted(_missing(files))]
+    done, total = 0, sum(file.rows.num_rows for file in missing)
+    if missing:
         on_progress("fingerprints", done, total)  # so that the rate counts from here
-    for item, first, _ in cluster.in_two_steps(fingerprint_samples, fingerprint_tar, todo):
+    work = (_work(file) for file in missing)
+    for item, first, _ in cluster.in_two_steps(fingerprint_samples, fingerprint_tar, work):
         if first is not None:
             done += len(item.parts[first][2])
             on_progress("fingerprints", done, total)
+
+
+def _work(file: FingerprintFile) -> TwoSteps[int]:
+    rows = file.rows.to_pylist()
+    parts = {
+        first: (file.tar_folder, file.tar, rows[first : first + SAMPLES])
+        for first in range(0, len(rows), SAMPLES)
+    }
+    return TwoSteps(parts, (file,))
 
 
 def _listed(tars: list[pa.Table], first: int, of_set: str | None) -> pa.Table:
@@ -199,19 +202,19 @@ def _listed(tars: list[pa.Table], first: int, of_set: str | None) -> pa.Table:
     return pa.concat_tables(numbered).combine_chunks().sort_by(order)
 
 
-def _blocks(segments: pa.Table, prints: list[Prints], num_excluded: int) -> list[Block]:
+def _blocks(segments: pa.Table, files: list[FingerprintFile], num_excluded: int) -> list[Block]:
     """Divides all segments into blocks of whole tars, excluded sets before the own one."""
-    files, keys = segments["file"].to_numpy(), segments["key"]
+    file_of, keys = segments["file"].to_numpy(), segments["key"]
     seconds = segments["end_seconds"].to_numpy() - segments["start_seconds"].to_numpy()
-    order = np.argsort(files, kind="stable")
+    order = np.argsort(file_of, kind="stable")
     blocks: list[Block] = []
-    of_tars = np.split(order, np.flatnonzero(np.diff(files[order])) + 1) if len(order) else []
-    for places in of_tars:
-        tar, own = prints[files[places[0]]], bool(places[0] >= num_excluded)
+    tars = np.split(order, np.flatnonzero(np.diff(file_of[order])) + 1) if len(order) else []
+    for places in tars:
+        file, own = files[file_of[places[0]]], bool(places[0] >= num_excluded)
         if not blocks or blocks[-1].own != own or blocks[-1].seconds >= BLOCK_SECONDS:
             blocks.append(Block(own))
         names = keys.take(places).to_pylist()
-        blocks[-1].files.append((tar.folder, tar.name, names, places.tolist()))
+        blocks[-1].files.append((file.folder, file.name, names, places.tolist()))
         blocks[-1].seconds += float(seconds[places].sum())
     return blocks
 

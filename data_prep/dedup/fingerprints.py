@@ -142,21 +142,21 @@ def fingerprint_samples(
 
 
 @dataclass(frozen=True)
-class Prints:
-    """A tar's samples, and where their fingerprints are."""
+class FingerprintFile:
+    """The file of the fingerprints of a tar's samples."""
 
     tar_folder: str
     tar: str
     rows: pa.Table  # key, offset, size and digest of the samples
-    folder: str  # of the file of fingerprints
+    folder: str  # of the file, below which its name is
     name: str
 
     @classmethod
-    def of(cls, tar_folder: str, tar: str, rows: pa.Table) -> Prints:
-        """Returns where a set has the fingerprints of its own tar."""
+    def of(cls, tar_folder: str, tar: str, rows: pa.Table) -> FingerprintFile:
+        """Returns the file in which a set has the fingerprints of its own tar."""
         return cls(tar_folder, tar, rows, tar_folder, name_of(tar))
 
-    def are_there(self) -> bool:
+    def is_whole(self) -> bool:
         """Tells whether the file is whole, of this version, and has all the samples."""
         folder = Folder.at(self.folder)
         if not folder.size(self.name):
@@ -182,14 +182,16 @@ class Prints:
         index.write_table(Folder.at(self.folder), self.name, table)
 
 
-def fingerprint_tar(prints: Prints, given: Mapping[int, Iterable[dict[str, Fingerprint]]]) -> None:
+def fingerprint_tar(
+    file: FingerprintFile, given: Mapping[int, Iterable[dict[str, Fingerprint]]]
+) -> None:
     """Writes the fingerprints of a tar's samples; runs in a Ray task.
 
     Args:
         given: What `fingerprint_samples` yielded, by the place of the first row.
     """
     parts = (part for parts in given.values() for part in parts)
-    prints.write({key: item for part in parts for key, item in part.items()})
+    file.write({key: item for part in parts for key, item in part.items()})
 
 
 def name_of(tar: str, digest: str | None = None) -> str:

@@ -179,8 +179,6 @@ def start_run(
 ) -> TrackedRun:
     """Creates a run with its full settings, parents, data sets and code version.
 
-    Call it on the driver only: two processes that create a fresh store at once break each other.
-
     Args:
         started: When the work began, in seconds since the epoch; None = now.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dynamonet.errors import UserError
@@ -17,11 +18,13 @@ def tracking_uri(runs_path: str) -> str:
     """Returns $MLFLOW_TRACKING_URI, or the SQLite file in the folder of results, which is made.
 
     Raises:
-        UserError: as `store_uri`.
+        UserError: as `store_uri`, or the file cannot be made.
     """
     uri = store_uri(runs_path)
-    if sqlite_file(uri) == Path(runs_path) / STORE:
-        Path(runs_path).mkdir(parents=True, exist_ok=True)
+    file = sqlite_file(uri)
+    if file and file == Path(runs_path) / STORE and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _make(file)
     return uri
 
 
@@ -40,6 +43,26 @@ def store_uri(runs_path: str) -> str:
             "name a tracking server in MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{runs_path}/{STORE}"
+
+
+def _make(file: Path) -> None:
+    """Makes a store under another name first.
+
+    MLflow makes its tables one by one: a store on which it was stopped would be refused for ever,
+    and two processes would break each other's.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    growing = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        MlflowClient(f"sqlite:///{growing}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # somebody else was first, and may have written into it
+            os.link(growing, file)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"the tracking store {file} cannot be made: {error}") from error
+    finally:
+        growing.unlink(missing_ok=True)
 
 
 def sqlite_file(uri: str) -> Path | None:
