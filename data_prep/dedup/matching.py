@@ -76,21 +76,24 @@ def _aligned(views: Fingerprint, whole: Fingerprint) -> Match | None:
     inside = (j >= 0) & (j < length)
     j = j.clip(0, length - 1)
     inside &= (views.still_views[0][i] != 0) & (whole.still[j] != 0)
-    count = inside.sum(1)
-    least = max(1.0, OVERLAP * min(num, length / STEP))
-    if not (count >= least).any():
+    enough = inside.sum(1) >= max(1.0, OVERLAP * min(num, length / STEP))
+    if not enough.any():
         return None
+    i, j, inside = i[enough], j[enough], inside[enough]
+    count = inside.sum(1)
     still = np.bitwise_count(views.still_views[:, i] ^ whole.still[j]) * inside
+    still_mean = still.sum(2) / count  # (V, offsets)
+    close = still_mean <= MAX_STILL
+    if not close.any():
+        return None
     energy = views.energy[::STEP].astype(np.float32)
     weight = np.minimum(energy[i], whole.energy[j].astype(np.float32)) * inside
     motion = np.bitwise_count(views.motion_views[:, i] ^ whole.motion[j]) * weight
     with np.errstate(invalid="ignore", divide="ignore"):
-        still_mean = still.sum(2) / count  # (V, offsets)
         motion_mean = motion.sum(2) / weight.sum(1)
-    moves = weight.sum(1) / np.maximum(1, count) >= LITTLE_ENERGY
-    copies = (still_mean <= MAX_STILL) & (still_mean + motion_mean <= MAX_BOTH)
-    copies |= (still_mean <= ALMOST_STILL) & ~moves
-    copies &= count >= least
+    moves = weight.sum(1) / count >= LITTLE_ENERGY
+    copies = (still_mean + motion_mean <= MAX_BOTH) | (still_mean <= ALMOST_STILL) & ~moves
+    copies &= close
     if not copies.any():
         return None
     cost = np.where(copies, still_mean + np.nan_to_num(motion_mean, nan=BITS / 2) / 2, np.inf)
