@@ -40,7 +40,7 @@ from dynamonet.storage import Folder
 
 SAMPLES = 64  # that a task makes fingerprints of
 TARS = 64  # that a task looks for the fingerprints of
-BLOCK_SECONDS = 1e6  # of video that a task compares with as much: about 1.5 GB of memory
+BLOCK_SECONDS = 1e6  # of video that a task compares with as much: about 2 GB of memory
 COLUMNS = ["key", "source", "start_seconds", "end_seconds", "digest", "offset", "size"]
 Matches = dict[int, list[tuple[int, Match]]]  # segment -> earlier ones that it is a copy of
 
