@@ -284,7 +284,7 @@ def growth(most: int) -> tuple[Table, Figure]:
 
 
 def main() -> None:
-    """FingerprintFile the tables and the figures."""
+    """Prints the tables and the figures."""
     tables, figure = quality("motion_videos", rendered())
     figures = [figure]
     if root := os.environ.get("DYNAMONET_REAL_DATA"):

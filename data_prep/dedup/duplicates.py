@@ -115,7 +115,7 @@ def find_duplicates(
     files += [
         FingerprintFile.of(output.path, name, rows.select(COLUMNS)) for name, rows in tars.items()
     ]
-    _make_missing(files, on_progress)
+    _make_missing([file for file in files if file.folder == output.path], on_progress)
     segments = pa.concat_tables(listed)
     blocks = _blocks(segments, files, num_excluded)
     matches = _matches(blocks, settings.near_duplicates != "off", on_progress)
@@ -141,7 +141,7 @@ def decide(num: int, num_excluded: int, matches: Matches) -> dict[int, tuple[int
 
 
 def _files_of_excluded(shards: ShardSet, output: Folder) -> list[FingerprintFile]:
-    """Returns the files of an excluded set: its own, else some below `output`."""
+    """Returns the files of an excluded set: its own that are whole, else some below `output`."""
     path = shards.folder.path
     tars = _by_shard(shards.table.select([*COLUMNS, "shard"]))
     theirs = [FingerprintFile.of(path, name, rows.select(COLUMNS)) for name, rows in tars.items()]

@@ -164,11 +164,12 @@ class FingerprintFile:
         try:
             table = pq.read_table(io.BytesIO(folder.read(self.name)))
             stamp = json.loads((table.schema.metadata or {})[b"dynamonet"])
-            held = set(zip(table["key"].to_pylist(), stamp["digests"], strict=True))
+            version, digests = stamp["version"], stamp["digests"]
+            held = set(zip(table["key"].to_pylist(), digests, strict=True))
         except (pa.ArrowException, OSError, ValueError, KeyError):
             return False
         wanted = zip(self.rows["key"].to_pylist(), self.rows["digest"].to_pylist(), strict=True)
-        return stamp["version"] == VERSION and held.issuperset(wanted)
+        return version == VERSION and held.issuperset(wanted)
 
     def write(self, fingerprints: dict[str, Fingerprint]) -> None:
         """Writes the fingerprints of the samples, which are given by key."""
