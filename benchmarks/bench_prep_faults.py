@@ -40,9 +40,9 @@ class Stage:
     def __init__(self, videos: Path, output: Path, *words: str) -> None:
         self.output = output
         script = [sys.executable, "data_prep/shard.py"]
-        runs = output.parent / f"{output.name}-runs"
+        self.runs = output.parent / f"{output.name}-runs"
         self.words = [*script, "--source", str(videos), "--output", str(output)]
-        self.words += ["--runs", str(runs), *SMALL, *words]
+        self.words += ["--runs", str(self.runs), *SMALL, *words]
 
     def start(self) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
@@ -177,7 +177,8 @@ def faults(folder: Path, draw: random.Random) -> tuple[Table, list[Figure]]:
                 row = (kind.__name__.replace("_", " "), when, left, "yes" if equal else "NO")
                 made.add_row(*row)
                 print(*row, sep=", ", file=sys.stderr)
-                shutil.rmtree(stage.output)
+                for made_here in (stage.output, stage.runs):  # else the small disk fills up
+                    shutil.rmtree(made_here)
     finally:
         subprocess.run(["umount", str(disk)], stderr=subprocess.DEVNULL)
     return made, [Figure("faults_with_equal_shards", same / max(1, total), 1.0)]
