@@ -96,7 +96,8 @@ def in_two_steps(
 
     `second(*whole, given)` gets an iterator over what `first(*part)` yielded, for each part. Parts
     of several pieces of work run side by side, so that all cores are busy to the end; what they
-    give waits in Ray's object store. Else as `in_parallel`.
+    give waits in Ray's object store. Else as `in_parallel`, but on an error the tasks still running
+    end by themselves: Ray 2.60 aborts the driver now and then when it cancels such parts.
 
     Yields:
         Work and key of each part as it ends, with None; work, None and the result of each second
@@ -124,33 +125,29 @@ def in_two_steps(
                 yield True
 
     waiting = starts()
-    try:
-        while True:
-            while len(running) < limit and next(waiting, False):
-                pass
-            if not running:
-                return
-            handles: list[Any] = [*running]
-            done: list[Any] = ray.wait(handles, fetch_local=False)[0]
-            (ready,) = done
-            item, key = running[ready]
-            result = None
-            if key is None:
-                result = ray.get(ready)
-                item.given.clear()  # so that Ray forgets what the parts gave
-            else:
-                try:
-                    item.given[key].append(next(ready))
-                    continue
-                except StopIteration:
-                    left[item] -= 1
-            del running[ready]
-            yield item, key, result
-            if key is not None and not left[item]:
-                start_whole(item)
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+    while True:
+        while len(running) < limit and next(waiting, False):
+            pass
+        if not running:
+            return
+        handles: list[Any] = [*running]
+        done: list[Any] = ray.wait(handles, fetch_local=False)[0]
+        (ready,) = done
+        item, key = running[ready]
+        result = None
+        if key is None:
+            result = ray.get(ready)
+            item.given.clear()  # so that Ray forgets what the parts gave
+        else:
+            try:
+                item.given[key].append(next(ready))
+                continue
+            except StopIteration:
+                left[item] -= 1
+        del running[ready]
+        yield item, key, result
+        if key is not None and not left[item]:
+            start_whole(item)
 
 
 def _second_step(

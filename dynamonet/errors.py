@@ -88,9 +88,10 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
+        inner = getattr(current, "cause", None)  # what Ray wraps into an error of the same class
         if isinstance(current, UserError):
-            return current
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+            return inner if isinstance(inner, UserError) else current
+        queue += [current.__cause__, current.__context__, inner]
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             queue += list(failures.values())

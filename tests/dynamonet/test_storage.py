@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamonet.cluster import in_parallel
 from dynamonet.errors import UserError, find_user_error
 from dynamonet.storage import INCOMPLETE, Folder
 
@@ -68,3 +69,12 @@ def test_a_users_mistake_is_found_inside_wrappers() -> None:
     except RuntimeError as outer:
         assert str(find_user_error(outer)) == "fix this"
     assert find_user_error(ValueError()) is None
+
+
+def test_a_users_mistake_in_a_task_is_told_without_the_tasks_frames(cluster: None) -> None:
+    def fails() -> None:
+        raise UserError("the disk is full", "Make room")
+
+    with pytest.raises(UserError) as caught:
+        list(in_parallel(fails, [()]))
+    assert str(find_user_error(caught.value)) == "the disk is full. Make room"
