@@ -39,10 +39,10 @@ from benchmarks.loaders import (
     installed,
 )
 from benchmarks.report import Figure, ratio, show, table
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.shards.reader import ClipReader, batches
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.transforms import ClipBatch
 
 WARM_UP = 8  # batches that are not counted: processes start, queues fill
@@ -188,20 +188,14 @@ def make_shards(videos: Path, folder: Path) -> str:
 
 
 def segment_files(path: str, folder: Path) -> list[str]:
-    shards = ShardSet.open(path)
     source, files = reader(path), []
     folder.mkdir()
-    for row in source.rows[:200]:
-        file = folder / f"{shards.table['key'][int(row)].as_py()}.mp4"
-        file.write_bytes(source.tars.read(*place(shards, int(row))))
+    for number in source.first(200):
+        row, tars = source.find(number)
+        file = folder / f"{row.key}.mp4"
+        file.write_bytes(tars.read(row.shard, row.offset, row.size))
         files.append(str(file))
     return files
-
-
-def place(shards: ShardSet, row: int) -> tuple[str, int, int]:
-    columns = shards.columns
-    name = shards.table["shard"][row].as_py()
-    return name, int(columns["offset"][row]), int(columns["size"][row])
 
 
 def render_videos(folder: Path, count: int = 60) -> None:

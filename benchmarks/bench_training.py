@@ -97,7 +97,7 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
     settings = load(PretrainSettings, words, prog="")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    task, rank = Pretraining(settings, bench.shards), Rank(0, 1, torch.device("cpu"))
+    task, rank = Pretraining(settings, (bench.shards,)), Rank(0, 1, torch.device("cpu"))
     model = task.build_model().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     size, config = settings.loader.batch_size, model.config
     example = torch.zeros(size, 3, config.num_frames, config.frame_px, config.frame_px)

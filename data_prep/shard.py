@@ -22,7 +22,7 @@ from dynamonet.video.files import printable
 if TYPE_CHECKING:
     from data_prep.pipeline import PrepResult
     from data_prep.sources.labels import Labelling
-    from dynamonet.shards.index import ShardSet
+    from dynamonet.shards.shard_set import ShardSet
     from dynamonet.tracking.runs import TrackedRun
 
 EXAMPLES = """examples:
@@ -59,7 +59,7 @@ def shard(settings: PrepSettings) -> ShardSet:
     from data_prep.pipeline import prepare
     from data_prep.report.page import write_set_page
     from dynamonet import cluster
-    from dynamonet.shards import index
+    from dynamonet.shards import index, shard_set
 
     if settings.cut == "shots":
         check_installed()
@@ -85,7 +85,7 @@ def shard(settings: PrepSettings) -> ShardSet:
         console.print(f"filters  {where}: segments next to each threshold", soft_wrap=True)
     console.print(f"shards   {output}", soft_wrap=True)
     console.print(f"report   {output}/{index.REPORT}", soft_wrap=True)
-    return index.ShardSet.open(output)
+    return shard_set.ShardSet.open(output)
 
 
 def _track(settings: PrepSettings, result: PrepResult, started: float) -> TrackedRun:

@@ -8,8 +8,8 @@ from dynamonet.lazy import offer
 if TYPE_CHECKING:
     from dynamonet.export import export
     from dynamonet.model.network import DynamoNet
-    from dynamonet.shards.index import ShardSet
     from dynamonet.shards.reader import ClipReader
+    from dynamonet.shards.shard_set import ShardSet
 
 # The usage reports of the libraries underneath are off unless the user turns them on.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,6 +22,6 @@ offer(
     __name__,
     ClipReader="dynamonet.shards.reader",
     DynamoNet="dynamonet.model.network",
-    ShardSet="dynamonet.shards.index",
+    ShardSet="dynamonet.shards.shard_set",
     export="dynamonet.export",
 )

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pyarrow import fs as pafs
 
@@ -23,7 +26,44 @@ from dynamonet.commands import command
 from dynamonet.errors import UserError
 
 INCOMPLETE = ".incomplete"  # where local files grow until they are whole
+RETRY_SECONDS = 120.0
 _BLOCK = 1 << 20
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+T = TypeVar("T")
+
+
+class StoreError(UserError):
+    """A store did not answer for long. Nothing is known to be damaged: a later start may do."""
+
+
+def patiently(read: Callable[[], T], what: str, seconds: float) -> T:
+    """Calls `read` until it succeeds, with growing pauses: time-outs, 5xx and the like pass.
+
+    Args:
+        what: Names what is read, in the message.
+        seconds: For so long.
+
+    Raises:
+        StoreError: it did not succeed in that time.
+        FileNotFoundError, PermissionError: waiting would not help.
+    """
+    until, wait = time.monotonic() + seconds, _FIRST_WAIT
+    while True:
+        try:
+            return read()
+        except _LASTING:
+            raise
+        except OSError as error:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise StoreError(
+                    f"{what}: cannot be read, tried for {seconds:g} s: {_reason(error)}",
+                    "Run the same command again when the store answers.",
+                ) from None
+            time.sleep(min(left, wait * random.uniform(0.5, 1)))
+            wait = min(2 * wait, _LONGEST_WAIT)
 
 
 @contextmanager
@@ -144,13 +184,31 @@ class Folder:
         return {i.base_name: i.size for i in infos if i.type == pafs.FileType.File}
 
     def read(self, name: str) -> bytes:
-        with self.fs.open_input_stream(self.below(name)) as stream:
-            return stream.read()
+        """Reads a whole file.
+
+        Raises:
+            OSError: of a local file; of a remote one that is not there or may not be read.
+            StoreError: the store does not answer.
+        """
+
+        def read() -> bytes:
+            with self.fs.open_input_stream(self.below(name)) as stream:
+                return stream.read()
+
+        return self.patiently(read, name)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Reads a part of a file; fewer bytes where it ends before."""
-        with self.fs.open_input_file(self.below(name)) as file:
-            return file.read_at(size, offset)
+        """Reads a part of a file; fewer bytes where it ends before. See `read` for the errors."""
+
+        def read() -> bytes:
+            with self.fs.open_input_file(self.below(name)) as file:
+                return file.read_at(size, offset)
+
+        return self.patiently(read, name)
+
+    def patiently(self, read: Callable[[], T], name: str, seconds: float = RETRY_SECONDS) -> T:
+        """Calls what reads a file; again, for so many seconds, where a remote store fails."""
+        return read() if self.is_local else patiently(read, f"{self.path}/{name}", seconds)
 
     def delete(self, name: str) -> None:
         self.fs.delete_file(self.below(name))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from dynamonet.errors import UserError
 from dynamonet.model.files import LOSS
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
+from dynamonet.shards.rows import RowSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
@@ -38,13 +39,17 @@ class Pretraining(Task[PretrainSettings]):
     """Learns motion filters by predicting frames; see `dynamonet.training.task.Task`."""
 
     settings: PretrainSettings
-    shards: str  # absolute path or URI
+    shards: tuple[str, ...]  # absolute paths or URIs
     probe_shards: str | None = None  # the same; of labelled clips
     pretrained: str | None = None  # folder of the model to go on from
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what a worker opens itself."""
+        return {field.name: vars(self)[field.name] for field in fields(self)}
+
     def check(self) -> None:
         self.training_data()
-        self._probe_readers()
+        _ = self._probe_readers
         with torch.device("meta"):
             DynamoNet(self.settings.model)
 
@@ -70,18 +75,19 @@ class Pretraining(Task[PretrainSettings]):
         return [(model, 1.0)]
 
     def training_data(self) -> ClipReader:
-        shards = ShardSet.open(self.shards)
-        held = set(self._held_out(shards).tolist())
-        rows = np.array([row for row in self._usable(shards) if row not in held], np.int64)
-        reader = self._reader(shards, rows)
+        reader = self._reader(self._sets, self._usable - self._held_out)
         if not len(reader.rows):
             raise UserError(
-                f"{self.shards}: no segment is as long as a clip of {reader.num_frames} frames "
-                f"(model.num_frames = {self.settings.model.num_frames}, and "
+                f"{', '.join(self.shards)}: no segment is as long as a clip of "
+                f"{reader.num_frames} frames (model.num_frames = "
+                f"{self.settings.model.num_frames}, and "
                 f"{self.settings.model.frames_beyond} to predict). Lower model.num_frames or "
                 "clips.stride_frames, or make longer segments."
             )
         return reader
+
+    def shares(self) -> tuple[float, ...] | None:
+        return self.settings.shares
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         config, weight = self.settings.model, self.settings.displacement_weight
@@ -106,15 +112,15 @@ class Pretraining(Task[PretrainSettings]):
 
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        evaluation = measure(model, self._evaluation_reader(), self.settings, rank, precision)
+        evaluation = measure(model, self._evaluation_reader, self.settings, rank, precision)
         if self.probe_shards is None:
             return evaluation
         seen: list[Tensor] = []
-        for reader in self._probe_readers():
+        for reader in self._probe_readers:
             seen += clip_features(
                 model,
                 reader,
-                reader.rows.tolist(),
+                reader.rows.numbers().tolist(),
                 rank=rank,
                 precision=precision,
                 batch_size=max(1, self.settings.loader.batch_size // rank.count),
@@ -126,16 +132,34 @@ class Pretraining(Task[PretrainSettings]):
 
     def describe(self) -> dict[str, Any]:
         clips = self.settings.clips.model_dump(mode="json")
-        frames = ShardSet.open(self.shards).frames.model_dump(mode="json")
+        frames = self._sets[0].frames.model_dump(mode="json")
         head = {"stage": "pretrain", "shards": self.shards, "frames": frames, "clips": clips}
         return head | {LOSS: self.settings.loss}
 
+    @cached_property
+    def _sets(self) -> list[ShardSet]:
+        return [ShardSet.open(path) for path in self.shards]
+
+    @cached_property
+    def _usable(self) -> RowSet:
+        """The rows that may be looked at at all: never a labelled set's test part."""
+        return RowSet.joined(
+            each.rows(split=self.settings.split, part="train") if each.num_splits else each.rows()
+            for each in self._sets
+        )
+
+    @cached_property
+    def _held_out(self) -> RowSet:
+        """The rows of the videos kept from training."""
+        share = self.settings.holdout_share
+        return self._usable & RowSet.joined(each.drawn(share) for each in self._sets)
+
     def _reader(
-        self, shards: ShardSet, rows: NDArray[np.int64], *, loop_short: bool = False
+        self, sets: list[ShardSet], rows: RowSet | NDArray[np.int64], *, loop_short: bool = False
     ) -> ClipReader:
         model = self.settings.model
         return ClipReader(
-            shards,
+            sets,
             rows,
             self.settings.clips,
             num_frames=model.num_frames + model.frames_beyond,
@@ -144,36 +168,18 @@ class Pretraining(Task[PretrainSettings]):
             loader=self.settings.loader,
         )
 
+    @cached_property
     def _evaluation_reader(self) -> ClipReader:
         """Reads the held-out videos, or the training ones where none was long enough."""
-        shards = ShardSet.open(self.shards)
-        held = self._reader(shards, self._held_out(shards))
-        return held if len(held.rows) else self._reader(shards, self._usable(shards))
+        held = self._reader(self._sets, self._held_out)
+        return held if len(held.rows) else self._reader(self._sets, self._usable)
 
+    @cached_property
     def _probe_readers(self) -> list[ClipReader]:
         """Reads labelled clips for the probe: the known ones, and those asked for."""
         if self.probe_shards is None:
             return []
         shards = ShardSet.open(self.probe_shards)
         rows = probe_rows(shards, self.settings.probe.split, self.settings.probe.max_clips)
-        return [self._reader(shards, part, loop_short=True) for part in (rows.known, rows.asked)]
-
-    def _usable(self, shards: ShardSet) -> NDArray[np.int64]:
-        """Returns the rows that may be looked at at all: never a labelled set's test part."""
-        if not shards.num_splits:
-            return shards.rows()
-        return shards.rows(split=self.settings.split, part="train")
-
-    def _held_out(self, shards: ShardSet) -> NDArray[np.int64]:
-        """Returns the usable rows of the videos kept from training; a video is wholly in or out.
-
-        A video's place depends on its own name, so adding videos moves no other.
-        """
-        sources = shards.table["source"].to_pylist()
-        limit = self.settings.holdout_share * 2**32
-
-        def draw(row: np.int64) -> int:
-            name = sources[row].encode()
-            return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
-
-        return np.array([row for row in self._usable(shards) if draw(row) < limit], np.int64)
+        parts = (rows.known, rows.asked)
+        return [self._reader([shards], part, loop_short=True) for part in parts]

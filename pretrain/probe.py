@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.features import KnnBank
 
 ASKED_SHARE = 0.25
@@ -49,7 +49,7 @@ def probe_rows(shards: ShardSet, split: int, max_clips: int) -> ProbeRows:
             f"  {command('shard')} --source VIDEOS --dataset folder --output ANOTHER"
         )
     names, groups = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
-    rows = shards.rows(split=split, part="train")
+    rows = shards.rows(split=split, part="train").numbers()
     rows = rows[shards.columns["label"][rows] >= 0].tolist()
     videos = sorted({groups[row] or names[row] for row in rows}, key=_draw)
     apart = set(videos[: math.ceil(ASKED_SHARE * len(videos))])

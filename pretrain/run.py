@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   {pretrain}                                   with the defaults
   {pretrain} --config tiny --shards motion --optimizer.lr 0.001
+  {pretrain} --shards ours,theirs --shares 3,1
   ray job submit -- {pretrain} --num_workers 8
 """
 
@@ -38,11 +39,11 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     Raises:
         UserError: no shards, too few resources, or something else that the user can mend.
     """
-    from dynamonet.shards.index import ShardSet
+    from dynamonet.shards.shard_set import ShardSet
 
     console = Console()
-    path = settings.shards_path(settings.shards)
-    shards = ShardSet.open(path)
+    paths = settings.shards_paths()
+    sets = [ShardSet.open(path) for path in paths]
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
     from dynamonet.model.files import locate
     from dynamonet.model.network import DynamoNet
@@ -52,15 +53,19 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     from dynamonet.training.start import model_at
     from pretrain.objective import Pretraining
 
-    console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
-    name = path.rsplit("/", 1)[-1]
-    sets, uses = [shards], [DatasetUse(name, path, shards.digest, "training")]
+    for path, shards in zip(paths, sets, strict=True):
+        console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
+    names = [path.rsplit("/", 1)[-1] for path in paths]
+    uses = [
+        DatasetUse(name, path, shards.digest, "training")
+        for name, path, shards in zip(names, paths, sets, strict=True)
+    ]
     probe = settings.probe.shards and settings.shards_path(settings.probe.shards)
     if probe:
         sets.append(ShardSet.open(probe))
-        uses.append(DatasetUse(probe.rsplit("/", 1)[-1], probe, sets[1].digest, "evaluation"))
+        uses.append(DatasetUse(probe.rsplit("/", 1)[-1], probe, sets[-1].digest, "evaluation"))
     start = None if settings.pretrained == "none" else model_at(locate(settings.pretrained))
-    task = Pretraining(settings, path, probe or None, str(start.folder) if start else None)
+    task = Pretraining(settings, tuple(paths), probe or None, str(start.folder) if start else None)
     if start:
         console.print(f"weights  {start.folder}", soft_wrap=True)
         console.print(f"         {task.fit(DynamoNet(settings.model))}")
@@ -68,7 +73,7 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     origins = {origin.id: origin for origin in made_by if origin}
     done = launch(
         "pretrain",
-        name,
+        "-".join(names),
         task,
         parents=list(origins.values()),
         datasets=uses,

@@ -37,7 +37,7 @@ def measure(
     Every rank takes its share of the clips; all get the metrics, rank 0 the pictures.
     """
     config = settings.model
-    rows = reader.rows[: settings.holdout_clips].tolist()
+    rows = reader.first(settings.holdout_clips)
     size = max(1, settings.loader.batch_size // rank.count)
     levels = config.filters.levels
     sums = torch.zeros(len(levels), 3, model.motion.num_filters, dtype=torch.float64)

@@ -91,6 +91,12 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
         told.write_line(f"left out: {', '.join(parts)}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes are mapped from files of the tests' own."""
+    os.environ["DYNAMONET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in its own folder."""

@@ -207,7 +207,7 @@ def pretrain_settings(
 ) -> PretrainSettings:
     """Returns the settings of a pretraining on a split of the pool."""
     return PretrainSettings(
-        shards=shards,
+        shards=(shards,),
         split=split,
         seed=seed,
         max_minutes=minutes,

@@ -32,7 +32,7 @@ from benchmarks.learning.sets import MOTION, LabelledSet
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
 from dynamonet.model.files import locate
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.training.numerics.precision import hardware
 from dynamonet.training.settings import TrainSettings
@@ -143,7 +143,7 @@ class Runner:
         real = next(iter(self.sets.values()))
         shards = str(self.sets[MOTION].shards if row.set == MOTION else real.pool)
         settings = pretraining_of(row, self.budget, shards=shards)
-        trainer, folder = self._train(PRETEXTS[row.arm].task(settings, shards))
+        trainer, folder = self._train(PRETEXTS[row.arm].task(settings, (shards,)))
         shutil.rmtree(self.model(row), ignore_errors=True)
         self.model(row).parent.mkdir(parents=True, exist_ok=True)
         next(folder.glob("step-*")).rename(self.model(row))

@@ -43,7 +43,7 @@ class Filters(Pretraining):
     """Prediction with dynamic motion filters: the product's own."""
 
     def training_data(self) -> ClipReader:
-        return _decoded_once(super().training_data(), self.shards)
+        return _decoded_once(super().training_data(), self.shards[0])
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return False

@@ -35,7 +35,7 @@ from dynamonet.cluster import TwoSteps
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.shards.card import ExcludedSet
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 
 SAMPLES = 64  # that a task makes fingerprints of

@@ -18,7 +18,7 @@ from data_prep.reasons import Rejected
 from data_prep.shards.manifest import read_record
 from dynamonet.html import jpeg_uri, render
 from dynamonet.shards import index
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 from dynamonet.video.decode import DecodeError, decode_frames
 

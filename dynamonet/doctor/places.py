@@ -52,28 +52,29 @@ def results(settings: PreflightSettings) -> list[Check]:
 
 
 def shards(settings: PreflightSettings) -> list[Check]:
-    """Opens every set below the root, and the one that the settings name."""
+    """Opens every set below the root, and those that the settings name."""
     from dynamonet.shards.card import CARD
 
-    wanted, root = settings.shards_path(settings.shards), Folder.at(settings.shards_root_path())
+    root = Folder.at(settings.shards_root_path())
     infos = root.fs.get_file_info(pafs.FileSelector(root.root, allow_not_found=True))
     names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
     paths = [f"{root.path}/{name}" for name in names]
     checks = [check for path in paths for check in _open_set(path)]
-    if wanted not in paths:
-        checks += _open_set(wanted)
-    if Folder.at(wanted).size(CARD) is None:
-        text = f"no shards in {wanted}, from which pretraining would learn"
-        # where there is nothing at all yet, stage 1 simply comes first
-        fresh = not checks and settings.shards == type(settings).model_fields["shards"].default
-        checks.append(Check("warn" if fresh else "fail", "shards", text, f"{MAKE} {wanted}"))
+    for wanted in settings.shards_paths():
+        if wanted not in paths:
+            checks += _open_set(wanted)
+        if Folder.at(wanted).size(CARD) is None:
+            text = f"no shards in {wanted}, from which pretraining would learn"
+            # where there is nothing at all yet, stage 1 simply comes first
+            fresh = not checks and settings.shards == type(settings).model_fields["shards"].default
+            checks.append(Check("warn" if fresh else "fail", "shards", text, f"{MAKE} {wanted}"))
     return checks
 
 
 def _open_set(path: str) -> list[Check]:
     """Opens one set; a folder that holds nothing of a set gives no line."""
     from dynamonet.shards.card import CARD, RECORDS
-    from dynamonet.shards.index import ShardSet
+    from dynamonet.shards.shard_set import ShardSet
 
     folder = Folder.at(path)
     if folder.size(CARD) is None:

@@ -143,7 +143,7 @@ def _nodes(settings: PreflightSettings, node_ids: list[str]) -> list[Check]:
 
     from dynamonet.shards.card import CARD
 
-    wanted = settings.shards_path(settings.shards)
+    wanted = settings.shards_paths()[0]
     card = "" if is_uri(wanted) else f"{wanted}/{CARD}"
     with _probe_file(settings) as probe:
         here = node_facts(str(probe), card)

@@ -14,7 +14,8 @@ from mlflow.entities import Run
 from dynamonet.errors import UserError
 from dynamonet.model.files import DESCRIPTION, WEIGHTS, WEIGHTS_DIGEST, weights_digest
 from dynamonet.shards.card import CARD, RECORDS, read_card
-from dynamonet.shards.index import ShardSet, content_digest
+from dynamonet.shards.index import content_digest
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.stage import code_version
 from dynamonet.storage import Folder, is_uri
 from dynamonet.tracking.origin import DatasetUse, Origin, utc

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
@@ -50,12 +50,16 @@ class Counts(_Part):
     found_but_unlisted: int = 0
 
 
+# BLAKE2b-128 in hex: names of folders are made of it, so nothing else may stand there
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
 class ExcludedSet(_Part):
     """A set whose copies were left out."""
 
     name: str
     path: str
-    digest: str
+    digest: Digest
 
 
 class Card(_Part):
@@ -63,12 +67,12 @@ class Card(_Part):
 
     format: str = FORMAT
     version: int = FORMAT_VERSION
-    digest: str  # of the content: the same for the same samples, wherever they lie
+    digest: Digest  # of the content: the same for the same samples, wherever they lie
     made_with: str = "unknown"  # version of this program
     settings: dict[str, Any] = {}  # those of stage 1 that made the set
     excluded: tuple[ExcludedSet, ...] = ()
     classes: tuple[str, ...] = ()  # in label order; none for unlabelled sets
-    num_splits: int = 0
+    num_splits: int = Field(default=0, ge=0)
     counts: Counts = Counts()
     run: dict[str, Any] | None = None  # the origin, see `dynamonet.tracking.origin`
 

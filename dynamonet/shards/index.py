@@ -1,4 +1,4 @@
-"""The tables beside the tars: Parquet index, shards, quarantine, copies; and an opened set.
+"""The tables beside the tars: Parquet index, shards, quarantine, copies.
 
 <set>/
   card.json             format version, settings, counts, classes, digest of the content
@@ -16,22 +16,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
-from dynamonet.settings import validate
-from dynamonet.shards.card import CARD, Card, read_card, repair_command
-from dynamonet.shards.settings import FrameSettings
+from dynamonet.shards.card import repair_command
 from dynamonet.storage import Folder
-from dynamonet.tracking.origin import Origin
 
 INDEX, SHARDS, QUARANTINE = "index.parquet", "shards.parquet", "quarantine.parquet"
 DUPLICATES, REPORT = "duplicates.parquet", "report.html"
@@ -101,98 +92,25 @@ DUPLICATES_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class ShardSet:
-    """An opened data set: its card and its index, checked against the tars."""
-
-    folder: Folder
-    card: Card
-    table: pa.Table  # INDEX_SCHEMA, in the order of the index file
-    tars: pa.Table  # SHARDS_SCHEMA
-
-    @classmethod
-    def open(cls, path: str) -> ShardSet:
-        """Opens a set and checks that every tar is there with the size that the index knows.
-
-        Raises:
-            UserError: no set there, written by another version, or a tar is missing or truncated;
-                the message names it and the command that rebuilds it.
-        """
-        folder = Folder.at(path)
-        card = read_card(folder)
-        shards = read_table(folder, SHARDS)
-        _check_sizes(folder, shards)
-        return cls(folder, card, read_table(folder, INDEX), shards)
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    @property
-    def digest(self) -> str:
-        """Digest of the content: the same for the same samples, wherever they lie."""
-        return self.card.digest
-
-    @property
-    def origin(self) -> Origin | None:
-        """The run that made the set, if the card names it."""
-        return Origin.read(self.card.run)
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names in label order; empty for unlabelled sets."""
-        return list(self.card.classes)
-
-    @property
-    def num_splits(self) -> int:
-        return self.card.num_splits
-
-    @property
-    def frames(self) -> FrameSettings:
-        """How the frames of its segments were made."""
-        encode = self.card.settings.get("encode", {})
-        known = {key: encode[key] for key in FrameSettings.model_fields if key in encode}
-        return validate(FrameSettings, known, origin=f"{self.folder.path}/{CARD}")
-
-    @cached_property
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The numeric columns as arrays; a missing label is -1."""
-        names = ("offset", "size", "frames", "fps", "width", "height")
-        columns = {name: self.table[name].to_numpy() for name in names}
-        columns["label"] = pc.fill_null(self.table["label"], -1).to_numpy()
-        return columns
-
-    def rows(self, *, split: int | None = None, part: str | None = None) -> NDArray[np.int64]:
-        """Returns the row numbers of one part (train, val, test) of one split, or of all.
-
-        Args:
-            split: 1-based number of the split.
-
-        Raises:
-            UserError: the set has no such split.
-        """
-        if split is None:
-            return np.arange(len(self))
-        if not 1 <= split <= self.num_splits:
-            have = f"splits 1..{self.num_splits}" if self.num_splits else "no splits"
-            raise UserError(f"{self.folder.path}: no split {split}; this set has {have}")
-        parts = pc.call_function("list_element", [self.table["splits"], split - 1])
-        return np.flatnonzero(np.asarray(parts.to_pylist()) == part)
-
-
 def read_table(folder: Folder, name: str) -> pa.Table:
     """Reads a Parquet table of the set.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    remedy = f"Repair the set with\n  {repair_command(folder)}"
     try:
-        with folder.fs.open_input_file(folder.below(name)) as file:
-            return pq.read_table(file)
+        return pq.read_table(io.BytesIO(folder.read(name)))
     except FileNotFoundError:
-        raise UserError(f"{folder.path}/{name}: missing", remedy) from None
+        raise damaged(folder, name, "missing") from None
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
-        raise UserError(f"{folder.path}/{name}: damaged: {error}", remedy) from None
+        raise damaged(folder, name, f"damaged: {error}") from None
+
+
+def damaged(folder: Folder, name: str, state: str) -> UserError:
+    """Returns the error for a file of the set, with the command that repairs it."""
+    return UserError(
+        f"{folder.path}/{name}: {state}", f"Repair the set with\n  {repair_command(folder)}"
+    )
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
@@ -210,18 +128,3 @@ def content_digest(table: pa.Table) -> str:
         for row in batch.to_pylist():
             digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _check_sizes(folder: Folder, shards: pa.Table) -> None:
-    wrong, there = [], folder.sizes()
-    for name, size in zip(shards["shard"].to_pylist(), shards["bytes"].to_pylist(), strict=True):
-        actual = there.get(name)
-        if actual != size:
-            state = "missing" if actual is None else f"{actual:,} bytes instead of {size:,}"
-            wrong.append(f"{folder.path}/{name}: {state}")
-    if wrong:
-        more = f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(
-            "shards changed after they were written:\n  " + "\n  ".join(wrong[:5]) + more,
-            f"Rebuild only what is damaged with\n  {repair_command(folder)}",
-        )

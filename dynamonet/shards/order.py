@@ -1,6 +1,7 @@
 """The order of samples: one seeded permutation an epoch, cut evenly over ranks. Pure functions.
 
     position      0 1 2 3 | 4 5 6 7 | 8 9 ...      counted from the start of an epoch
+    set           a b a a | b a a b | a a ...      each by its share; one set is all a
     global batch     0    |    1    |   2          the same for any number of ranks
     rank          0 0 1 1 | 0 0 1 1 | 0 0 ...
 
@@ -14,13 +15,16 @@ Rogaway, CT-RSA 2002).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamonet.shards.rows import RowSet
+
+STEPS_AHEAD = 16  # at which tars are fetched where samples are read in any order
 _ROUNDS = (
     6  # four suffice against distinguishers of this size; two more cost nothing we can measure
 )
@@ -78,23 +82,13 @@ class TarWindows:
     samples  those of 3, 0 and 7 shuffled together, then those of 5, 1 and 2, ...
     """
 
-    by_tar: Ints  # sample indices, those of tar 0 first, in the order of the index within a tar
-    bounds: Ints  # (tars + 1), where each tar begins and ends in `by_tar`
+    bounds: Ints  # (tars + 1), ascending: where the samples of each tar begin, and where all end
     window: int  # tars
-
-    @classmethod
-    def of(cls, tar_of: Ints, window: int) -> TarWindows:
-        """Args:
-        tar_of: (n,) number of each sample's tar; numbers without samples are left out.
-        """
-        _, tars = np.unique(tar_of, return_inverse=True)
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(tars))])
-        return cls(np.argsort(tars, kind="stable"), bounds.astype(np.int64), window)
 
     @property
     def mean_samples(self) -> int:
         """Samples of a window, on average."""
-        return max(1, len(self.by_tar) * self.window // max(1, len(self.bounds) - 1))
+        return max(1, int(self.bounds[-1]) * self.window // max(1, len(self.bounds) - 1))
 
     def samples(self, positions: Ints, seed: int, epoch: int) -> Ints:
         """Returns the sample indices at given positions of an epoch, both in [0, n)."""
@@ -109,7 +103,7 @@ class TarWindows:
             shuffled = Permutation(int(end - begin), seed, epoch * num_tars + int(number))
             moved = begin + shuffled(positions[here] - begin)
             place = np.searchsorted(ends, moved, side="right")
-            chosen[here] = self.by_tar[self.bounds[order[place]] + moved - starts[place]]
+            chosen[here] = self.bounds[order[place]] + moved - starts[place]
         return chosen
 
 
@@ -124,25 +118,56 @@ def _layout(windows: TarWindows, seed: int, epoch: int) -> tuple[Ints, Ints, Int
 
 
 @dataclass(frozen=True)
-class EpochPlan:
-    """How an epoch of `num_samples` is cut into steps of equal size for every rank.
+class Source:
+    """A set as a part of a training: how many samples it has, and how many an epoch takes of it."""
 
-    With fewer samples than one global batch the epoch is filled up by going round again; otherwise
-    the rest that does not fill a global batch is left out of this epoch (another epoch's
-    permutation leaves out others).
+    samples: int
+    taken: int
+    first: int = 0  # place of its first sample among those of all sets
+    windows: TarWindows | None = None  # None: one permutation of all its samples
+
+    def places(self, taken: Ints, seed: int) -> tuple[Ints, Ints]:
+        """Returns the places of samples, counted over all epochs, and which pass over the set.
+
+        Each pass takes every sample once, in an order of its own.
+        """
+        passes, positions = np.divmod(taken, self.samples)
+        places = np.empty_like(positions)
+        for number in np.unique(passes):
+            here = passes == number
+            if self.windows is not None:
+                places[here] = self.windows.samples(positions[here], seed, int(number))
+            else:
+                places[here] = Permutation(self.samples, seed, int(number))(positions[here])
+        return self.first + places, passes
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """How an epoch is cut into steps of equal size for every rank, and shared among the sets.
+
+    An epoch takes `taken` samples of each set, mixed as evenly as whole numbers allow: any stretch
+    of it holds each set's share to a sample or two. With fewer samples than one global batch the
+    epoch is filled up by going round again; otherwise the rest that does not fill a global batch is
+    left out of this epoch (another epoch's permutation leaves out others).
     """
 
-    num_samples: int
+    sources: tuple[Source, ...]
     global_batch: int  # samples of a step over all ranks: the order depends on it, not on the ranks
     num_ranks: int
     seed: int
-    windows: TarWindows | None = None  # None: one permutation of all samples
 
     def __post_init__(self) -> None:
-        if min(self.num_samples, self.global_batch, self.num_ranks) < 1:
+        counts = [count for each in self.sources for count in (each.samples, each.taken)]
+        if not counts or min(*counts, self.global_batch, self.num_ranks) < 1:
             raise ValueError(f"an epoch needs samples, a batch size and ranks, found {self}")
         if self.global_batch % self.num_ranks:
             raise ValueError(f"{self.global_batch} samples do not divide by {self.num_ranks} ranks")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return sum(each.taken for each in self.sources)
 
     @property
     def batch_size(self) -> int:
@@ -164,17 +189,50 @@ class EpochPlan:
         """Samples that an epoch takes more than once to fill its only step."""
         return max(0, self.steps * self.global_batch - self.num_samples)
 
-    def epoch_of(self, step: int) -> int:
-        return step // self.steps
+    def batch(self, step: int, rank: int) -> tuple[Ints, Ints]:
+        """Returns the samples that a rank takes at a step, counted over all epochs.
 
-    def batch(self, step: int, rank: int) -> Ints:
-        """Returns the sample indices that a rank takes at a step, counted over all epochs."""
+        Returns:
+            Their places among those of all sets, and which pass over its set each belongs to.
+        """
         epoch, step_in_epoch = divmod(step, self.steps)
         first = step_in_epoch * self.global_batch + rank * self.batch_size
         positions = np.arange(first, first + self.batch_size) % self.num_samples
-        if self.windows is not None:
-            return self.windows.samples(positions, self.seed, epoch)
-        return Permutation(self.num_samples, self.seed, epoch)(positions)
+        places, passes = np.empty_like(positions), np.empty_like(positions)
+        for source, here, taken in self._shared(positions):
+            places[here], passes[here] = source.places(epoch * source.taken + taken, self.seed)
+        return places, passes
+
+    def _shared(self, positions: Ints) -> Iterator[tuple[Source, Ints, Ints]]:
+        """Yields each set, which of the positions are its own, and how many it gave before."""
+        rest, here, total = positions, np.arange(len(positions)), self.num_samples
+        for source in self.sources:
+            before = rest * source.taken // total
+            own = (rest + 1) * source.taken // total > before
+            yield source, here[own], before[own]
+            rest, here, total = (rest - before)[~own], here[~own], total - source.taken
+
+    def steps_ahead(self) -> int:
+        """Returns how many steps before it is read a tar should be fetched."""
+        steps = [
+            each.windows.mean_samples * self.num_samples // (each.taken * self.global_batch)
+            for each in self.sources
+            if each.windows is not None
+        ]
+        return max(1, min(steps)) if steps else STEPS_AHEAD
+
+
+def shared_out(samples: list[int], shares: Sequence[float] | None) -> list[int]:
+    """Returns how many samples an epoch takes of each set: as many as there are, in all.
+
+    Args:
+        samples: Of each set.
+        shares: Of an epoch; None = by the number of samples, so that each is taken once.
+    """
+    if shares is None:
+        return samples
+    total, whole = sum(samples), sum(shares)
+    return [max(1, round(total * share / whole)) for share in shares]
 
 
 def sample_seed(seed: int, epoch: int, sample: int) -> int:
@@ -204,30 +262,24 @@ class Request:
 class TrainingOrder:
     """The requests of every step from `first_step` on: what a loader walks through."""
 
-    rows: Ints
-    plan: EpochPlan  # of an epoch of len(rows) samples
+    rows: RowSet
+    plan: EpochPlan  # of those rows
     rank: int
     first_step: int
     last_step: int  # excluded
 
     def __iter__(self) -> Iterator[list[Request]]:
+        ahead = self.plan.steps_ahead()
         for step in range(self.first_step, self.last_step):
-            epoch = self.plan.epoch_of(step)
-            rows = self.rows[self.plan.batch(step, self.rank)]
+            places, passes = self.plan.batch(step, self.rank)
             requests = [
-                Request(int(row), sample_seed(self.plan.seed, epoch, int(row))) for row in rows
+                Request(row, sample_seed(self.plan.seed, number, row))
+                for row, number in zip(self.rows[places].tolist(), passes.tolist(), strict=True)
             ]
-            yield [replace(requests[0], ahead=self._ahead(step)), *requests[1:]]
-
-    def _ahead(self, step: int) -> tuple[int, ...]:
-        """Returns the rows of the step that lies a window of tars ahead."""
-        windows = self.plan.windows
-        if windows is None:
-            return ()
-        later = step + max(1, windows.mean_samples // self.plan.global_batch)
-        if later >= self.last_step:
-            return ()
-        return tuple(self.rows[self.plan.batch(later, self.rank)].tolist())
+            later = []
+            if step + ahead < self.last_step:
+                later = self.rows[self.plan.batch(step + ahead, self.rank)[0]].tolist()
+            yield [replace(requests[0], ahead=tuple(later)), *requests[1:]]
 
     def __len__(self) -> int:
         return self.last_step - self.first_step

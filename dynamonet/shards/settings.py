@@ -61,7 +61,16 @@ class LoaderSettings(Settings):
         default=2, ge=1, description="Batches each loader process keeps ready."
     )
     max_failed_share: float = Field(
-        default=0.01, ge=0, le=1, description="Share of unreadable samples at which the run stops."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of an epoch's samples that may be damaged before the run stops.",
+    )
+    retry_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="Remote sets: for so long a read that fails is tried again; then the worker "
+        "is started again.",
     )
     shuffle: Literal["samples", "shard_window"] = Field(
         default="samples",

@@ -6,21 +6,26 @@ least recently used ones make room. Nothing is seen under a tar's name until it 
 
 from __future__ import annotations
 
-import fcntl
 import os
+import resource
 import shutil
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import pyarrow as pa
 
 from dynamonet.errors import UserError
-from dynamonet.storage import Folder
+from dynamonet.shards.cache import cache_folder, locked
+from dynamonet.storage import RETRY_SECONDS, Folder
 
-OPEN_TARS = 32  # file handles that a process keeps
+MOST_FILES = 1 << 16  # that a process asks the system for
+READS_AT_ONCE = 16  # of a remote store
 _BLOCK = 1 << 20
 
 
@@ -42,7 +47,7 @@ class TarCache:
         """
         path = self.home / place / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f".{name}.lock")):
+        with locked(path.with_name(f".{name}.lock")):
             if not path.exists() or path.stat().st_size != size:
                 growing = path.with_name(f".{name}.incomplete")  # one writer: the lock
                 self._reserve(growing, size)
@@ -61,7 +66,7 @@ class TarCache:
 
     def _reserve(self, growing: Path, size: int) -> None:
         """Makes room for a file and takes it at once, so that others count it while it grows."""
-        with _locked(self.home / ".lock"):
+        with locked(self.home / ".lock"):
             files = [(f.stat(), f) for f in self.home.glob("*/*.tar")]
             files.sort(key=lambda item: item[0].st_mtime)
             reserved = sum(f.stat().st_size for f in self.home.glob("*/.*.incomplete"))
@@ -75,61 +80,81 @@ class TarCache:
                 out.truncate(size)
 
 
-class _OpenTar(NamedTuple):
-    read: Callable[[int, int], bytes]  # (offset, size)
-    close: Callable[[], None]
+class _LocalTar:
+    """An open tar on disk, closed when nothing holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        # no read-ahead beyond a sample: at 100 GB it would only push other pages out
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        return os.pread(self._file.fileno(), size, offset)
 
 
-@dataclass
 class TarReader:
     """The tars of a shard set as one process reads them; picklable, opens its files where it is."""
 
-    folder_path: str
-    place: str  # name of the set in the cache: its digest
-    sizes: dict[str, int]  # bytes of each tar
-    cache: TarCache | None = None  # None: read ranges
-    _open: OrderedDict[str, _OpenTar] = field(default_factory=OrderedDict)
-    _folder: Folder | None = None
-    _fetcher: ThreadPoolExecutor | None = None
-    _asked: set[str] = field(default_factory=set)
+    def __init__(
+        self,
+        folder_path: str,
+        place: str,
+        tars: pa.Table,
+        cache: TarCache | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """Args:
+        place: Name of the set in the cache: its digest.
+        tars: SHARDS_SCHEMA.
+        cache: None = local tars where they lie, remote ones by ranges.
+        retry_seconds: For so long a remote read that fails is tried again.
+        """
+        self._given = folder_path, place, tars, cache, retry_seconds
+        self.folder_path, self.place, self.cache = folder_path, place, cache
+        self.retry_seconds = retry_seconds
+        self.sizes = dict(zip(tars["shard"].to_pylist(), tars["bytes"].to_pylist(), strict=True))
+        self.samples = tars["samples"].to_numpy()
+        self._open: OrderedDict[str, _LocalTar | pa.NativeFile] = OrderedDict()
+        self._begun: dict[tuple[str, int], Future[bytes]] = {}
+        self._asked: set[str] = set()
+        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, object]:
-        plain = ("folder_path", "place", "sizes", "cache")
-        return {name: getattr(self, name) for name in plain}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TarReader, self._given
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    @property
+    @cached_property
     def folder(self) -> Folder:
-        if self._folder is None:
-            self._folder = Folder.at(self.folder_path)
-        return self._folder
+        return Folder.at(self.folder_path)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(READS_AT_ONCE, "tar")
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Returns bytes of a tar; fewer where it ends before.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: of a local tar; of a remote one that is not there or may not be read.
+            StoreError: the store does not answer.
         """
-        if name not in self._open:
-            self._open[name] = self._opened(name)
-            if len(self._open) > OPEN_TARS:
-                _, oldest = self._open.popitem(last=False)
-                oldest.close()
-        self._open.move_to_end(name)
-        return self._open[name].read(offset, size)
+        begun = self._begun.pop((name, offset), None)
+        return begun.result() if begun else self._read(name, offset, size)
 
-    def prefetch(self, names: Sequence[str]) -> None:
+    def begin(self, places: Sequence[tuple[str, int, int]]) -> None:
+        """Begins to read several (name, offset, size) at once where a store is slow to answer."""
+        if self.folder.is_local or self.cache is not None:
+            return
+        for name, offset, size in places:
+            self._begun[name, offset] = self._threads.submit(self._read, name, offset, size)
+
+    def prefetch(self, names: Iterable[str]) -> None:
         """Begins to fetch tars that will be wanted soon, in the background."""
         if self.cache is None:
             return
-        if self._fetcher is None:
-            self._fetcher = ThreadPoolExecutor(1, "tar-prefetch")
         for name in names:
             if name not in self._asked and name not in self._open:
                 self._asked.add(name)
-                self._fetcher.submit(self._fetch_ahead, name)
+                self._threads.submit(self._fetch_ahead, name)
 
     def _fetch_ahead(self, name: str) -> None:
         try:
@@ -143,46 +168,62 @@ class TarReader:
         assert self.cache is not None
         return self.cache.fetch(self.folder, self.place, name, self.sizes[name])
 
-    def _opened(self, name: str) -> _OpenTar:
-        if self.folder.is_local or self.cache is not None:
-            path = self.folder.below(name) if self.cache is None else self._fetched(name)
-            handle = os.open(path, os.O_RDONLY)
-            # no read-ahead beyond a sample: at 100 GB it would only push other pages out
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
-            return _OpenTar(
-                lambda offset, size: os.pread(handle, size, offset), lambda: os.close(handle)
-            )
-        file = self.folder.fs.open_input_file(self.folder.below(name))
-        return _OpenTar(lambda offset, size: file.read_at(size, offset), file.close)
+    def _read(self, name: str, offset: int, size: int) -> bytes:
+        def read() -> bytes:
+            try:
+                return self._opened(name).read_at(size, offset)
+            except OSError:
+                self._open.pop(name, None)  # a broken connection stays broken
+                raise
+
+        return self.folder.patiently(read, name, self.retry_seconds)
+
+    def _opened(self, name: str) -> _LocalTar | pa.NativeFile:
+        with self._lock:
+            if (held := self._open.get(name)) is not None:
+                self._open.move_to_end(name)
+                return held
+        if self.cache is not None:
+            opened = _LocalTar(self._fetched(name))
+        elif self.folder.is_local:
+            opened = _LocalTar(Path(self.folder.below(name)))
+        else:
+            opened = self.folder.fs.open_input_file(self.folder.below(name))
+        with self._lock:
+            self._open[name] = opened
+            while len(self._open) > most_open():
+                self._open.popitem(last=False)
+        return opened
 
 
-def choose_cache(
-    folder: Folder, total_bytes: int, window_bytes: int | None, limit_gb: float
-) -> TarCache | None:
-    """Returns the cache through which a set is read, or None to read it where it lies.
+@cache
+def most_open() -> int:
+    """Returns how many tars this process may hold open: half of what the system lets it raise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most // 2
 
-    Remote tars are cached when they are read window by window, or when all of them fit.
+
+def choose_cache(total_bytes: int, window_bytes: int | None, limit_gb: float) -> TarCache | None:
+    """Returns the cache through which remote sets are read, or None to read them where they lie.
+
+    Tars are cached when they are read window by window, or when all of them fit.
 
     Args:
-        window_bytes: Bytes of the largest window of tars; None = samples in any order.
+        total_bytes: Of all remote sets.
+        window_bytes: Bytes of their largest windows of tars; None = samples in any order.
 
     Raises:
         UserError: two windows, the present and the next, do not fit.
     """
     limit = int(limit_gb * 1e9)
-    if folder.is_local or limit == 0 or (window_bytes is None and total_bytes > limit):
+    if limit == 0 or (window_bytes is None and total_bytes > limit):
         return None
     if window_bytes is not None and limit < min(2 * window_bytes, total_bytes):
         raise UserError(
             f"loader.cache_gb = {limit_gb:g} cannot hold two windows of tars, "
             f"{2 * window_bytes / 1e9:g} GB; raise it, or lower loader.window_shards"
         )
-    root = os.environ.get("DYNAMONET_CACHE") or Path.home() / ".cache" / "dynamonet"
-    return TarCache(Path(root) / "tars", limit)
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return TarCache(cache_folder("tars"), limit)

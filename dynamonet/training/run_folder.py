@@ -34,7 +34,8 @@ FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "
     "keep_checkpoints profile checkpoint_every_steps checkpoint_every_minutes min_workers "
     "max_restarts collective_timeout_seconds on_nonfinite max_skipped_share loader.processes "
-    "loader.prefetch_batches loader.cache_gb loader.decoded_gb".split()
+    "loader.prefetch_batches loader.cache_gb loader.decoded_gb "
+    "loader.retry_seconds loader.max_failed_share".split()
 )
 
 

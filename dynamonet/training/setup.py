@@ -54,8 +54,8 @@ class Setup:
         how = f"{plan.batch_size} x {plan.num_ranks} workers"
         if parts > 1:
             how = f"{micro} at once x {parts} parts x {plan.num_ranks} workers"
-        order, cache = "all samples shuffled", self.reader.tars.cache
-        if plan.windows is not None:
+        order, cache = "all samples shuffled", self.reader.cache
+        if settings.loader.shuffle == "shard_window":
             order = f"samples shuffled within {settings.loader.window_shards} tars at a time"
         if cache is not None:
             order += f"; tars kept in {cache.home}, at most {settings.loader.cache_gb:g} GB"
@@ -65,10 +65,16 @@ class Setup:
             device += ", activations computed twice"
         if settings.ema_decay:
             device += f", weights averaged (decay {settings.ema_decay:g})"
+        several = [
+            f"         {source.taken / plan.num_samples:.1%} of {place}: {source.taken:,} of "
+            f"{source.samples:,} clips, {source.taken / source.samples:.3g} passes an epoch"
+            for source, place in zip(plan.sources, self.reader.places(), strict=True)
+        ]
         return [
             f"clips    {plan.num_samples:,} in {plan.steps:,} steps an epoch; "
             f"{plan.left_out:,} left out and {plan.repeated:,} repeated each epoch, "
             f"{self.reader.too_short:,} segments shorter than a clip",
+            *(several if len(several) > 1 else ()),
             f"batch    {plan.global_batch} = {how}, {job.processes} loader processes and "
             f"{job.threads} threads each",
             f"order    {order}",
@@ -85,7 +91,7 @@ def set_up(task: Task[Any], rank: Rank, home: Path) -> Setup:
     """
     settings = task.settings
     reader = task.training_data()
-    plan = reader.plan(settings.loader, rank.count, settings.seed)
+    plan = reader.plan(settings.loader, rank.count, settings.seed, task.shares())
     total_steps = settings.total_steps(plan.steps)
     start = rank.broadcast(newest_sound(home) if rank.is_main else None)
     train_state, precision, train_step = _build(task, rank, start, plan.batch_size)

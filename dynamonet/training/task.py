@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -43,6 +44,10 @@ class Task(ABC, Generic[S]):
     @abstractmethod
     def training_data(self) -> ClipReader:
         """Returns the reader of the training clips."""
+
+    def shares(self) -> Sequence[float] | None:
+        """Returns each set's share of an epoch; None = by the number of their samples."""
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:

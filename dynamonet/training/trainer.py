@@ -66,7 +66,6 @@ class Trainer:
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
         self.saved_at = self.began = time.monotonic()
         self.share_done = 0.0  # of the training
-        self.failed_samples = 0
         self.advised = False
 
     def run(self) -> None:
@@ -78,9 +77,8 @@ class Trainer:
         tracer = traced(self.job.run, self.rank.device, traces)
         with self.heartbeat, self.store, tracer as step_traced:
             for step, batch in self._batches():
-                self._count_failures(batch)
                 gradients = self._gradients(step, batch)
-                request = self._request(step, gradients)
+                request = self._request(step, batch, gradients)
                 self.share_done = self._share_done(step + 1)
                 if request.refuse:
                     self._refuse(step, batch, gradients)
@@ -115,13 +113,17 @@ class Trainer:
         """Computes the step's gradients, which are applied only if they are finite everywhere."""
         return self.train_step.gradients(step, batch)
 
-    def _request(self, step: int, gradients: Gradients) -> StepRequest:
-        """Asks all ranks what is to be done about this step."""
+    def _request(self, step: int, batch: ClipBatch, gradients: Gradients) -> StepRequest:
+        """Asks all ranks what is to be done about this step, and how much of it was damaged."""
         drains = not self.drained and self._is_due(step + 1) and self.draining()
         saves = drains or self._save_is_due()
-        flags = self.rank.any(not gradients.finite, self.heartbeat.stop, saves)
+        for failure in batch.failures:
+            logger.warning(f"damaged, replaced: {failure}")
+        asked = not gradients.finite, self.heartbeat.stop, saves, len(batch.failures)
+        *flags, damaged = self.rank.total(*asked)
+        self._count_damaged(step, damaged)
         self.drained = self.drained or drains
-        return StepRequest(*flags)
+        return StepRequest(*map(bool, flags))
 
     def _share_done(self, done: int) -> float:
         """Returns the share of the training that `done` steps are, by rank 0's clock too."""
@@ -170,7 +172,8 @@ class Trainer:
     def _replay(self, step: int, batch: ClipBatch, gradients: Gradients) -> str:
         """Writes the step to the run's folder and returns what is wrong with it."""
         rows = batch.row.tolist()
-        samples = [(self.reader.shard[row].as_py(), self.reader.keys[row].as_py()) for row in rows]
+        found = [self.reader.find(row)[0] for row in rows]
+        samples = [(row.shard, row.key) for row in found]
         facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
         facts |= {"loss": repr(gradients.loss), "gradient_norm": repr(gradients.norm)}
         return nonfinite.diagnose(
@@ -297,16 +300,20 @@ class Trainer:
             end = f" of {self.total_steps:,}" if most is None else f", {most:g} minutes in all"
             logger.info(f"resumed  after step {self.state.step:,}{end}")
 
-    def _count_failures(self, batch: ClipBatch) -> None:
-        for failure in batch.failures:
-            logger.warning(f"unreadable, replaced: {failure}")
-        self.failed_samples += len(batch.failures)
-        seen = max(1, (self.plan.steps * self.plan.batch_size))
-        if self.failed_samples > max(1, seen * self.settings.loader.max_failed_share):
+    def _count_damaged(self, step: int, damaged: int) -> None:
+        """Adds a step's damaged samples to those of its epoch.
+
+        Raises:
+            UserError: they are too many.
+        """
+        self.state.damaged = damaged + (self.state.damaged if step % self.plan.steps else 0)
+        most = self.settings.loader.max_failed_share
+        if self.state.damaged > max(1, most * self.plan.steps * self.plan.global_batch):
             raise UserError(
-                f"{self.failed_samples} samples could not be read, more than "
-                f"loader.max_failed_share = {self.settings.loader.max_failed_share:g} of an epoch. "
-                f"Check the shards: {repair_command(self.reader.tars.folder)}"
+                f"{self.state.damaged} samples of this epoch are damaged, more than "
+                f"loader.max_failed_share = {most:g}",
+                "Check the shards with\n  "
+                + "\n  ".join(repair_command(each.tars.folder) for each in self.reader.sets),
             )
 
     def _is_due(self, done: int) -> bool:

@@ -12,6 +12,7 @@ import torch
 from ray.train.torch import get_device
 
 from dynamonet.errors import UserError
+from dynamonet.storage import StoreError
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.task import Job
 from dynamonet.training.trainer import Trainer
@@ -34,11 +35,11 @@ def train_worker(config: dict[str, Any]) -> None:
     with job.progress.receiving_logs():
         try:
             Trainer(job, rank, draining=lambda: ray.train.get_preemption_info() is not None).run()
-        except RuntimeError as error:  # PyTorch's when another worker is gone: worth a restart
+        except (RuntimeError, StoreError) as error:  # PyTorch's when another worker is gone
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             lagging = coordinator.describe_lagging()
             logger.error(f"failed   rank {rank.index}: {text}. Workers: {lagging}")
-            raise
+            raise  # for Ray to start the workers again
         except Exception as error:
             known = isinstance(error, UserError)
             coordinator.record_failure(error if known else sendable(error))

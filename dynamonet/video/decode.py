@@ -142,13 +142,20 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     return decoder
 
 
-def decode_planes(data: bytes, indices: NDArray[np.int64], box: Box | None = None) -> Planes:
+def decode_planes(
+    data: bytes,
+    indices: NDArray[np.int64],
+    box: Box | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Planes:
     """Decodes the frames with the given numbers, in that order, cut to `box`.
 
     Args:
         data: A segment as stage 1 writes it: constant frame rate, yuv420p, first frame at time 0.
         indices: Frame numbers >= 0, any order, repeats allowed.
         box: Part of the frame to keep; None keeps all.
+        size: Height and width that the frames must have; None = any.
 
     Raises:
         DecodeError: the data is damaged or has fewer frames than asked for.
@@ -159,6 +166,8 @@ def decode_planes(data: bytes, indices: NDArray[np.int64], box: Box | None = Non
     chroma: Bytes | None = None
     try:
         for number, frame in _frames_from(data, int(wanted[0])):
+            if size is not None and (frame.height, frame.width) != size:
+                raise DecodeError(f"frames of {frame.height} x {frame.width}, not {size}")
             row = place.pop(number, None)
             if row is not None:
                 y, u, v = cut_planes(frame, box or Box(0, 0, frame.height, frame.width))

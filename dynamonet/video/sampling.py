@@ -20,13 +20,18 @@ def stride_in_frames(fps: float, stride_frames: int, stride_seconds: float | Non
     return float(stride_frames) if stride_seconds is None else max(1.0, stride_seconds * fps)
 
 
+def frame_offsets(num_frames: int, stride: float) -> Ints:
+    """Returns how far each frame of a clip lies behind its first, in frames of the segment."""
+    return np.floor(np.arange(num_frames) * stride + 0.5).astype(np.int64)
+
+
 def span(num_frames: int, stride: float) -> int:
     """Returns how many frames of the segment a clip covers, first and last included."""
-    return round((num_frames - 1) * stride) + 1
+    return int(frame_offsets(num_frames, stride)[-1]) + 1
 
 
 def clip_indices(
-    start: float, num_frames: int, stride: float, segment_frames: int, *, loop: bool
+    start: int, num_frames: int, stride: float, segment_frames: int, *, loop: bool
 ) -> Ints:
     """Returns the `num_frames` frame numbers of a clip, within [0, segment_frames).
 
@@ -34,7 +39,7 @@ def clip_indices(
         start: First frame number; the clip must fit unless `loop`.
         loop: A clip longer than the segment goes round again from its first frame.
     """
-    indices = np.round(start + np.arange(num_frames) * stride).astype(np.int64)
+    indices = start + frame_offsets(num_frames, stride)
     if loop:
         return indices % segment_frames
     if indices[0] < 0 or indices[-1] >= segment_frames:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import Request, even_share
 from dynamonet.shards.reader import ClipReader, batches
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.numerics.precision import Precision

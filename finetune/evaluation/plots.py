@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader, FailedBatch
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.transforms import denormalise
 from finetune.evaluation.metrics import Predictions
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from dynamonet import cluster
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.launch import launch

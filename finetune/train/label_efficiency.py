@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dynamonet import cluster
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from finetune.evaluation.metrics import AccuracyComparison, compare_accuracy, interval
 from finetune.evaluation.run_results import videos_of

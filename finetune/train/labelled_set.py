@@ -9,7 +9,7 @@ from dynamonet.errors import UserError
 from finetune.settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from dynamonet.shards.index import ShardSet
+    from dynamonet.shards.shard_set import ShardSet
 
 
 def open_labelled(settings: FinetuneSettings) -> ShardSet:
@@ -18,7 +18,8 @@ def open_labelled(settings: FinetuneSettings) -> ShardSet:
     Raises:
         UserError: there is none, or it has no labels; the message has the command that makes it.
     """
-    from dynamonet.shards.index import CARD, ShardSet
+    from dynamonet.shards.card import CARD
+    from dynamonet.shards.shard_set import ShardSet
     from dynamonet.storage import Folder
 
     path = settings.shards_path(settings.shards_name())

@@ -18,8 +18,8 @@ from dynamonet.errors import UserError
 from dynamonet.model.config import LossName, ModelConfig
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import KnnBank, clip_features, descriptor
 from dynamonet.training.logs.metrics import Evaluation, Sums

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from finetune.settings import FinetuneSettings
 
 Rows = NDArray[np.int64]
@@ -38,13 +38,13 @@ class Splits:
             UserError: nothing to train on, or nothing to test.
         """
         split, place = settings.this_split, shards.folder.path
-        train = shards.rows(split=split, part="train")
+        train = shards.rows(split=split, part="train").numbers()
         if not len(train):
             raise UserError(
                 f"{place}: split {split} has no training video here; stage 1 reports how many "
                 "listed videos it found"
             )
-        test = shards.rows(split=split, part=settings.test_part)
+        test = shards.rows(split=split, part=settings.test_part).numbers()
         if not len(test):
             raise UserError(
                 f"{place}: split {split} has no {settings.test_part} video here; the model could "
@@ -54,7 +54,7 @@ class Splits:
         if settings.val_share:
             train, validation = kept_apart(shards, train, settings.val_share)
         elif settings.test_part != "val":
-            validation = shards.rows(split=split, part="val")
+            validation = shards.rows(split=split, part="val").numbers()
         labelled = labelled_share(shards, train, settings.label_share, settings.seed)
         return cls(labelled, validation, test)
 

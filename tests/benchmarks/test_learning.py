@@ -54,18 +54,18 @@ def sets(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> dict[str, L
 
 
 def test_no_test_clip_is_in_the_pool(sets: dict[str, LabelledSet]) -> None:
-    from dynamonet.shards.index import ShardSet
+    from dynamonet.shards.shard_set import ShardSet
 
     pool = ShardSet.open(str(sets["fights"].pool))
     for split in (1, 2, 3):
         names = np.array(pool.table["source"].to_pylist())
-        seen = set(names[pool.rows(split=split, part="train")])
+        seen = set(names[pool.rows(split=split, part="train").numbers()])
         assert sum(name.startswith("unlabelled/") for name in seen) == 3
         for name in REAL:
             own = ShardSet.open(str(sets[name].shards))
             sources = np.array(own.table["source"].to_pylist())
             for part, there in (("test", False), ("train", True)):
-                rows = own.rows(split=split, part=part)
+                rows = own.rows(split=split, part=part).numbers()
                 assert len(rows) and {f"{name}/{s}" in seen for s in sources[rows]} == {there}
 
 

@@ -14,7 +14,7 @@ from data_prep import builder
 from data_prep.shard import main as shard
 from data_prep.shards.pieces import encode_piece
 from dynamonet.cluster import TwoSteps, in_two_steps
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from tests.conftest import moving_frames, write_video
 
 SMALL = "--encode.short_side_px 32 --segment_seconds 1 --min_seconds 0.5".split()

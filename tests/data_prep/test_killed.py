@@ -23,7 +23,7 @@ from data_prep.sources.probe import VideoInfo, inspect
 from dynamonet import child_process
 from dynamonet.child_process import Limits
 from dynamonet.errors import UserError
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 from dynamonet.video.files import find_sources
 from tests.conftest import moving_frames, write_video

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from data_prep.shard import main as shard
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 from tests.conftest import ROOT, moving_frames, write_video
 

@@ -18,7 +18,7 @@ from webdataset.compat import WebDataset
 
 from data_prep.shard import main as shard
 from dynamonet.errors import SettingsError, UserError
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.decode import decode_planes
 from tests.conftest import REAL_DATA, ROOT, moving_frames, stop_driver, write_video
 

@@ -60,7 +60,7 @@ def test_no_shards_is_a_warning_in_a_fresh_place_and_a_failure_when_one_is_named
     (fresh,) = places.shards(PreflightSettings())
     assert fresh.state == "warn" and "no shards in" in fresh.text
     assert fresh.remedy.endswith(f"--output {tmp_path}/data/shards/unlabelled")
-    (named,) = places.shards(PreflightSettings(shards="own"))
+    (named,) = places.shards(PreflightSettings(shards=("own",)))
     assert named.state == "fail"
     there, missing = places.shards(PreflightSettings(shards_root=str(shard_set.parent)))
     assert (there.state, missing.state) == ("pass", "fail")
@@ -77,7 +77,7 @@ def test_every_set_below_the_root_is_opened_and_a_bad_one_named(
     (root / "torn/card.json").write_text("{")
     victim = sorted((root / "cut").glob("*.tar"))[0]
     victim.write_bytes(victim.read_bytes()[:-1000])
-    settings = PreflightSettings(shards_root=str(root), shards="good")
+    settings = PreflightSettings(shards_root=str(root), shards=("good",))
     begun, cut, good, torn = places.shards(settings)
     assert begun.state == "warn" and "did not finish" in begun.text and begun.remedy
     assert cut.state == "fail" and victim.name in cut.text

@@ -18,7 +18,7 @@ from dynamonet import __version__
 from dynamonet.errors import UserError
 from dynamonet.lineage import __main__ as lineage
 from dynamonet.lineage.tracer import LineageNode
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.stage import StageSettings
 from dynamonet.tracking import runs as tracked_runs
 from dynamonet.tracking.origin import DatasetUse, Origin

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.model.prediction import FramePairs, squared_errors
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.features import NEIGHBOURS, TEMPERATURE, KnnBank
 from pretrain.collapse import effective_rank, spectrum, spread
 from pretrain.plots import learning
@@ -83,7 +83,7 @@ def test_the_probe_never_looks_at_test_videos_and_keeps_videos_whole(shard_set: 
     rows = probe_rows(shards, 1, 1000)
     known, asked = set(rows.known.tolist()), set(rows.asked.tolist())
     assert known and asked and not known & asked
-    assert known | asked == set(shards.rows(split=1, part="train").tolist())
+    assert known | asked == set(shards.rows(split=1, part="train").numbers().tolist())
     sources = shards.table["source"].to_pylist()
     assert not {sources[row] for row in known} & {sources[row] for row in asked}
     fewer = probe_rows(shards, 1, 5)

@@ -94,16 +94,16 @@ def test_mlflow_has_steps_epochs_speed_skill_pictures_and_the_parent(
 
 
 def test_test_videos_of_a_labelled_set_are_never_learnt_from(shard_set: Path) -> None:
-    from dynamonet.shards.index import ShardSet
+    from dynamonet.shards.shard_set import ShardSet
     from pretrain.objective import Pretraining
     from pretrain.settings import PretrainSettings
 
     settings = PretrainSettings(holdout_share=0.3, model={"num_frames": 8})  # type: ignore[arg-type]
-    task = Pretraining(settings, str(shard_set))
+    task = Pretraining(settings, (str(shard_set),))
     shards = ShardSet.open(str(shard_set))
-    test = set(shards.rows(split=1, part="test").tolist())
-    learnt = set(task.training_data().rows.tolist())
-    held = set(task._evaluation_reader().rows.tolist())
+    test = set(shards.rows(split=1, part="test").numbers().tolist())
+    learnt = set(task.training_data().rows.numbers().tolist())
+    held = set(task._evaluation_reader.rows.numbers().tolist())
     assert learnt and held and not learnt & test and not held & test and not learnt & held
 
 

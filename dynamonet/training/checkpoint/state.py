@@ -38,6 +38,7 @@ class LoopState:
     global_batch: int = 0
     micro_batch: int = 0  # clips that went through the model at once: batch norm depends on it
     skipped: int = 0  # steps whose loss or gradients were not finite
+    damaged: int = 0  # samples of the epoch so far that could not be decoded, over all ranks
     epoch_sums: dict[str, float] = field(default_factory=dict)
 
 

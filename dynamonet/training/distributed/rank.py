@@ -40,13 +40,15 @@ class Rank:
         dist.all_gather_object(items, item)
         return items
 
+    def total(self, *counts: int) -> tuple[int, ...]:
+        """Returns the sum over all ranks of each count; every rank must call it."""
+        if self.count == 1:
+            return counts
+        return tuple(self.sum(torch.tensor(counts)).tolist())
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Tells for each flag whether any rank raised it; every rank must call it."""
-        if self.count == 1:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.uint8, device=self.device)
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in raised.tolist())
+        return tuple(count > 0 for count in self.total(*flags))
 
     def broadcast(self, item: T) -> T:
         """Returns rank 0's picklable item on every rank; every rank must call it."""

@@ -24,7 +24,7 @@ from data_prep.integrity.check_set import check_set
 from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.shards.card import ExcludedSet
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 from tests.conftest import write_video
 

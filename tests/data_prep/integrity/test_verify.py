@@ -22,7 +22,7 @@ from data_prep.integrity.check_set import CheckResult, check_set
 from data_prep.shard import main as shard
 from data_prep.shards.manifest import read_record
 from dynamonet.errors import UserError, run_entry
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 from tests.conftest import moving_frames, write_video
 

@@ -19,7 +19,7 @@ from data_prep.settings import FilterSettings
 from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.shards import index
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from tests.conftest import moving_frames, write_video
 
 SMALL = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.02".split()

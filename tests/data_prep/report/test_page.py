@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.report.page import _columns, _histogram, write_set_page
 from data_prep.shard import main as shard
-from dynamonet.shards.index import ShardSet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import Folder
 from tests.conftest import moving_frames, write_video
 

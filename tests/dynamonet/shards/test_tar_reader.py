@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import boto3
+import pyarrow as pa
 import pytest
 
+from dynamonet import storage
 from dynamonet.errors import UserError
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.shards.reader import ClipReader, batches
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
-from dynamonet.shards.tar_reader import TarCache
-from dynamonet.storage import Folder
+from dynamonet.shards.shard_set import ShardSet
+from dynamonet.shards.tar_reader import TarCache, TarReader, most_open
+from dynamonet.storage import Folder, StoreError
 from tests.conftest import ROOT
 
 
@@ -141,3 +145,64 @@ def test_a_tar_that_changed_in_the_store_is_an_error_that_names_it(
     boto3.client("s3").delete_object(Bucket="bucket", Key=f"sets/made/{name}")
     with pytest.raises(UserError, match=f"(?s){name}: missing.*Rebuild only what is damaged"):
         ShardSet.open(path)
+
+
+class Flaky:
+    """A file whose reads fail a number of times, as those of a store do that answers 503."""
+
+    def __init__(self, file: pa.NativeFile, faults: list[int]) -> None:
+        self.file, self.faults = file, faults
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        if self.faults[0]:
+            self.faults[0] -= 1
+            raise OSError("AWS Error UNKNOWN (HTTP status 503) during GetObject: Slow Down")
+        return self.file.read_at(size, offset)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets the next so many reads of remote tars fail."""
+    faults = [0]
+    opened = TarReader._opened
+    monkeypatch.setattr(
+        TarReader, "_opened", lambda self, name: Flaky(cast("Any", opened(self, name)), faults)
+    )
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    return faults
+
+
+def test_a_fault_of_the_network_replaces_no_sample(
+    remote_set: tuple[str, list[str]], shard_set: Path, flaky: list[int]
+) -> None:
+    expected = clips(str(shard_set), {})
+    flaky[0] = 5
+    assert clips(remote_set[0], {"cache_gb": 0}) == expected
+    assert flaky == [0]
+
+
+def test_a_store_that_does_not_answer_ends_the_worker_and_is_no_damage(
+    remote_set: tuple[str, list[str]], flaky: list[int]
+) -> None:
+    flaky[0] = 10**6
+    with pytest.raises(StoreError, match=r"(?s)s3://.*tried for 0.1 s: .*503.*Run the same"):
+        clips(remote_set[0], {"cache_gb": 0, "retry_seconds": 0.1})
+
+
+def test_a_tar_that_vanished_is_told_with_its_name(shard_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(shard_set, tmp_path / "set")
+    shards = ShardSet.open(str(tmp_path / "set"))
+    name = shards.tars["shard"].to_pylist()[0]
+    (tmp_path / "set" / name).unlink()
+    reader = ClipReader(shards, num_frames=9)
+    with pytest.raises(UserError, match=rf"(?s)set/{name}: cannot be read: No such file.*--repair"):
+        reader[0]
+
+
+def test_many_tars_stay_open(shard_set: Path) -> None:
+    shards = ShardSet.open(str(shard_set))
+    reader = ClipReader(shards, num_frames=9)
+    for row in range(len(shards)):
+        reader[row]
+    assert len(reader.sets[0].tars._open) == shards.tars.num_rows
+    assert most_open() >= 1024

@@ -66,7 +66,7 @@ class Bench:
 
     def training(self, *words: str, nan_at: tuple[int, ...] = (), **more: Any) -> Trainer:
         CALLS.clear()
-        task = Trouble(self.settings(*words), str(self.shards), nan_at=nan_at)
+        task = Trouble(self.settings(*words), (str(self.shards),), nan_at=nan_at)
         self.messages: queue.Queue[tuple[Any, ...]] = queue.Queue()
         return training_alone(task, self.run, self.home, self.messages, **more)
 

@@ -34,6 +34,34 @@ def test_a_random_clip_stays_inside_its_segment(
     assert (np.diff(indices) == stride).all()
 
 
+@given(
+    num=st.integers(1, 40),
+    fps=st.floats(1, 120),
+    seconds=st.floats(0.001, 1.5),
+    spare=st.integers(0, 400),
+    loop=st.booleans(),
+    data=st.data(),
+)
+def test_a_clip_with_any_stride_fits_from_every_start_that_has_room(
+    num: int, fps: float, seconds: float, spare: int, loop: bool, data: st.DataObject
+) -> None:
+    stride = stride_in_frames(fps, 1, seconds)
+    covered = span(num, stride)
+    start = data.draw(st.integers(0, spare))
+    indices = clip_indices(start, num, stride, covered + spare, loop=loop)
+    assert indices[0] == start and indices[-1] == start + covered - 1  # nothing goes round
+    assert np.abs(indices - start - np.arange(num) * stride).max() <= 0.5 + 1e-9
+    assert (np.diff(indices) >= 1).all()
+    for start in tiled_starts(5, num, stride, covered + spare):
+        assert clip_indices(start, num, stride, covered + spare, loop=False)[0] == start
+
+
+def test_a_stride_of_half_frames_ends_where_it_is_said_to() -> None:
+    stride = stride_in_frames(30.0, 1, 0.05)  # 1.5
+    start = 300 - span(16, stride)
+    assert clip_indices(start, 16, stride, 300, loop=False)[-1] == 299
+
+
 def test_every_start_that_fits_is_drawn() -> None:
     rng = np.random.default_rng(0)
     assert {random_start(rng, 4, 2, 10) for _ in range(200)} == {0, 1, 2, 3}

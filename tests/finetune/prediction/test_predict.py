@@ -21,9 +21,9 @@ from data_prep.shard import main as shard
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import ClipSettings
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.decode import Planes

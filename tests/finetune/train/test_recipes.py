@@ -20,8 +20,8 @@ from dynamonet.export import export
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
-from dynamonet.shards.index import ShardSet
 from dynamonet.shards.order import Request
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.rank import Rank
@@ -207,7 +207,7 @@ def grouped(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> ShardSet
 def test_validation_is_cut_by_whole_groups_and_leaves_every_class_its_training(
     grouped: ShardSet,
 ) -> None:
-    rows = grouped.rows(split=1, part="train")
+    rows = grouped.rows(split=1, part="train").numbers()
     stay, apart = kept_apart(grouped, rows, 0.3)
     assert sorted([*stay, *apart]) == rows.tolist()
     groups = grouped.table["group"].to_pylist()
@@ -225,7 +225,7 @@ def test_validation_is_cut_by_whole_groups_and_leaves_every_class_its_training(
 
 
 def test_a_smaller_share_of_labels_lies_in_a_larger_one(grouped: ShardSet) -> None:
-    rows = grouped.rows(split=1, part="train")
+    rows = grouped.rows(split=1, part="train").numbers()
     kept = [set(labelled_share(grouped, rows, share, 0).tolist()) for share in (0.1, 0.5, 1.0)]
     assert kept[0] < kept[1] < kept[2] == set(rows.tolist())
     assert len(kept[0]) == 4  # one for each class

@@ -1,0 +1,143 @@
+"""An opened data set: its card, its mapped index, its tars."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dynamonet.errors import UserError
+from dynamonet.settings import validate
+from dynamonet.shards.card import CARD, Card, read_card, repair_command
+from dynamonet.shards.index import SHARDS, SHARDS_SCHEMA, damaged, read_table
+from dynamonet.shards.mapped import MappedIndex, map_index
+from dynamonet.shards.rows import RowSet
+from dynamonet.shards.settings import FrameSettings
+from dynamonet.storage import Folder
+from dynamonet.tracking.origin import Origin
+
+TAR_NAME = r"[\w-][\w.-]*\.tar"  # never a path
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened data set, checked against the tars; picklable."""
+
+    folder: Folder
+    card: Card
+    index: MappedIndex
+    tars: pa.Table  # SHARDS_SCHEMA
+
+    @classmethod
+    def open(cls, path: str) -> ShardSet:
+        """Opens a set and checks that every tar is there with the size that the index knows.
+
+        Raises:
+            UserError: no set there, written by another version, a table that is damaged, or a tar
+                that is missing or truncated; the message names it and the command that rebuilds it.
+        """
+        folder = Folder.at(path)
+        card = read_card(folder)
+        tars = read_table(folder, SHARDS)
+        _check_tars(folder, tars)
+        return cls(folder, card, map_index(folder, card, tars), tars)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def table(self) -> pa.Table:
+        """The index as a table, in the order of its file; on disk until it is asked for."""
+        return self.index.table
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: the same for the same samples, wherever they lie."""
+        return self.card.digest
+
+    @property
+    def origin(self) -> Origin | None:
+        """The run that made the set, if the card names it."""
+        return Origin.read(self.card.run)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order; empty for unlabelled sets."""
+        return list(self.card.classes)
+
+    @property
+    def num_splits(self) -> int:
+        return self.card.num_splits
+
+    @property
+    def frames(self) -> FrameSettings:
+        """How the frames of its segments were made."""
+        encode = self.card.settings.get("encode", {})
+        known = {key: encode[key] for key in FrameSettings.model_fields if key in encode}
+        return validate(FrameSettings, known, origin=f"{self.folder.path}/{CARD}")
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The numeric columns as arrays in memory; a missing label is -1."""
+        names = ("offset", "size", "frames", "fps", "width", "height")
+        columns = {name: self.table[name].to_numpy() for name in names}
+        columns["label"] = pc.fill_null(self.table["label"], -1).to_numpy()
+        return columns
+
+    def rows(self, *, split: int | None = None, part: str | None = None) -> RowSet:
+        """Returns the rows of one part (train, val, test) of one split, or all.
+
+        Args:
+            split: 1-based number of the split.
+
+        Raises:
+            UserError: the set has no such split.
+        """
+        if split is None:
+            return self.index.all()
+        if not 1 <= split <= self.num_splits:
+            have = f"splits 1..{self.num_splits}" if self.num_splits else "no splits"
+            raise UserError(f"{self.folder.path}: no split {split}; this set has {have}")
+        parts = pc.call_function("list_element", [self.table["splits"], split - 1])
+        own = pc.call_function("equal", [parts, pa.scalar(part)])
+        return RowSet.of(pc.call_function("indices_nonzero", [own]).to_numpy(), len(self))
+
+    def drawn(self, share: float) -> RowSet:
+        """Returns the rows of about a share of the sources; a source is wholly in or out.
+
+        A source's place depends on its own name, so adding sources moves no other.
+        """
+        limit = share * 2**32
+        return RowSet.of_masks(draw < limit for (draw,) in self.index.parts("draw"))
+
+
+def _check_tars(folder: Folder, tars: pa.Table) -> None:
+    """Compares the tars with their table.
+
+    Raises:
+        UserError: the table cannot be of this format, or a tar is not as long as it says.
+    """
+    if not tars.schema.equals(SHARDS_SCHEMA):
+        raise damaged(folder, SHARDS, f"damaged: its columns are {', '.join(tars.schema.names)}")
+    for column in ("bytes", "samples"):
+        if tars[column].null_count or (tars[column].to_numpy() < 0).any():
+            raise damaged(folder, SHARDS, f"damaged: a tar without {column}")
+    wrong, there = [], folder.sizes()
+    for name, size in zip(tars["shard"].to_pylist(), tars["bytes"].to_pylist(), strict=True):
+        if not re.fullmatch(TAR_NAME, name):
+            raise damaged(folder, SHARDS, f"damaged: {name!r} is no name of a tar")
+        actual = there.get(name)
+        if actual != size:
+            state = "missing" if actual is None else f"{actual:,} bytes instead of {size:,}"
+            wrong.append(f"{folder.path}/{name}: {state}")
+    if wrong:
+        more = f"\n... and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            "shards changed after they were written:\n  " + "\n  ".join(wrong[:5]) + more,
+            f"Rebuild only what is damaged with\n  {repair_command(folder)}",
+        )
