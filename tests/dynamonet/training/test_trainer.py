@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,39 @@ def test_fp16_scales_its_loss_and_the_scale_is_resumed(bench: Callable[..., Benc
 
 
 @pytest.mark.slow
+def test_damage_is_counted_by_epoch_over_all_ranks_and_kept_over_restarts(
+    bench: Callable[..., Bench],
+) -> None:
+    words = ("--holdout_share", "0", "--max_steps", "6", "--checkpoint_every_steps", "1")
+    allowed = ("--loader.max_failed_share", "0.25")  # two of the eight clips of an epoch
+
+    def training_with(run: Bench, damage: dict[int, int]) -> Trainer:
+        """Returns a training that finds so many damaged clips at each step."""
+        training = run.training(*words, *allowed)
+        read = training._batches
+
+        def marked() -> Iterator[tuple[int, ClipBatch]]:
+            for step, batch in read():
+                yield step, replace(batch, failures=("damaged",) * damage.get(step, 0))
+
+        training._batches = marked  # type: ignore[method-assign]
+        return training
+
+    many = r"(?s)3 samples of this epoch are damaged.*max_failed_share = 0.25.*--repair"
+    assert bench("length").training(*words).plan.steps == 2
+    training_with(bench("spread"), dict.fromkeys(range(6), 1)).run()  # two in each epoch
+    with pytest.raises(UserError, match=many):
+        training_with(bench("many"), {0: 1, 1: 1, 2: 1, 3: 2}).run()
+    run = bench("restarted")
+    stopped = training_with(run, {0: 2})
+    stopped.heartbeat.stop = True
+    stopped.run()
+    folder = newest(run.home)
+    assert folder is not None and read_state(folder).damaged == 2
+    with pytest.raises(UserError, match=many):
+        training_with(run, {1: 1}).run()
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_said(bench: Callable[..., Bench]) -> None:
     whole, run = bench("whole"), bench("run")
     whole.train()
