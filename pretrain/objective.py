@@ -19,10 +19,9 @@ from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, p
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
-from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.measuring import Measuring
 from dynamonet.training.start import Transfer, check_input, transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
@@ -111,20 +110,13 @@ class Pretraining(Task[PretrainSettings]):
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps
 
     @torch.no_grad()
-    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
-        evaluation = measure(model, self._evaluation_reader, self.settings, rank, precision)
+    def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
+        evaluation = measure(model, self._evaluation_reader, self.settings, measuring)
         if self.probe_shards is None:
             return evaluation
         seen: list[Tensor] = []
         for reader in self._probe_readers:
-            seen += clip_features(
-                model,
-                reader,
-                reader.rows.numbers().tolist(),
-                rank=rank,
-                precision=precision,
-                batch_size=max(1, self.settings.loader.batch_size // rank.count),
-            )
+            seen += clip_features(model, reader, reader.rows.numbers().tolist(), measuring)
         return replace(evaluation, metrics=evaluation.metrics | probe_metrics(*seen))
 
     def best_by(self) -> str:

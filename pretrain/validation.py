@@ -15,11 +15,10 @@ from dynamonet.model.prediction import (
     prediction_loss,
     squared_errors,
 )
+from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
-from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.features import middle_clips
 from dynamonet.training.logs.metrics import Evaluation
-from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.measuring import Measuring
 from pretrain import plots
 from pretrain.collapse import effective_rank, spectrum, spread
 from pretrain.settings import PretrainSettings
@@ -29,24 +28,22 @@ def measure(
     model: DynamoNet,
     reader: ClipReader,
     settings: PretrainSettings,
-    rank: Rank,
-    precision: Precision,
+    measuring: Measuring,
 ) -> Evaluation:
     """Measures loss, skill, upper bound and features on held-out clips, and draws them.
 
     Every rank takes its share of the clips; all get the metrics, rank 0 the pictures.
     """
-    config = settings.model
+    config, rank = settings.model, measuring.rank
     rows = reader.first(settings.holdout_clips)
-    size = max(1, settings.loader.batch_size // rank.count)
     levels = config.filters.levels
     sums = torch.zeros(len(levels), 3, model.motion.num_filters, dtype=torch.float64)
     loss = torch.zeros(1, dtype=torch.float64)
     seen: list[tuple[Tensor, Tensor]] = []
     drawn: tuple[Tensor, Output] | None = None
-    for batch in middle_clips(reader, rows, rank, size):
-        frames = batch.to(rank.device).render(config.frame_px)
-        with precision.autocast():
+    for batch in measuring.batches(reader, [Request(row) for row in rows]):
+        frames = batch.render(config.frame_px)
+        with measuring.precision.autocast():
             output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, levels, config.targets)
         for level, pair in zip(sums, pairs, strict=True):

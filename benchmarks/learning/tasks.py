@@ -16,9 +16,8 @@ from dynamonet.errors import need
 from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Evaluation, Sums
-from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.measuring import Measuring
 from dynamonet.video.decode import Planes
 from dynamonet.video.transforms import ClipBatch, View, stack_views
 from finetune.evaluation.evaluator import metrics_of
@@ -168,7 +167,7 @@ class Classification(Finetuning):
     def keeps_best(self) -> bool:
         return False
 
-    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+    def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         part = self.parts.validation if self.validates else self.parts.test
-        self.outcome.append(self.predict(model, self.reader(part), rank, precision))
+        self.outcome.append(self.predict(model, self.reader(part), measuring))
         return Evaluation(metrics_of(self.outcome[-1], "test"), {}, {})

@@ -21,6 +21,7 @@ from dynamonet.model.filtering import apply_filters
 
 Targets = Literal["within_clip", "future"]
 _LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+PATCH_BYTES = 1 << 26  # of patches held at a time while best filters are solved for
 
 
 def pool_frames(frames: Tensor, level: int) -> Tensor:
@@ -138,7 +139,7 @@ def squared_errors(
 
     Args:
         side: K.
-        upper_bound: Also solve for the best filter of each frame pair; costs K*K patches of memory.
+        upper_bound: Also solve for the best filter of each frame pair.
     """
     true = _valid(comparison.true.float(), side)
     predicted = (_valid(comparison.predicted.float(), side) - true).square().sum((0, 1, 3, 4))
@@ -179,31 +180,48 @@ def best_filters(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
     Returns:
         (B, N, K*K, 1, 1), to be used with `apply_filters`.
     """
-    return _solved(*_normal_form(inputs, targets, side))[..., None].to(inputs.dtype)
+    return _solved(*_normal_equations(inputs, targets, side)[:2]).to(inputs.dtype)[..., None]
 
 
 def _least_squares_error(inputs: Tensor, targets: Tensor, side: int) -> Tensor:
     """Returns the error (N,) that the best filters leave."""
-    patches, wanted = _normal_form(inputs, targets, side)
-    return (patches @ _solved(patches, wanted) - wanted).square().sum((0, 2, 3)).float()
+    products, against, squares = _normal_equations(inputs, targets, side)
+    best = _solved(products, against)
+    left = squares - ((2 * against - products @ best) * best).sum((2, 3))
+    return left.clamp(min=0).sum(0).float()
 
 
-def _solved(patches: Tensor, wanted: Tensor) -> Tensor:
+def _solved(products: Tensor, against: Tensor) -> Tensor:
     """Returns the filters (B, N, K*K, 1) with the least squared error.
 
     From normal equations: a still or flat patch has fewer than K*K independent columns, which
     `lstsq` answers with NaN on GPUs.
     """
-    products = patches.mT @ patches
-    return torch.linalg.pinv(products, hermitian=True, rtol=1e-12) @ (patches.mT @ wanted)
+    return torch.linalg.pinv(products, hermitian=True, rtol=1e-12) @ against
 
 
-def _normal_form(inputs: Tensor, targets: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Returns patches (B, N, C*pixels, K*K) and wanted values (B, N, C*pixels, 1) in float64."""
-    windows = inputs.double().unfold(3, side, 1).unfold(4, side, 1)
-    patches = windows.permute(0, 2, 1, 3, 4, 5, 6).flatten(5).flatten(2, 4)
-    wanted = _valid(targets.double(), side).permute(0, 2, 1, 3, 4).flatten(2)[..., None]
-    return patches, wanted
+def _normal_equations(inputs: Tensor, targets: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what least squares need to know of each frame pair, in float64.
+
+    Patches are made of a few pairs at a time: of a whole batch they would take gigabytes.
+
+    Returns:
+        Patches by patches (B, N, K*K, K*K), patches by targets (B, N, K*K, 1) and targets by
+        targets (B, N).
+    """
+    shape = inputs.transpose(1, 2).shape[:2]
+    given = inputs.transpose(1, 2).flatten(0, 1)
+    wanted = _valid(targets, side).transpose(1, 2).flatten(0, 1)
+    at_once = max(1, PATCH_BYTES // (8 * side * side * given[0].numel()))
+    sums = []
+    for pictures, truth in zip(given.split(at_once), wanted.split(at_once), strict=True):
+        windows = pictures.double().unfold(2, side, 1).unfold(3, side, 1)
+        patches, values = windows.flatten(4).flatten(1, 3), truth.double().flatten(1)[..., None]
+        sums.append((patches.mT @ patches, patches.mT @ values, values.square().sum((1, 2))))
+    products, against, squares = (
+        torch.cat(parts).unflatten(0, shape) for parts in zip(*sums, strict=True)
+    )
+    return products, against, squares
 
 
 def _valid(frames: Tensor, side: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.shards.order import Request, even_share
-from dynamonet.shards.reader import ClipReader, batches
-from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.numerics.precision import Precision
-from dynamonet.video.transforms import ClipBatch
+from dynamonet.shards.order import Request
+from dynamonet.shards.reader import ClipReader
+from dynamonet.training.measuring import Measuring
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Source: InstDisc (Wu et al. 2018), whose k is 200
 
@@ -59,13 +57,7 @@ def descriptor(output: Output) -> Tensor:
 
 
 def clip_features(
-    model: DynamoNet,
-    reader: ClipReader,
-    rows: Sequence[int],
-    *,
-    rank: Rank,
-    precision: Precision,
-    batch_size: int,
+    model: DynamoNet, reader: ClipReader, rows: Sequence[int], measuring: Measuring
 ) -> tuple[Tensor, Tensor]:
     """Returns [pooled features, DMR] (N, D) and labels (N,) of each row's middle clip, on the CPU.
 
@@ -73,21 +65,12 @@ def clip_features(
     """
     config = model.config
     parts: list[tuple[list[int], Tensor, Tensor]] = []
-    for batch in middle_clips(reader, rows, rank, batch_size):
-        frames = batch.to(rank.device).render(config.frame_px)[:, :, : config.num_frames]
-        with torch.no_grad(), precision.autocast():
+    for batch in measuring.batches(reader, [Request(row) for row in rows]):
+        frames = batch.render(config.frame_px)[:, :, : config.num_frames]
+        with torch.no_grad(), measuring.precision.autocast():
             output: Output = model(frames, predict_frames=False)
         parts.append((batch.row.tolist(), descriptor(output), batch.label.cpu()))
-    shares = [item for part in rank.gather(parts) for item in cast("list", part)]
+    shares = [item for part in measuring.rank.gather(parts) for item in cast("list", part)]
     order = torch.tensor([row for numbers, _, _ in shares for row in numbers]).argsort()
     features, labels = (torch.cat([share[i] for share in shares]) for i in (1, 2))
     return features[order], labels[order]
-
-
-def middle_clips(
-    reader: ClipReader, rows: Sequence[int], rank: Rank, size: int
-) -> Iterator[ClipBatch]:
-    """Yields this rank's share of the middle clips of some rows, in batches of `size`."""
-    mine = [Request(rows[i]) for i in even_share(len(rows), rank.index, rank.count)]
-    groups = [mine[i : i + size] for i in range(0, len(mine), size)]
-    return batches(reader, groups, processes=0, prefetch=1)

@@ -21,8 +21,12 @@ from dynamonet.training.checkpoint.state import (
 )
 from dynamonet.training.checkpoint.store import newest_sound
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.memory import checkpoint_activations, fitting_micro_batch, largest_divisor
 from dynamonet.training.numerics.precision import Precision, choose_precision, wanted_dtype
+from dynamonet.training.perf.memory import (
+    checkpoint_activations,
+    fitting_micro_batch,
+    largest_divisor,
+)
 from dynamonet.training.perf.monitor import PerfMonitor
 from dynamonet.training.schedule import make_optimizer
 from dynamonet.training.task import Job, Task

@@ -14,10 +14,9 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.distributed.coordinator import Coordinator
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.console import Progress
 from dynamonet.training.logs.metrics import Evaluation, Sums
-from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.measuring import Measuring
 from dynamonet.training.settings import TrainSettings
 from dynamonet.video.transforms import ClipBatch
 
@@ -62,7 +61,7 @@ class Task(ABC, Generic[S]):
         """Turns sums over steps and ranks into metrics."""
 
     @abstractmethod
-    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+    def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         """Measures the model on data it does not train on; every rank takes its share."""
 
     @abstractmethod
@@ -77,7 +76,7 @@ class Task(ABC, Generic[S]):
         """Tells whether the finished model is that of the best checkpoint, not of the last."""
         return False
 
-    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation | None:
+    def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation | None:
         """Measures the finished model, once, on data that nothing was chosen by; None = has none.
 
         Every rank takes its share.

@@ -25,6 +25,7 @@ from dynamonet.training.distributed.coordinator import Heartbeat
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.logs.metrics import MetricWindow
+from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics import nonfinite
 from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.profiler import traced
@@ -61,6 +62,9 @@ class Trainer:
         self.reader, self.plan, self.total_steps = setup.reader, setup.plan, setup.total_steps
         self.train_state, self.precision = setup.train_state, setup.precision
         self.train_step, self.state = setup.train_step, setup.state
+        self.measuring = Measuring(
+            rank, setup.precision, self.train_step.micro_batch, job.processes
+        )
         self.window, self.perf = MetricWindow(rank), self.train_step.perf
         self.heartbeat = Heartbeat(job.coordinator, rank.index)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
@@ -247,7 +251,7 @@ class Trainer:
         model = self.train_state.result.eval()
         self.rank.share_buffers(model)  # each rank has statistics of its own batches
         with torch.compiler.set_stance("force_eager"):  # few batches, of other sizes
-            evaluation = self.task.evaluate(model, self.rank, self.precision)
+            evaluation = self.task.evaluate(model, self.measuring)
         self.measured = evaluation.metrics
         if self.rank.is_main:
             self.tracking.evaluation(done, evaluation)
@@ -261,7 +265,7 @@ class Trainer:
             model.load_state_dict(read_weights(best))
         else:
             self.rank.share_buffers(model)
-        evaluation = self.task.test(model, self.rank, self.precision)
+        evaluation = self.task.test(model, self.measuring)
         if evaluation is not None and self.rank.is_main:
             self.tracking.evaluation(self.total_steps, evaluation)
             self.job.progress.note(self.total_steps, evaluation.metrics)

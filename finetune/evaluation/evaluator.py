@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.shards.order import Request, even_share
-from dynamonet.shards.reader import ClipReader, batches
+from dynamonet.shards.order import Request
+from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Evaluation
-from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.measuring import Measuring
 from finetune.evaluation.metrics import Predictions, interval
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
 
@@ -57,10 +56,7 @@ def predict_videos(
     reader: ClipReader,
     shards: ShardSet,
     views: ViewPlan,
-    *,
-    rank: Rank,
-    precision: Precision,
-    batch_size: int,
+    measuring: Measuring,
     classify: Callable[[Output], Tensor] = softmax,
 ) -> Predictions:
     """Averages probabilities over the views of each video (all its segments).
@@ -70,19 +66,18 @@ def predict_videos(
     Args:
         classify: Makes probabilities (B, N), on the CPU, of what the model gives.
     """
-    requests = [request for row in reader.rows for request in views.requests(int(row))]
-    mine = [requests[i] for i in even_share(len(requests), rank.index, rank.count)]
-    groups = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    numbers = reader.rows.numbers().tolist()
+    requests = [request for row in numbers for request in views.requests(row)]
     rows, probabilities = [], []
     config = model.config
-    for batch in batches(reader, groups, processes=0, prefetch=1):
-        frames = batch.to(rank.device).render(config.frame_px)[:, :, : config.num_frames]
-        with precision.autocast():
+    for batch in measuring.batches(reader, requests):
+        frames = batch.render(config.frame_px)[:, :, : config.num_frames]
+        with measuring.precision.autocast():
             output = model(frames, predict_frames=False)
         rows += batch.row.tolist()
         probabilities += classify(output).tolist()
     merged: list[tuple[int, list[float]]] = []
-    for part in rank.gather(list(zip(rows, probabilities, strict=True))):
+    for part in measuring.rank.gather(list(zip(rows, probabilities, strict=True))):
         merged += part  # type: ignore[operator]
     return _by_video(merged, shards)
 

@@ -20,10 +20,9 @@ from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import KnnBank, clip_features, descriptor
 from dynamonet.training.logs.metrics import Evaluation, Sums
-from dynamonet.training.numerics.precision import Precision
+from dynamonet.training.measuring import Measuring
 from dynamonet.training.start import transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
@@ -185,53 +184,31 @@ class Finetuning(Task[FinetuneSettings]):
     def best_by(self) -> str | None:
         return "val/top1" if self.keeps_best() else None
 
-    def evaluate(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+    def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         """Measures on the validation part, by one view of each segment."""
-        batch_size = max(1, self.settings.loader.batch_size // rank.count)
-        predictions = predict_videos(
-            model,
-            self.reader(self.parts.validation),
-            self.data,
-            ViewPlan(clips=1, crops=1),
-            rank=rank,
-            precision=precision,
-            batch_size=batch_size,
-        )
+        reader, views = self.reader(self.parts.validation), ViewPlan(clips=1, crops=1)
+        predictions = predict_videos(model, reader, self.data, views, measuring)
         return Evaluation(metrics_of(predictions, "val"), {}, {})
 
-    def test(self, model: DynamoNet, rank: Rank, precision: Precision) -> Evaluation:
+    def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         reader = self.reader(self.parts.test)
-        predictions = self.predict(model, reader, rank, precision)
-        if not rank.is_main:
+        predictions = self.predict(model, reader, measuring)
+        if not measuring.rank.is_main:
             return Evaluation(metrics_of(predictions, "test"), {}, {})
         return evaluate_test(predictions, reader, self.data)
 
-    def predict(
-        self, model: DynamoNet, reader: ClipReader, rank: Rank, precision: Precision
-    ) -> Predictions:
+    def predict(self, model: DynamoNet, reader: ClipReader, measuring: Measuring) -> Predictions:
         """Predicts videos as the test does: by all the views that the settings ask for."""
-        settings = self.settings
-        size = max(1, settings.loader.batch_size // rank.count)
         classify = softmax
-        if settings.recipe == "knn":
+        if self.settings.recipe == "knn":
             known, rows = self.training_data(), self.parts.train.tolist()
-            bank = KnnBank.of(
-                *clip_features(model, known, rows, rank=rank, precision=precision, batch_size=size)
-            )
+            bank = KnnBank.of(*clip_features(model, known, rows, measuring))
 
             def classify(output: Output) -> Tensor:
                 return bank.votes(descriptor(output), len(self.data.classes))
 
-        return predict_videos(
-            model,
-            reader,
-            self.data,
-            ViewPlan(settings.test_clips, settings.test_crops),
-            rank=rank,
-            precision=precision,
-            batch_size=size,
-            classify=classify,
-        )
+        views = ViewPlan(self.settings.test_clips, self.settings.test_crops)
+        return predict_videos(model, reader, self.data, views, measuring, classify)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -27,8 +27,8 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.metrics import MetricWindow
-from dynamonet.training.memory import fitting_micro_batch
 from dynamonet.training.numerics import precision
+from dynamonet.training.perf.memory import fitting_micro_batch
 from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
 from dynamonet.training.settings import OptimizerSettings, TrainSettings
 from dynamonet.video.transforms import ClipBatch, View, stack_views

@@ -25,6 +25,7 @@ from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import ClipSettings
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.decode import Planes
 from dynamonet.video.files import find_videos
@@ -218,9 +219,7 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
         reader,
         replace(shards, card=shards.card.model_copy(update={"classes": tuple(CLASSES)})),
         evaluator.ViewPlan(clips=3, crops=1),
-        rank=Rank(0, 1, torch.device("cpu")),
-        precision=Precision(torch.float32, "cpu"),
-        batch_size=6,
+        Measuring(Rank(0, 1, torch.device("cpu")), Precision(torch.float32, "cpu"), clips=6),
     )
     found = {v.video.removeprefix(f"{video_folder}/"): v for v in seen(model, video_folder)}
     assert found.keys() == set(known.sources) and len(found) == 12

@@ -25,6 +25,7 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.measuring import Measuring
 from dynamonet.training.schedule import make_optimizer
 from finetune.evaluation.evaluator import ViewPlan
 from finetune.settings import FinetuneSettings
@@ -146,8 +147,8 @@ def test_nearest_neighbours_take_no_step_and_are_tested(
 class Falling(Finetuning):
     """Is best in the middle: a model that was changed by a known amount has a known score."""
 
-    def evaluate(self, model: DynamoNet, rank: Rank, precision: Any) -> Any:
-        found = super().evaluate(model, rank, precision)
+    def evaluate(self, model: DynamoNet, measuring: Measuring) -> Any:
+        found = super().evaluate(model, measuring)
         score = {1: 0.2, 2: 0.9, 3: 0.1}[len(SCORED) + 1]
         SCORED.append(score)
         found.metrics["val/top1"] = score
@@ -168,7 +169,8 @@ def test_the_best_step_by_validation_is_tested_and_nothing_else(
     assert SCORED == [0.2, 0.9, 0.1] and found.metrics["val/videos"] >= 2
     # what was tested is that checkpoint: the same predictions again
     task = Finetuning(settings(*words), str(shard_set), str(model))
-    again = task.test(DynamoNet.from_pretrained(chosen), Rank(0, 1, torch.device("cpu")), FP32)
+    alone = Measuring(Rank(0, 1, torch.device("cpu")), FP32, clips=4)
+    again = task.test(DynamoNet.from_pretrained(chosen), alone)
     (found.home / "again.parquet").write_bytes(again.files["test/predictions.parquet"])
     rows = pq.read_table(found.home / "again.parquet").to_pylist()
     for row, other in zip(rows, found.predictions, strict=True):
