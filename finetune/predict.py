@@ -71,11 +71,15 @@ def predict(options: PredictSettings) -> FilePredictions:
     from finetune.prediction.writers import write_predictions
 
     predictor = Predictor(
-        options.model, batch_size=options.batch_size, pictures=options.filmstrip is not None
+        options.model,
+        batch_size=options.batch_size,
+        pictures=options.filmstrip is not None,
+        device=options.device,
+        precision=options.precision,
     )
     _check_classifier(predictor, options)
-    shown = f"{predictor.folder} on {predictor.device}, {predictor.clip_text()}"
-    print_line(console, f"model    {shown}")
+    how = f"{predictor.device} in {predictor.precision}, {predictor.clip_text()}"
+    print_line(console, f"model    {predictor.folder} on {how}")
     result = predict_files(predictor, videos, failed, options, console)
     if options.output is not None:
         model = str(predictor.folder)

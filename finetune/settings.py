@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from dynamonet.command_line import positional
 from dynamonet.model.config import ModelConfig
 from dynamonet.settings import Settings, whole_number
-from dynamonet.training.settings import TrainSettings
+from dynamonet.training.settings import FormatName, TrainSettings
 
 
 class AugmentSettings(Settings):
@@ -229,7 +229,18 @@ class PredictSettings(Settings):
         description="From one window's start to the next; null = the window's length.",
     )
     top: int = Field(default=5, ge=1, description="Classes to tell.")
-    batch_size: int = Field(default=8, ge=1, description="Clips run together.")
+    batch_size: int = Field(
+        default=8, ge=1, description="Clips run together, of several videos too."
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="auto = a GPU where there is one."
+    )
+    precision: FormatName = Field(default="auto", description="Of the trunk; auto = as trained.")
+    processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Processes that read and decode; null = from the cores, 0 = none.",
+    )
     output: Path | None = Field(
         default=None, description="FILE.json, FILE.csv or FILE.parquet to write."
     )

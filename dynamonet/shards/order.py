@@ -207,8 +207,10 @@ class EpochPlan:
         """Yields each set, which of the positions are its own, and how many it gave before."""
         rest, here, total = positions, np.arange(len(positions)), self.num_samples
         for source in self.sources:
-            before = rest * source.taken // total
-            own = (rest + 1) * source.taken // total > before
+            before, after = (
+                (2 * count * source.taken + total) // (2 * total) for count in (rest, rest + 1)
+            )
+            own = after > before
             yield source, here[own], before[own]
             rest, here, total = (rest - before)[~own], here[~own], total - source.taken
 

@@ -15,7 +15,7 @@ import multiprocessing
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from dynamonet.video.sampling import (
 )
 from dynamonet.video.transforms import ClipBatch, View, resize_planes, stack_views
 
+T = TypeVar("T")
 REPLACEMENTS = 8  # tries before a batch is given up
 
 
@@ -333,10 +334,34 @@ def batches(
         UserError: a batch could not be made at all; the message names the samples.
         StoreError: a remote store did not answer.
     """
+    loader = read_ahead(
+        reader, order, processes=processes, prefetch=prefetch, pin_memory=pin_memory
+    )
+    for batch in loader:
+        if isinstance(batch, FailedBatch):
+            raise batch.error
+        yield batch
+
+
+def read_ahead(
+    data: Dataset[T],
+    order: Iterable[Any] | None = None,
+    *,
+    processes: int,
+    prefetch: int,
+    pin_memory: bool = False,
+) -> Iterable[T]:
+    """Lets loader processes read; 0 of them = this process.
+
+    Args:
+        order: What is asked of `data`, item by item; None = `data` is iterable itself.
+        prefetch: Items that each process keeps ready.
+    """
     if processes:  # once for all loaders of this process, or each loader process imports torch
         multiprocessing.set_forkserver_preload([__name__])
-    loader = DataLoader(
-        reader,
+    return DataLoader(
+        data,
+        batch_size=1 if order is not None else None,
         batch_sampler=order,  # type: ignore[arg-type]  # any iterable of lists works
         collate_fn=_unchanged,
         num_workers=processes,
@@ -345,10 +370,6 @@ def batches(
         pin_memory=pin_memory,
         worker_init_fn=_one_thread if processes else None,
     )
-    for batch in loader:
-        if isinstance(batch, FailedBatch):
-            raise batch.error
-        yield batch
 
 
 def _unchanged(batch: Any) -> Any:

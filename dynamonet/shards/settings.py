@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dynamonet.settings import Settings
 
+MAX_PROCESSES = 16  # one decodes about 250 clips/s, so more than these would only take memory
+
 
 class FrameSettings(Settings):
     """How the frames of segments are made of a video's."""
@@ -88,3 +90,8 @@ class LoaderSettings(Settings):
         description="Memory in which each loader process keeps segments decoded, for small sets "
         "that are read many times; 0 = none.",
     )
+
+
+def default_processes(cpus: int) -> int:
+    """Returns how many loader processes suit a worker with so many cores."""
+    return min(MAX_PROCESSES, max(1, cpus - 1))

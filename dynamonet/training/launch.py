@@ -18,12 +18,13 @@ from rich.console import Console
 from dynamonet import cluster
 from dynamonet.errors import Stopped, UserError, find_user_error
 from dynamonet.settings import to_yaml
+from dynamonet.shards.settings import default_processes
 from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
 from dynamonet.training.checkpoint.state import read_state
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.coordinator import Coordinator
-from dynamonet.training.distributed.resources import default_processes, worker_resources
+from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.console import ConsoleLog, Progress
 from dynamonet.training.run_folder import (

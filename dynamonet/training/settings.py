@@ -10,6 +10,7 @@ from dynamonet.settings import Settings
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.stage import StageSettings
 
+FormatName = Literal["auto", "bf16", "fp16", "fp32"]
 COMPILE_PAYS_STEPS = 1000  # not studied
 NO_LIMIT = 10**9  # steps of a training that the clock ends
 
@@ -66,7 +67,7 @@ class TrainSettings(StageSettings):
         ge=1,
         description="Cores a worker reserves; null = an even share of the cluster's.",
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+    precision: FormatName = Field(
         default="auto",
         description="Of the trunk; auto = bf16 where the hardware multiplies it fast.",
     )

@@ -1,42 +1,34 @@
 """A finished model looks at video files as it looked at clips in training.
 
-file -> steady frames -> centre square -> canvas -> clips -> batch -> model -> windows
+clips of many videos -> batch -> model -> windows of each video, in the order of the videos
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
-import av
 import numpy as np
 import torch
-from av.error import FFmpegError
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
 from dynamonet.model.files import locate, read_description, weights_digest
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
-from dynamonet.shards.settings import ClipSettings, FrameSettings
-from dynamonet.storage import Folder
-from dynamonet.video.constant_rate import Damage, TimeRange, constant_rate_frames, output_rate
-from dynamonet.video.decode import (
-    Box,
-    DecodeError,
-    Planes,
-    cut_planes,
-    reason,
-    video_stream,
-)
-from dynamonet.video.files import Source, open_source, why_empty
-from dynamonet.video.letterbox import find_content
-from dynamonet.video.sampling import stride_in_frames
-from dynamonet.video.transforms import ClipBatch, View, denormalise, resize_planes, stack_views
-from finetune.prediction.sliding_window import Clip, ClipCutter, Window, WindowPlan
+from dynamonet.shards.reader import read_ahead
+from dynamonet.shards.settings import ClipSettings, FrameSettings, default_processes
+from dynamonet.training.numerics.precision import forward_precision
+from dynamonet.training.settings import FormatName
+from dynamonet.video.files import VideoFile
+from dynamonet.video.transforms import ClipBatch, View, denormalise, stack_views
+from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
+from finetune.prediction.sliding_window import WindowPlan
+
+AHEAD = 16  # clips that each loader process keeps ready
 
 
 @dataclass(frozen=True)
@@ -61,16 +53,26 @@ class WindowPrediction:
 class Predictor:
     """A model on its device, with all that was saved beside it about its input and its classes."""
 
-    def __init__(self, place: str, *, batch_size: int, pictures: bool) -> None:
-        """Loads a model onto the GPU that torch finds, else the CPU.
+    def __init__(
+        self,
+        place: str,
+        *,
+        batch_size: int,
+        pictures: bool,
+        device: Literal["auto", "cpu", "gpu"] = "auto",
+        precision: FormatName = "auto",
+    ) -> None:
+        """Loads a model.
 
         Args:
             place: The model's folder, or its hub id.
             batch_size: Clips that go through the model together.
             pictures: Keep a picture of each window.
+            device: auto = a GPU where there is one.
+            precision: Of the trunk; auto = as in training.
 
         Raises:
-            UserError: no model there, or its description is damaged.
+            UserError: no model there, its description is damaged, or there is no GPU.
         """
         self.folder = locate(place)
         description = read_description(self.folder)
@@ -78,9 +80,10 @@ class Predictor:
         origin = str(self.folder)
         self.clips = validate(ClipSettings, description.get("clips", {}), origin=origin)
         self.frames = validate(FrameSettings, description.get("frames", {}), origin=origin)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = _device(device)
         model = DynamoNet.from_pretrained(self.folder).to(self.device)
         self.model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.precision = forward_precision(self.model, precision, self.device)
         self.config = model.config
         self.classes = _classes(
             self.folder, description.get("classes", []), self.config.num_classes
@@ -96,19 +99,27 @@ class Predictor:
             text if self.clips.stride_frames == 1 else f"{text}, {self.clips.stride_frames} apart"
         )
 
+    def reading(
+        self, window_seconds: float | None = None, step_seconds: float | None = None
+    ) -> Reading:
+        """Returns how its videos are read; see `WindowPlan.of` for window and step."""
+        frames, clips, num_frames = self.frames, self.clips, self.config.num_frames
+        return Reading(frames, clips, num_frames, window_seconds, step_seconds)
+
     @torch.no_grad()
-    def look(self, clips: list[Clip]) -> list[ClipPrediction]:
+    def look(self, clips: list[CutClip]) -> list[ClipPrediction]:
         """Runs a batch of clips through the model."""
         side = min(1.0, self.config.frame_px / self.clips.canvas_px)
         batch = ClipBatch(
-            luma=torch.from_numpy(np.stack([clip.luma for clip in clips])),
-            chroma=torch.from_numpy(np.stack([clip.chroma for clip in clips])),
+            luma=torch.stack([clip.luma for clip in clips]),
+            chroma=torch.stack([clip.chroma for clip in clips]),
             views=stack_views([View.centred(side)] * len(clips)),
             label=torch.full((len(clips),), -1),
             row=torch.arange(len(clips)),
         )
         frames = batch.to(self.device).render(self.config.frame_px)
-        output = self.model(frames, predict_frames=False)
+        with self.precision.autocast():
+            output = self.model(frames, predict_frames=False)
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
         shares = pictures = [None] * len(clips)
         if output.logits is not None:
@@ -119,138 +130,107 @@ class Predictor:
         return [ClipPrediction(*row) for row in zip(shares, pooled, dmr, pictures, strict=True)]
 
 
-class VideoPredictions:
-    """One pass over a video; iterating gives its windows in order, the rest is known after it."""
+class _Windows:
+    """The windows of one video, made of the clips that the model has seen so far."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        folder: Folder,
-        source: Source,
-        *,
-        window_seconds: float | None,
-        step_seconds: float | None,
-    ) -> None:
-        """Prepares the pass; see `WindowPlan.of` for window and step."""
-        self.predictor, self.folder, self.source = predictor, folder, source
-        self.window_seconds, self.step_seconds = window_seconds, step_seconds
-        self.rate = 0.0  # frames per second that the model sees
-        self.frames = 0
-        self.size = (0, 0)  # width, height of those frames
-        self.clip_frames = 0  # that a clip covers
-        self.damage: list[Damage] = []
+    def __init__(self, plan: WindowPlan, rate: float) -> None:
+        self.plan, self.rate = plan, rate
+        self.done: dict[int, ClipPrediction] = {}  # by first frame
+        self.number = 0  # of the next window
 
-    def __iter__(self) -> Iterator[WindowPrediction]:
-        """Reads the video once.
+    def whole(self, frames: int) -> Iterator[WindowPrediction]:
+        """Yields those that lie in the first `frames` frames, whose clips are all done."""
+        while (window := self.plan.whole(self.number)).end <= frames:
+            yield self._prediction(window.start, window.end, window.clips)
+            self.number += 1
+            first = self.plan.whole(self.number).start
+            self.done = {start: seen for start, seen in self.done.items() if start >= first}
 
-        Raises:
-            DecodeError: nothing of it can be decoded; the message is FFmpeg's.
-            OSError: it cannot be read.
-        """
-        if not self.source.size:
-            raise DecodeError(why_empty(self.folder, self.source))
-        model, box = self.predictor, None
-        if model.frames.crop_letterbox:
-            with open_source(self.folder, self.source) as container:
-                box = find_content(container, (container.duration or 0) / av.time_base)
-        with open_source(self.folder, self.source) as container:
-            if container.format.name == "tty":
-                raise DecodeError("text, not a video")
-            stream = video_stream(container)
-            native_rate = stream.average_rate or stream.guessed_rate
-            if not native_rate:
-                raise DecodeError("no frame rate in the header")
-            rate = output_rate(native_rate, model.frames.max_fps)
-            self.rate = float(rate)
-            plan = self._plan()
-            self.clip_frames = plan.span
-            whole = TimeRange(Fraction(0), None)
-            frames = constant_rate_frames(
-                container, whole, rate, model.frames.short_side_px, box=box
-            )
-            for window, seen in slide(model, self._squares(frames), plan):
-                yield WindowPrediction(window.start / self.rate, window.end / self.rate, seen)
-        if not self.frames:
-            raise DecodeError(self.damage[0].reason if self.damage else "no frame can be decoded")
+    def last(self, frames: int) -> Iterator[WindowPrediction]:
+        """Yields the window that ends with the video, if it needs one."""
+        window = self.plan.last(self.number, frames)
+        if window is not None:
+            yield self._prediction(window.start, window.end, window.clips)
 
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know about the windows."""
-        notes = []
-        if self.frames < self.clip_frames:
-            covered = f"{self.frames} of {self.clip_frames} frames"
-            notes.append(f"shorter than a clip ({covered}): its frames are repeated")
-        if self.damage:
-            first = self.damage[0]
-            places = f"{len(self.damage)} places" if len(self.damage) > 1 else "one place"
-            notes.append(
-                f"damaged in {places}, first after {first.seconds:.2f} s ({first.reason}): "
-                "windows there may be wrong"
-            )
-        return notes
-
-    def _plan(self) -> WindowPlan:
-        model = self.predictor
-        clips = model.clips
-        stride = stride_in_frames(self.rate, clips.stride_frames, clips.stride_seconds)
-        num_frames = model.config.num_frames
-        return WindowPlan.of(num_frames, stride, self.rate, self.window_seconds, self.step_seconds)
-
-    def _squares(self, frames: Iterable[VideoFrame | Damage]) -> Iterator[Planes]:
-        """Cuts the middle square out of each frame and scales it to the canvas."""
-        canvas_px = self.predictor.clips.canvas_px
-        try:
-            for frame in frames:
-                if isinstance(frame, Damage):
-                    self.damage.append(frame)
-                    continue
-                self.frames += 1
-                self.size = (frame.width, frame.height)
-                luma, u, v = cut_planes(frame, Box.centred_square(frame.height, frame.width))
-                planes = Planes(luma[None].copy(), np.stack([u, v])[None])
-                yield resize_planes(planes, canvas_px)
-        except (FFmpegError, ValueError) as error:  # of a filter that refuses the frames
-            self.damage.append(Damage(self.frames / self.rate, reason(error)))
+    def _prediction(self, start: int, end: int, clips: tuple[int, ...]) -> WindowPrediction:
+        seen = mean([self.done[clip] for clip in clips])
+        return WindowPrediction(start / self.rate, end / self.rate, seen)
 
 
-def slide(
-    predictor: Predictor, frames: Iterable[Planes], plan: WindowPlan
-) -> Iterator[tuple[Window, ClipPrediction]]:
-    """Yields each window of passing frames with the mean over its clips, in order.
+def predict_windows(
+    predictor: Predictor,
+    videos: Sequence[VideoFile],
+    reading: Reading,
+    *,
+    processes: int | None = None,
+) -> Iterator[tuple[int, WindowPrediction | Ended]]:
+    """Reads videos once, in loader processes, and runs clips of several of them together.
 
-    Holds the frames of one clip's span and of one batch of clips, however long the video.
+    Args:
+        processes: That read; None = from the cores, 0 = this one.
+
+    Yields:
+        The number of a video with each of its windows, then with its end; in the order of the
+        videos. What is held of the first unfinished one does not grow with its length.
     """
-    cutter = ClipCutter(plan)
-    waiting: list[Clip] = []
-    done: dict[int, ClipPrediction] = {}
-    number = 0
+    if processes is None:
+        processes = default_processes(len(os.sched_getaffinity(0)))
+    data = VideoClips(videos, reading)
+    messages = read_ahead(data, processes=min(processes, len(videos)), prefetch=AHEAD)
+    return in_order(_as_they_come(predictor, messages, reading))
 
-    def look() -> Iterator[tuple[Window, ClipPrediction]]:
-        nonlocal number
-        if waiting:
-            seen = predictor.look(waiting)
-            done.update(zip((clip.start for clip in waiting), seen, strict=True))
-            waiting.clear()
-        while (window := plan.whole(number)).end <= cutter.frames:
-            yield window, mean([done[start] for start in window.clips])
-            number += 1
-            for start in [start for start in done if start < plan.whole(number).start]:
-                del done[start]
 
-    for frame in frames:
-        clip = cutter.push(frame)
-        if clip is not None:
-            waiting.append(clip)
+def _as_they_come(
+    predictor: Predictor, messages: Iterable[Message], reading: Reading
+) -> Iterator[tuple[int, WindowPrediction | Ended]]:
+    windows: dict[int, _Windows] = {}
+    waiting: list[CutClip] = []
+    ended: dict[int, Ended] = {}  # whose last clips wait
+
+    def look() -> Iterator[tuple[int, WindowPrediction | Ended]]:
+        seen = predictor.look(waiting) if waiting else []
+        for clip, prediction in zip(waiting, seen, strict=True):
+            own = windows[clip.video]
+            own.done[clip.start] = prediction
+            yield from ((clip.video, window) for window in own.whole(clip.frames))
+        waiting.clear()
+        for end in [*ended.values()]:
+            yield from finish(ended.pop(end.video))
+
+    def finish(end: Ended) -> Iterator[tuple[int, WindowPrediction | Ended]]:
+        own = windows.pop(end.video, None)
+        if own is not None and end.failure is None:
+            yield from ((end.video, window) for window in own.whole(end.frames))
+            yield from ((end.video, window) for window in own.last(end.frames))
+        yield end.video, end
+
+    for message in messages:
+        if isinstance(message, Begun):
+            windows[message.video] = _Windows(reading.plan(message.rate), message.rate)
+        elif isinstance(message, CutClip):
+            waiting.append(message)
             if len(waiting) == predictor.batch_size:
                 yield from look()
+        elif any(clip.video == message.video for clip in waiting):
+            ended[message.video] = message
+        else:
+            yield from finish(message)
     yield from look()
-    last = plan.last(number, cutter.frames)
-    if last is None:
-        return
-    if last.clips[-1] not in done:
-        waiting.append(cutter.closing())
-        yield from look()
-    yield last, mean([done[start] for start in last.clips])
+
+
+def in_order(
+    found: Iterable[tuple[int, WindowPrediction | Ended]],
+) -> Iterator[tuple[int, WindowPrediction | Ended]]:
+    """Yields what belongs to video 0, then to 1, ...; keeps what comes before its turn."""
+    early: dict[int, list[WindowPrediction | Ended]] = {}
+    turn = 0
+    for number, item in found:
+        early.setdefault(number, []).append(item)
+        while items := early.pop(turn, None):
+            yield from ((turn, each) for each in items)
+            if not isinstance(items[-1], Ended):
+                break
+            turn += 1
 
 
 def mean(clips: list[ClipPrediction]) -> ClipPrediction:
@@ -276,3 +256,10 @@ def _classes(folder: Path, names: list[str], count: int | None) -> list[str]:
             "list one name for each class, in the order of training"
         )
     return names or [f"class {number}" for number in range(count)]
+
+
+def _device(wanted: Literal["auto", "cpu", "gpu"]) -> torch.device:
+    there = torch.cuda.is_available()
+    if wanted == "gpu" and not there:
+        raise UserError("--device gpu: PyTorch finds no GPU here; expected one, or --device cpu")
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")

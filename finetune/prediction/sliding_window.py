@@ -78,6 +78,13 @@ class WindowPlan:
         clips = tuple(start + offset for offset in self._offsets)
         return Window(start, start + self.length, clips)
 
+    def num_whole(self, total: int) -> int:
+        """Returns how many windows fit into a video of so many frames."""
+        number = max(0, int((total - self.length) / self.step) - 1)
+        while self.whole(number).end <= total:
+            number += 1
+        return number
+
     def last(self, number: int, total: int) -> Window | None:
         """Returns the window that ends with the video, or None where hardly a frame is left for it.
 

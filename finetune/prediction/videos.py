@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dynamonet.errors import UserError
-from dynamonet.video.decode import DecodeError
 from dynamonet.video.files import VideoFile
 from finetune.prediction.filmstrip import Filmstrip, clock, guesses
-from finetune.prediction.predictor import Predictor, VideoPredictions, WindowPrediction
+from finetune.prediction.predictor import Predictor, WindowPrediction, predict_windows
+from finetune.prediction.reading import Ended
 from finetune.prediction.writers import (
     ClassScore,
     FeatureRows,
@@ -64,13 +65,20 @@ def predict_files(
             features = stack.enter_context(
                 features_file(options.features, str(predictor.folder), predictor.digest)
             )
-        for video, name in zip(videos, names, strict=True):
-            strip = None if options.filmstrip is None else options.filmstrip / name
-            try:
-                report = _predict_one(predictor, video, options, console, features, strip)
-            except (DecodeError, OSError) as error:
-                failed[video.name] = str(error)
-                print_line(console, f"\n{video.name}: cannot be read: {error}")
+        found = predict_windows(
+            predictor,
+            videos,
+            predictor.reading(options.window_seconds, options.step_seconds),
+            processes=options.processes,
+        )
+        for number, items in itertools.groupby(found, key=lambda item: item[0]):
+            video = videos[number]
+            strip = None if options.filmstrip is None else options.filmstrip / names[number]
+            own = (item for _, item in items)
+            report = _predict_one(predictor, video, own, options, console, features, strip)
+            if isinstance(report, str):
+                failed[video.name] = report
+                print_line(console, f"\n{video.name}: cannot be read: {report}")
                 continue
             reports.append(report)
             _show(console, report, predictor.classes)
@@ -86,28 +94,21 @@ def predict_files(
 def _predict_one(
     predictor: Predictor,
     video: VideoFile,
+    found: Iterable[WindowPrediction | Ended],
     options: PredictSettings,
     console: Console,
     features: FeatureRows | None,
     strip_file: Path | None,
-) -> VideoScores:
-    """Reads one video, window by window.
-
-    Raises:
-        DecodeError: nothing of it can be decoded.
-        OSError: it cannot be read.
-    """
-    predictions = VideoPredictions(
-        predictor,
-        video.folder,
-        video.source,
-        window_seconds=options.window_seconds,
-        step_seconds=options.step_seconds,
-    )
+) -> VideoScores | str:
+    """Takes one video, window by window; returns why, if nothing of it can be read."""
     windows: list[WindowScores] = []
     total: NDArray[np.float64] | None = None
     strip = Filmstrip()
-    for window in _with_progress(predictions, video.name, console):
+    ended: Ended | None = None
+    for window in _with_progress(found, video.name, console):
+        if isinstance(window, Ended):
+            ended = window
+            continue
         seen = window.seen
         if features is not None:
             features.add(video.name, video.path, window)
@@ -117,15 +118,18 @@ def _predict_one(
             total = seen.probabilities + (0.0 if total is None else total)
         if seen.picture is not None:
             strip.add(windows[-1], seen.picture)
+    assert ended is not None
+    if ended.failure is not None:
+        return ended.failure
     average = None if total is None else total / len(windows)
     report = VideoScores(
         video=video.name,
-        seconds=predictions.frames / predictions.rate,
-        fps=predictions.rate,
-        frames=predictions.frames,
-        width=predictions.size[0],
-        height=predictions.size[1],
-        notes=predictions.notes,
+        seconds=ended.frames / ended.rate,
+        fps=ended.rate,
+        frames=ended.frames,
+        width=ended.size[0],
+        height=ended.size[1],
+        notes=ended.notes,
         top=_top(average, predictor.classes, options.top),
         windows=windows,
     )
@@ -135,8 +139,8 @@ def _predict_one(
 
 
 def _with_progress(
-    predictions: VideoPredictions, name: str, console: Console
-) -> Iterator[WindowPrediction]:
+    found: Iterable[WindowPrediction | Ended], name: str, console: Console
+) -> Iterator[WindowPrediction | Ended]:
     """Yields the windows; a terminal shows meanwhile how far into the video they reach."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -146,9 +150,10 @@ def _with_progress(
     )
     with bar:
         task = bar.add_task(name, total=None)
-        for window in predictions:
-            bar.update(task, description=f"{name}: {clock(window.end_seconds)}")
-            yield window
+        for item in found:
+            if isinstance(item, WindowPrediction):
+                bar.update(task, description=f"{name}: {clock(item.end_seconds)}")
+            yield item
 
 
 def _show(console: Console, video: VideoScores, classes: list[str]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dynamonet.errors import UserError
-from dynamonet.video.decode import DecodeError
 from dynamonet.video.files import find_videos
-from finetune.prediction.predictor import Predictor, VideoPredictions
+from finetune.prediction.predictor import Predictor, WindowPrediction, predict_windows
+from finetune.prediction.reading import Ended
 from finetune.retrieval.features import PARTS, FeatureTable
 from finetune.retrieval.knn import Rows
 
@@ -57,14 +57,11 @@ def windows_of_new(
             f"{model.folder}: not the model that made {windows.file} ({windows.model}); distances "
             "between features of two models mean nothing"
         )
-    video = videos[0]
-    try:
-        view = VideoPredictions(
-            model, video.folder, video.source, window_seconds=None, step_seconds=None
-        )
-        seen = list(view)
-    except (DecodeError, OSError) as error:
-        raise UserError(f"{name}: cannot be read: {error}") from None
+    found = [item for _, item in predict_windows(model, videos, model.reading(), processes=0)]
+    seen = [item for item in found if isinstance(item, WindowPrediction)]
+    for item in found:
+        if isinstance(item, Ended) and item.failure is not None:
+            raise UserError(f"{name}: cannot be read: {item.failure}")
     if seconds is not None:
         inside = [w for w in seen if w.start_seconds <= seconds < w.end_seconds]
         if not inside:

@@ -50,7 +50,7 @@ def test_what_is_not_offered_is_an_attribute_error() -> None:
 
 def test_settings_come_from_a_configuration_with_changes() -> None:
     found = PretrainSettings.from_config("tiny", shards="own", optimizer={"lr": 0.5})
-    assert (found.shards, found.optimizer.lr) == ("own", 0.5)
+    assert (found.shards, found.optimizer.lr) == (("own",), 0.5)
     assert found.model.trunk.width == 16, "the file's own"
     with pytest.raises(SettingsError, match=r"lr_: unknown key; did you mean optimizer\.lr"):
         PretrainSettings.from_config("tiny", optimizer={"lr_": 0.5})

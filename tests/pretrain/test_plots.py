@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.model.prediction import FramePairs, squared_errors
+from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.features import NEIGHBOURS, TEMPERATURE, KnnBank
 from pretrain.collapse import effective_rank, spectrum, spread
@@ -91,14 +93,16 @@ def test_the_probe_never_looks_at_test_videos_and_keeps_videos_whole(shard_set: 
     assert set(fewer.known.tolist()) <= known
 
 
-def test_sets_that_cannot_be_probed_are_refused(shard_set: Path) -> None:
+def test_sets_that_cannot_be_probed_are_refused(
+    shard_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = ShardSet.open(str(shard_set))
-    one_row = shards.table.take([int(shards.rows(split=1, part="train")[0])])
-    one = ShardSet(shards.folder, shards.card, one_row, shards.tars)
-    with pytest.raises(UserError, match="too few videos to keep some apart"):
-        probe_rows(one, 1, 100)
     plain = shards.card.model_copy(update={"classes": ()})
-    unlabelled = ShardSet(shards.folder, plain, shards.table, shards.tars)
+    unlabelled = replace(shards, card=plain)
+    one = RowSet.of(shards.rows(split=1, part="train")[[0]], len(shards))
+    monkeypatch.setattr(ShardSet, "rows", lambda *_, **__: one)
+    with pytest.raises(UserError, match="too few videos to keep some apart"):
+        probe_rows(shards, 1, 100)
     with pytest.raises(UserError, match=r"(?s)probe\.shards: .* has no labels.*--dataset folder"):
         probe_rows(unlabelled, 1, 10)
 

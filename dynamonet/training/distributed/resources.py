@@ -9,13 +9,6 @@ import ray.train
 from dynamonet.errors import UserError
 from dynamonet.training.settings import TrainSettings
 
-MAX_PROCESSES = 16  # one decodes about 250 clips/s, so more than these would only take memory
-
-
-def default_processes(cpus: int) -> int:
-    """Returns how many loader processes suit a worker with so many cores."""
-    return min(MAX_PROCESSES, max(1, cpus - 1))
-
 
 def worker_resources(
     settings: TrainSettings, have: Mapping[str, float]

@@ -19,7 +19,7 @@ import copy
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -110,12 +110,10 @@ def choose_precision(
     Raises:
         UserError: some layers have wrong gradients and `wrong_gradients` is refuse.
     """
-    dtype, kind = wanted_dtype(wanted, rank.device), rank.device.type
+    chosen = forward_precision(model, wanted, rank.device)
+    dtype = chosen.dtype
     if dtype == torch.float32:
-        return Precision(dtype, kind)
-    faster = faster_in_fp32(model, rank.device)
-    for layer in faster:
-        model.get_submodule(layer).__class__ = FullPrecisionConv3d
+        return chosen
     forms: dict[str, str] = {}
     order = list(FORMS)
     for own in rank.gather(right_forms(model, clip, dtype)):  # ranks may differ in hardware
@@ -128,7 +126,20 @@ def choose_precision(
         )
     for layer, form in forms.items():
         model.get_submodule(layer).__class__ = FORMS[form]
-    return Precision(dtype, kind, forms, faster)
+    return replace(chosen, forms=forms)
+
+
+def forward_precision(model: nn.Module, wanted: str, device: torch.device) -> Precision:
+    """Chooses the format of a model that is run forward alone; keeps out what is faster in fp32.
+
+    Args:
+        wanted: auto, bf16, fp16 or fp32.
+    """
+    dtype = wanted_dtype(wanted, device)
+    faster = () if dtype == torch.float32 else faster_in_fp32(model, device)
+    for layer in faster:
+        model.get_submodule(layer).__class__ = FullPrecisionConv3d
+    return Precision(dtype, device.type, faster=faster)
 
 
 def faster_in_fp32(model: nn.Module, device: torch.device) -> tuple[str, ...]:

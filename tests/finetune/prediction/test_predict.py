@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import wave
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +33,14 @@ from dynamonet.video.files import find_videos
 from finetune.evaluation import evaluator
 from finetune.predict import main as predict
 from finetune.prediction.filmstrip import Filmstrip
-from finetune.prediction.predictor import Predictor, slide
+from finetune.prediction.predictor import (
+    Predictor,
+    WindowPrediction,
+    _as_they_come,
+    in_order,
+    predict_windows,
+)
+from finetune.prediction.reading import Begun, CutClip, Ended, Message, cut_clips
 from finetune.prediction.sliding_window import ClipCutter, WindowPlan
 from finetune.prediction.writers import VideoScores
 from tests.conftest import REAL_DATA, moving_frames, write_video
@@ -74,7 +82,8 @@ def bare_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def seen(model: str, *words: object) -> list[VideoScores]:
-    return predict([model, *map(str, words)]).videos
+    own = ["--processes", "0", "--precision", "fp32"]
+    return predict([model, *map(str, words), *own]).videos
 
 
 def see(model: str, *words: object) -> VideoScores:
@@ -163,7 +172,7 @@ def test_every_clip_of_every_window_is_cut_once_from_few_frames(
     assert wanted <= found.keys()
     for start, values in found.items():
         offsets = [value - start % 256 for value in values]
-        expected = [round(i * stride) for i in range(8)]
+        expected = [math.floor(i * stride + 0.5) for i in range(8)]
         assert [o % 256 for o in offsets] == expected
 
 
@@ -186,11 +195,58 @@ def test_a_long_video_streams(model: str, monkeypatch: pytest.MonkeyPatch) -> No
     batches: list[int] = []
     look = predictor.look
     monkeypatch.setattr(predictor, "look", lambda c: (batches.append(len(c)), look(c))[1])
-    plan = WindowPlan.of(8, 1.0, 12.0, None, None)
-    windows = [w for w, _ in itertools.islice(slide(predictor, frames(), plan), 100)]
-    assert (windows[-1].start, windows[-1].end) == (792, 800)
+    reading = predictor.reading()
+    plan = reading.plan(12.0)
+
+    def messages() -> Iterator[Message]:
+        yield Begun(0, 12.0)
+        for clip, seen in cut_clips(frames(), plan):
+            planes = torch.from_numpy(clip.luma), torch.from_numpy(clip.chroma)
+            yield CutClip(0, clip.start, seen, *planes)
+
+    found = in_order(_as_they_come(predictor, messages(), reading))
+    windows = [window for _, window in itertools.islice(found, 100)]
+    assert isinstance(windows[-1], WindowPrediction)
+    assert (windows[-1].start_seconds, windows[-1].end_seconds) == (792 / 12, 800 / 12)
     assert most <= plan.span + 2
     assert set(batches) == {4}
+
+
+def test_clips_of_several_videos_go_together_and_windows_come_by_video(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [9, 70, 25, 8, 40]
+    for number, frames in enumerate(lengths):
+        write_video(tmp_path / f"{number}.mp4", moving_frames(frames, 48, 64, seed=number))
+    (tmp_path / "3.mp4").write_bytes(b"no video")
+    videos, _ = find_videos([str(tmp_path)])
+    assert len(videos) == 5
+    predictor = Predictor(model, batch_size=4, pictures=False, precision="fp32")
+    alone = []
+    for number, video in enumerate(videos):
+        one = Predictor(model, batch_size=1, pictures=False, precision="fp32")
+        found = predict_windows(one, [video], one.reading(None, 0.3), processes=0)
+        alone += [(number, item) for _, item in found]
+    sizes: list[int] = []
+    look = predictor.look
+    monkeypatch.setattr(predictor, "look", lambda c: (sizes.append(len(c)), look(c))[1])
+    for processes in (0, 3):
+        found = list(
+            predict_windows(predictor, videos, predictor.reading(None, 0.3), processes=processes)
+        )
+        assert [number for number, _ in found] == [number for number, _ in alone]
+        for (_, item), (_, other) in zip(found, alone, strict=True):
+            if isinstance(item, Ended):
+                assert isinstance(other, Ended) and replace(item, video=0) == other
+                assert (item.failure is not None) == (item.video == 3)
+                continue
+            assert isinstance(other, WindowPrediction)
+            assert (item.start_seconds, item.end_seconds) == (
+                other.start_seconds,
+                other.end_seconds,
+            )
+            np.testing.assert_allclose(item.seen.features, other.seen.features, atol=1e-4)
+    assert sizes.count(4) >= 2 * (len(alone) // 4 - 1)  # all but the last batch are full
 
 
 # the same as in evaluation
@@ -204,7 +260,7 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
     words = f"--source {video_folder} --dataset folder --output {tmp_path}/set {more}"
     shard(words.split())
     shards = ShardSet.open(str(tmp_path / "set"))
-    predictor = Predictor(model, batch_size=5, pictures=False)
+    predictor = Predictor(model, batch_size=5, pictures=False, precision="fp32")
     reader = ClipReader(
         shards,
         shards.rows(),

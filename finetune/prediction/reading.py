@@ -1,0 +1,177 @@
+"""Video files -> clips for a model, in loader processes; long videos stream.
+
+file -> steady frames -> centre square -> canvas -> the clips of its windows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dynamonet.shards.settings import ClipSettings, FrameSettings
+from dynamonet.storage import StoreError
+from dynamonet.video.constant_rate import Damage, TimeRange, constant_rate_frames, output_rate
+from dynamonet.video.decode import Box, DecodeError, Planes, cut_planes, reason, video_stream
+from dynamonet.video.files import VideoFile, open_source, why_empty
+from dynamonet.video.letterbox import find_content
+from dynamonet.video.sampling import stride_in_frames
+from dynamonet.video.transforms import resize_planes
+from finetune.prediction.sliding_window import Clip, ClipCutter, WindowPlan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model's videos are read: as its training's were."""
+
+    frames: FrameSettings
+    clips: ClipSettings
+    num_frames: int  # of a clip
+    window_seconds: float | None = None  # see `WindowPlan.of`
+    step_seconds: float | None = None
+
+    def plan(self, rate: float) -> WindowPlan:
+        """Returns where the windows of a video lie that gives `rate` frames a second."""
+        clips = self.clips
+        stride = stride_in_frames(rate, clips.stride_frames, clips.stride_seconds)
+        return WindowPlan.of(self.num_frames, stride, rate, self.window_seconds, self.step_seconds)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A video could be opened."""
+
+    video: int  # its number
+    rate: float  # frames a second that the model sees
+
+
+@dataclass(frozen=True)
+class CutClip:
+    """A clip of a video."""
+
+    video: int
+    start: int  # its first frame's number
+    frames: int  # that have been read
+    luma: Tensor  # (T, S, S) uint8
+    chroma: Tensor  # (T, 2, S / 2, S / 2) uint8
+
+
+@dataclass
+class Ended:
+    """A video is over; why, if nothing of it could be read."""
+
+    video: int
+    failure: str | None = None
+    frames: int = 0
+    rate: float = 0.0
+    size: tuple[int, int] = (0, 0)  # width, height of the frames
+    clip_frames: int = 0  # that a clip covers
+    damage: list[Damage] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the windows."""
+        notes = []
+        if self.frames < self.clip_frames:
+            covered = f"{self.frames} of {self.clip_frames} frames"
+            notes.append(f"shorter than a clip ({covered}): its frames are repeated")
+        if self.damage:
+            first = self.damage[0]
+            places = f"{len(self.damage)} places" if len(self.damage) > 1 else "one place"
+            notes.append(
+                f"damaged in {places}, first after {first.seconds:.2f} s ({first.reason}): "
+                "windows there may be wrong"
+            )
+        return notes
+
+
+Message = Begun | CutClip | Ended
+
+
+class VideoClips(IterableDataset[Message]):
+    """The clips of many videos; of several loader processes each takes every n-th video."""
+
+    def __init__(self, videos: Sequence[VideoFile], reading: Reading) -> None:
+        self.videos, self.reading = videos, reading
+
+    def __iter__(self) -> Iterator[Message]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(first, len(self.videos), step):
+            ended = Ended(number)
+            try:
+                yield from self._clips(number, ended)
+                if not ended.frames:
+                    why = ended.damage[0].reason if ended.damage else "no frame can be decoded"
+                    ended.failure = why
+            except (DecodeError, OSError, StoreError) as error:
+                ended.failure = str(error)
+            yield ended
+
+    def _clips(self, number: int, ended: Ended) -> Iterator[Message]:
+        """Reads a video once.
+
+        Raises:
+            DecodeError: nothing of it can be decoded; the message is FFmpeg's.
+            OSError: it cannot be read.
+        """
+        folder, source = self.videos[number].folder, self.videos[number].source
+        settings, box = self.reading.frames, None
+        if not source.size:
+            raise DecodeError(why_empty(folder, source))
+        if settings.crop_letterbox:
+            with open_source(folder, source) as container:
+                box = find_content(container, (container.duration or 0) / av.time_base)
+        with open_source(folder, source) as container:
+            if container.format.name == "tty":
+                raise DecodeError("text, not a video")
+            stream = video_stream(container)
+            native_rate = stream.average_rate or stream.guessed_rate
+            if not native_rate:
+                raise DecodeError("no frame rate in the header")
+            rate = output_rate(native_rate, settings.max_fps)
+            ended.rate, plan = float(rate), self.reading.plan(float(rate))
+            ended.clip_frames = plan.span
+            yield Begun(number, ended.rate)
+            whole = TimeRange(Fraction(0), None)
+            frames = constant_rate_frames(container, whole, rate, settings.short_side_px, box=box)
+            for clip, seen in cut_clips(self._squares(frames, ended), plan):
+                luma, chroma = torch.from_numpy(clip.luma), torch.from_numpy(clip.chroma)
+                yield CutClip(number, clip.start, seen, luma, chroma)
+
+    def _squares(self, frames: Iterable[VideoFrame | Damage], ended: Ended) -> Iterator[Planes]:
+        """Cuts the middle square out of each frame and scales it to the canvas."""
+        try:
+            for frame in frames:
+                if isinstance(frame, Damage):
+                    ended.damage.append(frame)
+                    continue
+                ended.frames += 1
+                ended.size = (frame.width, frame.height)
+                luma, u, v = cut_planes(frame, Box.centred_square(frame.height, frame.width))
+                planes = Planes(luma[None].copy(), np.stack([u, v])[None])
+                yield resize_planes(planes, self.reading.clips.canvas_px)
+        except (FFmpegError, ValueError) as error:  # of a filter that refuses the frames
+            ended.damage.append(Damage(ended.frames / ended.rate, reason(error)))
+
+
+def cut_clips(frames: Iterable[Planes], plan: WindowPlan) -> Iterator[tuple[Clip, int]]:
+    """Yields the clips of all windows with how many frames were read; the last may come twice.
+
+    Holds the frames that a clip covers, however long the video.
+    """
+    cutter = ClipCutter(plan)
+    for frame in frames:
+        clip = cutter.push(frame)
+        if clip is not None:
+            yield clip, cutter.frames
+    if plan.last(plan.num_whole(cutter.frames), cutter.frames) is not None:
+        yield cutter.closing(), cutter.frames
