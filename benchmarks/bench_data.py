@@ -39,8 +39,9 @@ from benchmarks.loaders import (
     installed,
 )
 from benchmarks.report import Figure, ratio, show, table
+from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
-from dynamonet.shards.reader import ClipReader, batches
+from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.transforms import ClipBatch
@@ -191,7 +192,7 @@ def segment_files(path: str, folder: Path) -> list[str]:
     source, files = reader(path), []
     folder.mkdir()
     for number in source.first(200):
-        row, tars = source.find(number)
+        row, tars = source.sets.find(number)
         file = folder / f"{row.key}.mp4"
         file.write_bytes(tars.read(row.shard, row.offset, row.size))
         files.append(str(file))

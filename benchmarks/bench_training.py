@@ -85,8 +85,8 @@ def with_ray(bench: Bench, name: str) -> float:
 def without_ray(bench: Bench, threads: int, processes: int) -> float:
     """Returns the seconds of a step of the same arithmetic in a plain loop, no Ray anywhere."""
     from dynamonet.command_line import load
+    from dynamonet.shards.loading import batches
     from dynamonet.shards.order import TrainingOrder, sample_seed
-    from dynamonet.shards.reader import batches
     from dynamonet.training.distributed.rank import Rank
     from dynamonet.training.numerics.precision import choose_precision
     from dynamonet.training.schedule import make_optimizer

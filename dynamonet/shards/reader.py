@@ -10,27 +10,24 @@ read before.
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
 from dynamonet.shards.card import repair_command
-from dynamonet.shards.mapped import MappedIndex, Row
+from dynamonet.shards.mapped import Row
 from dynamonet.shards.order import EpochPlan, Request, Source, TarWindows, shared_out
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
-from dynamonet.shards.shard_set import ShardSet
-from dynamonet.shards.tar_reader import TarReader, choose_cache
+from dynamonet.shards.shard_set import JoinedSets, Part, ShardSet
+from dynamonet.shards.tar_reader import TarReader
 from dynamonet.video.decode import Box, DecodeError, Planes, decode_planes
 from dynamonet.video.sampling import (
     clip_indices,
@@ -41,7 +38,6 @@ from dynamonet.video.sampling import (
 )
 from dynamonet.video.transforms import ClipBatch, View, resize_planes, stack_views
 
-T = TypeVar("T")
 REPLACEMENTS = 8  # tries before a batch is given up
 
 
@@ -50,14 +46,6 @@ class FailedBatch:
     """Stands for a batch that could not be made."""
 
     error: UserError
-
-
-class _Opened(NamedTuple):
-    """A set as the reader needs it."""
-
-    first: int  # number of its first row
-    mapped: MappedIndex
-    tars: TarReader
 
 
 class ClipReader(Dataset[ClipBatch | FailedBatch]):
@@ -90,13 +78,12 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         Raises:
             UserError: the cache is too small for that order.
         """
-        sets = [shards] if isinstance(shards, ShardSet) else list(shards)
         loader = loader or LoaderSettings()
+        self.sets = JoinedSets([shards] if isinstance(shards, ShardSet) else shards, loader)
         self.settings, self.num_frames = settings or ClipSettings(), num_frames
         self.loop_short, self.eval_side = loop_short, eval_side
         self.never_mirrored = never_mirrored
-        self.sets, self.cache = _opened(sets, loader)
-        everything = RowSet.joined(each.mapped.all() for each in self.sets)
+        everything = self.sets.all()
         if rows is None:
             rows = everything
         elif not isinstance(rows, RowSet):
@@ -123,39 +110,43 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         Raises:
             UserError: a set that has a share has no samples.
         """
-        firsts = self.rows.places([each.first for each in self.sets]).tolist()
-        samples = np.diff([*firsts, len(self.rows)]).tolist()
+        firsts, samples = self._parts()
         if shares is not None and min(samples) == 0:
-            empty = self.sets[samples.index(0)].tars.folder_path
+            empty = self.sets.parts[samples.index(0)].tars.folder_path
             raise UserError(f"{empty}: it has a share of the training, but no clip that fits")
-        taken = shared_out(samples, shares)
         sources = [
-            Source(count, part, first, self._windows(each, loader))
-            for count, part, first, each in zip(samples, taken, firsts, self.sets, strict=True)
+            Source(count, taken, first, self._windows(part, first, loader))
+            for part, first, count, taken in zip(
+                self.sets.parts, firsts, samples, shared_out(samples, shares), strict=True
+            )
             if count
         ]
         return EpochPlan(tuple(sources), loader.batch_size, num_ranks, seed)
 
+    def _parts(self) -> tuple[list[int], list[int]]:
+        """Returns the place of each set's first sample, and the number of its samples."""
+        firsts = self.rows.places([part.first for part in self.sets.parts])
+        return firsts.tolist(), np.diff(firsts, append=len(self.rows)).tolist()
+
     def places(self) -> list[str]:
         """Returns where the sets lie that have samples, those of the plan."""
-        ends = self.rows.places([*(each.first for each in self.sets), self.rows.num_rows])
-        pairs = zip(self.sets, np.diff(ends).tolist(), strict=True)
-        return [each.tars.folder_path for each, count in pairs if count]
+        pairs = zip(self.sets.parts, self._parts()[1], strict=True)
+        return [part.tars.folder_path for part, count in pairs if count]
 
     def first(self, count: int) -> list[int]:
         """Returns about the first `count` rows, of each set as many as its part of the samples."""
-        ends = self.rows.places([*(each.first for each in self.sets), self.rows.num_rows])
+        total = max(1, len(self.rows))
         chosen = [
-            np.arange(begin, begin + min(end - begin, -(-count * (end - begin) // len(self.rows))))
-            for begin, end in itertools.pairwise(ends.tolist())
+            np.arange(first, first + min(own, -(-count * own // total)))
+            for first, own in zip(*self._parts(), strict=True)
         ]
         return self.rows[np.concatenate(chosen)].tolist()
 
-    def _windows(self, opened: _Opened, loader: LoaderSettings) -> TarWindows | None:
+    def _windows(self, part: Part, first: int, loader: LoaderSettings) -> TarWindows | None:
         if loader.shuffle == "samples":
             return None
-        ends = opened.first + np.cumsum([0, *opened.tars.samples])
-        return TarWindows(np.unique(self.rows.places(ends)), loader.window_shards)
+        ends = part.first + np.cumsum([0, *part.tars.table["samples"].to_numpy()])
+        return TarWindows(np.unique(self.rows.places(ends)) - first, loader.window_shards)
 
     @overload
     def __getitem__(self, request: int) -> ClipBatch: ...
@@ -179,7 +170,10 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
     def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | FailedBatch:
         """Reads a batch. A damaged sample is replaced by one drawn from its own seed."""
         clips, failures = [], []
-        self._look_ahead(requests)
+        self.sets.look_ahead(
+            [request.row for request in requests],
+            [row for request in requests for row in request.ahead],
+        )
         try:
             for request in requests:
                 clips.append(self._read_or_replace(request, failures))
@@ -195,32 +189,17 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
             failures=tuple(failures),
         )
 
-    def find(self, row: int) -> tuple[Row, TarReader]:
-        """Returns what the index says of a row, and its set's tars."""
-        opened = self.sets[bisect_right(self.sets, row, key=lambda each: each.first) - 1]
-        return opened.mapped[row - opened.first], opened.tars
-
     def _long_enough(self) -> RowSet:
         """Returns the rows whose segments hold a whole clip."""
 
-        def masks(opened: _Opened) -> Iterator[NDArray[np.bool_]]:
-            for frames, fps in opened.mapped.parts("frames", "fps"):
-                rates, which = np.unique(fps, return_inverse=True)
-                needed = [span(self.num_frames, self._stride(rate)) for rate in rates.tolist()]
-                yield frames >= np.array(needed, np.int64)[which]
+        def fits(frames: NDArray[np.int32], fps: NDArray[np.float64]) -> NDArray[np.bool_]:
+            if self.settings.stride_seconds is None:
+                return frames >= span(self.num_frames, self.settings.stride_frames)
+            rates, which = np.unique(fps, return_inverse=True)
+            needed = [span(self.num_frames, self._stride(rate)) for rate in rates.tolist()]
+            return frames >= np.array(needed, np.int64)[which]
 
-        return RowSet.joined(RowSet.of_masks(masks(each)) for each in self.sets)
-
-    def _look_ahead(self, requests: Sequence[Request]) -> None:
-        """Lets what a slow store must give be on its way before it is waited for."""
-        for opened in self.sets:
-            if opened.tars.folder.is_local:
-                continue
-            numbers = range(opened.first, opened.first + len(opened.mapped))
-            own = [opened.mapped[r.row - opened.first] for r in requests if r.row in numbers]
-            opened.tars.begin([(row.shard, row.offset, row.size) for row in own])
-            later = [row for r in requests for row in r.ahead if row in numbers]
-            opened.tars.prefetch(opened.mapped[row - opened.first].shard for row in later)
+        return self.sets.rows_where(fits, "frames", "fps")
 
     def _read_or_replace(
         self, request: Request, failures: list[str]
@@ -235,7 +214,7 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         draw = np.random.default_rng(request.seed)  # every run draws the same replacements
         before = len(failures)
         for _ in range(tries):
-            row, tars = self.find(request.row)
+            row, tars = self.sets.find(request.row)
             try:
                 label = -1 if row.label is None else row.label
                 return request.row, label, *self._read(request, row, tars)
@@ -298,83 +277,3 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
                 raise DecodeError(f"{row.size} bytes at {row.offset}: the content {state}")
             self._checked[byte] |= bit
         return data
-
-
-def _opened(sets: Sequence[ShardSet], loader: LoaderSettings) -> tuple[list[_Opened], Any]:
-    """Opens the tars of some sets, and the cache that the remote ones share."""
-    cache = None
-    remote = [each.tars["bytes"].to_pylist() for each in sets if not each.folder.is_local]
-    if remote:
-        largest = sum(sum(sorted(sizes)[-loader.window_shards :]) for sizes in remote)
-        window = largest if loader.shuffle == "shard_window" else None
-        cache = choose_cache(sum(map(sum, remote)), window, loader.cache_gb)
-    opened, first = [], 0
-    for each in sets:
-        own = None if each.folder.is_local else cache
-        tars = TarReader(each.folder.path, each.digest, each.tars, own, loader.retry_seconds)
-        opened.append(_Opened(first, each.index, tars))
-        first += each.index.all().num_rows
-    return opened, cache
-
-
-def batches(
-    reader: ClipReader,
-    order: Iterable[list[Request]],
-    *,
-    processes: int,
-    prefetch: int,
-    pin_memory: bool = False,
-) -> Iterator[ClipBatch]:
-    """Yields one batch for each list of requests, in that order, read ahead by loader processes.
-
-    Args:
-        processes: 0 reads in this process.
-
-    Raises:
-        UserError: a batch could not be made at all; the message names the samples.
-        StoreError: a remote store did not answer.
-    """
-    loader = read_ahead(
-        reader, order, processes=processes, prefetch=prefetch, pin_memory=pin_memory
-    )
-    for batch in loader:
-        if isinstance(batch, FailedBatch):
-            raise batch.error
-        yield batch
-
-
-def read_ahead(
-    data: Dataset[T],
-    order: Iterable[Any] | None = None,
-    *,
-    processes: int,
-    prefetch: int,
-    pin_memory: bool = False,
-) -> Iterable[T]:
-    """Lets loader processes read; 0 of them = this process.
-
-    Args:
-        order: What is asked of `data`, item by item; None = `data` is iterable itself.
-        prefetch: Items that each process keeps ready.
-    """
-    if processes:  # once for all loaders of this process, or each loader process imports torch
-        multiprocessing.set_forkserver_preload([__name__])
-    return DataLoader(
-        data,
-        batch_size=1 if order is not None else None,
-        batch_sampler=order,  # type: ignore[arg-type]  # any iterable of lists works
-        collate_fn=_unchanged,
-        num_workers=processes,
-        prefetch_factor=prefetch if processes else None,
-        multiprocessing_context="forkserver" if processes else None,
-        pin_memory=pin_memory,
-        worker_init_fn=_one_thread if processes else None,
-    )
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

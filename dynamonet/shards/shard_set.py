@@ -1,12 +1,15 @@
-"""An opened data set: its card, its mapped index, its tars."""
+"""Opened data sets: card, mapped index, tars; one, and several as one."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -15,13 +18,14 @@ from dynamonet.errors import UserError
 from dynamonet.settings import validate
 from dynamonet.shards.card import CARD, Card, read_card, repair_command
 from dynamonet.shards.index import SHARDS, SHARDS_SCHEMA, damaged, read_table
-from dynamonet.shards.mapped import MappedIndex, map_index
+from dynamonet.shards.mapped import MappedIndex, Row, map_index
 from dynamonet.shards.rows import RowSet
-from dynamonet.shards.settings import FrameSettings
+from dynamonet.shards.settings import FrameSettings, LoaderSettings
+from dynamonet.shards.tar_reader import TarCache, TarReader, choose_cache
 from dynamonet.storage import Folder
 from dynamonet.tracking.origin import Origin
 
-TAR_NAME = r"[\w-][\w.-]*\.tar"  # never a path
+TAR_NAME = re.compile(r"[\w-][\w.-]*\.tar")  # never a path
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _check_tars(folder: Folder, tars: pa.Table) -> None:
             raise damaged(folder, SHARDS, f"damaged: a tar without {column}")
     wrong, there = [], folder.sizes()
     for name, size in zip(tars["shard"].to_pylist(), tars["bytes"].to_pylist(), strict=True):
-        if not re.fullmatch(TAR_NAME, name):
+        if not TAR_NAME.fullmatch(name):
             raise damaged(folder, SHARDS, f"damaged: {name!r} is no name of a tar")
         actual = there.get(name)
         if actual != size:
@@ -141,3 +145,61 @@ def _check_tars(folder: Folder, tars: pa.Table) -> None:
             "shards changed after they were written:\n  " + "\n  ".join(wrong[:5]) + more,
             f"Rebuild only what is damaged with\n  {repair_command(folder)}",
         )
+
+
+class Part(NamedTuple):
+    """One of several sets that are read as one."""
+
+    first: int  # number of its first row
+    index: MappedIndex  # type: ignore[assignment]  # tuple has a method of this name
+    tars: TarReader
+
+
+class JoinedSets:
+    """Sets whose rows are numbered through, each beginning with a whole `rows.BLOCK`; picklable."""
+
+    def __init__(self, sets: Sequence[ShardSet], loader: LoaderSettings) -> None:
+        """Raises UserError if the cache for remote sets is too small for the order of reading."""
+        self.cache: TarCache | None = None
+        remote = [each.tars["bytes"].to_pylist() for each in sets if not each.folder.is_local]
+        if remote:
+            largest = sum(sum(sorted(sizes)[-loader.window_shards :]) for sizes in remote)
+            window = largest if loader.shuffle == "shard_window" else None
+            self.cache = choose_cache(sum(map(sum, remote)), window, loader.cache_gb)
+        self.parts: list[Part] = []
+        first = 0
+        for each in sets:
+            own = None if each.folder.is_local else self.cache
+            tars = TarReader(each.folder.path, each.digest, each.tars, own, loader.retry_seconds)
+            self.parts.append(Part(first, each.index, tars))
+            first += each.index.all().num_rows
+
+    def all(self) -> RowSet:
+        """Returns all rows."""
+        return RowSet.joined(part.index.all() for part in self.parts)
+
+    def rows_where(self, fits: Callable[..., NDArray[np.bool_]], *names: str) -> RowSet:
+        """Returns the rows for whose columns of these names a function says yes."""
+        return RowSet.joined(
+            RowSet.of_masks(fits(*columns) for columns in part.index.parts(*names))
+            for part in self.parts
+        )
+
+    def find(self, row: int) -> tuple[Row, TarReader]:
+        """Returns what the index says of a row, and its set's tars."""
+        part = self.parts[bisect_right(self.parts, row, key=lambda each: each.first) - 1]
+        return part.index[row - part.first], part.tars
+
+    def look_ahead(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Lets what a slow store must give be on its way before it is waited for.
+
+        Args:
+            now: Rows that are about to be read.
+            soon: Rows whose tars will be wanted later.
+        """
+        if all(part.tars.folder.is_local for part in self.parts):
+            return
+        for row, tars in map(self.find, now):
+            tars.begin(row.shard, row.offset, row.size)
+        for row, tars in map(self.find, soon):
+            tars.prefetch(row.shard)

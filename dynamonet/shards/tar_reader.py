@@ -11,7 +11,6 @@ import resource
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -111,9 +110,7 @@ class TarReader:
         """
         self._given = folder_path, place, tars, cache, retry_seconds
         self.folder_path, self.place, self.cache = folder_path, place, cache
-        self.retry_seconds = retry_seconds
-        self.sizes = dict(zip(tars["shard"].to_pylist(), tars["bytes"].to_pylist(), strict=True))
-        self.samples = tars["samples"].to_numpy()
+        self.table, self.retry_seconds = tars, retry_seconds
         self._open: OrderedDict[str, _LocalTar | pa.NativeFile] = OrderedDict()
         self._begun: dict[tuple[str, int], Future[bytes]] = {}
         self._asked: set[str] = set()
@@ -125,6 +122,12 @@ class TarReader:
     @cached_property
     def folder(self) -> Folder:
         return Folder.at(self.folder_path)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tar."""
+        columns = (self.table[name].to_pylist() for name in ("shard", "bytes"))
+        return dict(zip(*columns, strict=True))
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -140,21 +143,16 @@ class TarReader:
         begun = self._begun.pop((name, offset), None)
         return begun.result() if begun else self._read(name, offset, size)
 
-    def begin(self, places: Sequence[tuple[str, int, int]]) -> None:
-        """Begins to read several (name, offset, size) at once where a store is slow to answer."""
-        if self.folder.is_local or self.cache is not None:
-            return
-        for name, offset, size in places:
+    def begin(self, name: str, offset: int, size: int) -> None:
+        """Begins to read bytes that `read` will be asked for, where a store is slow to answer."""
+        if self.cache is None and not self.folder.is_local:
             self._begun[name, offset] = self._threads.submit(self._read, name, offset, size)
 
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Begins to fetch tars that will be wanted soon, in the background."""
-        if self.cache is None:
-            return
-        for name in names:
-            if name not in self._asked and name not in self._open:
-                self._asked.add(name)
-                self._threads.submit(self._fetch_ahead, name)
+    def prefetch(self, name: str) -> None:
+        """Begins to fetch a tar that will be wanted soon, in the background."""
+        if self.cache is not None and name not in self._asked and name not in self._open:
+            self._asked.add(name)
+            self._threads.submit(self._fetch_ahead, name)
 
     def _fetch_ahead(self, name: str) -> None:
         try:

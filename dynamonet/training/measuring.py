@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dynamonet.shards.loading import batches
 from dynamonet.shards.order import Request, even_share
-from dynamonet.shards.reader import ClipReader, batches
+from dynamonet.shards.reader import ClipReader
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.transforms import ClipBatch

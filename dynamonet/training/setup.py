@@ -58,7 +58,7 @@ class Setup:
         how = f"{plan.batch_size} x {plan.num_ranks} workers"
         if parts > 1:
             how = f"{micro} at once x {parts} parts x {plan.num_ranks} workers"
-        order, cache = "all samples shuffled", self.reader.cache
+        order, cache = "all samples shuffled", self.reader.sets.cache
         if settings.loader.shuffle == "shard_window":
             order = f"samples shuffled within {settings.loader.window_shards} tars at a time"
         if cache is not None:

@@ -17,8 +17,8 @@ import torch
 from dynamonet.errors import UserError
 from dynamonet.model.files import read_weights
 from dynamonet.shards.card import repair_command
+from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
-from dynamonet.shards.reader import batches
 from dynamonet.training.checkpoint.state import snapshot
 from dynamonet.training.checkpoint.store import CheckpointStore
 from dynamonet.training.distributed.coordinator import Heartbeat
@@ -176,7 +176,7 @@ class Trainer:
     def _replay(self, step: int, batch: ClipBatch, gradients: Gradients) -> str:
         """Writes the step to the run's folder and returns what is wrong with it."""
         rows = batch.row.tolist()
-        found = [self.reader.find(row)[0] for row in rows]
+        found = [self.reader.sets.find(row)[0] for row in rows]
         samples = [(row.shard, row.key) for row in found]
         facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
         facts |= {"loss": repr(gradients.loss), "gradient_norm": repr(gradients.norm)}
@@ -317,7 +317,7 @@ class Trainer:
                 f"{self.state.damaged} samples of this epoch are damaged, more than "
                 f"loader.max_failed_share = {most:g}",
                 "Check the shards with\n  "
-                + "\n  ".join(repair_command(each.tars.folder) for each in self.reader.sets),
+                + "\n  ".join(repair_command(part.tars.folder) for part in self.reader.sets.parts),
             )
 
     def _is_due(self, done: int) -> bool:

@@ -19,7 +19,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.files import locate, read_description, weights_digest
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
-from dynamonet.shards.reader import read_ahead
+from dynamonet.shards.loading import read_ahead
 from dynamonet.shards.settings import ClipSettings, FrameSettings, default_processes
 from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.settings import FormatName

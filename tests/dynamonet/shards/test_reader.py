@@ -9,12 +9,9 @@ import pytest
 import torch
 
 from dynamonet.errors import UserError
+from dynamonet.shards.loading import batches
 from dynamonet.shards.order import Request, TrainingOrder
-from dynamonet.shards.reader import (
-    ClipReader,
-    FailedBatch,
-    batches,
-)
+from dynamonet.shards.reader import ClipReader, FailedBatch
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.decode import Planes
@@ -142,7 +139,7 @@ def test_a_reader_travels_to_other_processes_with_its_files_closed(shard_set: Pa
     source = reader(shard_set)
     before = source[Request(0)]
     twin = pickle.loads(pickle.dumps(source))
-    assert not twin.sets[0].tars._open
+    assert not twin.sets.parts[0].tars._open
     after = twin[Request(0)]
     assert isinstance(before, ClipBatch) and isinstance(after, ClipBatch)
     assert torch.equal(before.luma, after.luma)

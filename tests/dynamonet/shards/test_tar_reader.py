@@ -16,8 +16,9 @@ import pytest
 
 from dynamonet import storage
 from dynamonet.errors import UserError
+from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
-from dynamonet.shards.reader import ClipReader, batches
+from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.shards.tar_reader import TarCache, TarReader, most_open
@@ -204,5 +205,5 @@ def test_many_tars_stay_open(shard_set: Path) -> None:
     reader = ClipReader(shards, num_frames=9)
     for row in range(len(shards)):
         reader[row]
-    assert len(reader.sets[0].tars._open) == shards.tars.num_rows
+    assert len(reader.sets.parts[0].tars._open) == shards.tars.num_rows
     assert most_open() >= 1024
