@@ -64,8 +64,8 @@ def reader(path: str) -> ClipReader:
         shards.rows(),
         ClipSettings(canvas_px=CANVAS),
         num_frames=FRAMES,
+        frame_px=SIDE,
         loop_short=False,
-        eval_side=SIDE / CANVAS,
     )
 
 
@@ -77,7 +77,7 @@ def planes(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterat
 
 def rendered(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[Tensor]:
     for batch in planes(source, clips, processes):
-        yield batch.render(SIDE)
+        yield batch.render()
 
 
 BARE, OWN, OWN_PLANES = "bare decoder, thrown away", "this reader", "this reader, not rendered"

@@ -111,7 +111,7 @@ def without_ray(bench: Bench, threads: int, processes: int) -> float:
         if step == warm_up:
             since = time.perf_counter()
         torch.manual_seed(sample_seed(0, step, 0))
-        frames = batch.render(config.frame_px)
+        frames = batch.render()
         model.train()
         with precision.autocast():
             loss, _ = task.loss(model, frames, batch)

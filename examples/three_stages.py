@@ -31,7 +31,7 @@ shards = ShardSet.open(prepared.folder.path)  # later, or elsewhere
 print(f"{len(shards)} segments of the classes {', '.join(shards.classes)}")
 
 # %% Look at a clip: (1, 3, T, H, W), normalised as the model wants it
-clip = ClipReader(shards, num_frames=16)[0].render(64)
+clip = ClipReader(shards, num_frames=16, frame_px=64)[0].render()
 frames = denormalise(clip)[0, :, ::5].permute(2, 1, 3, 0).flatten(1, 2)  # side by side
 plt.imsave("clip.png", frames.clamp(0, 1).numpy())
 

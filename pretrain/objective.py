@@ -155,8 +155,8 @@ class Pretraining(Task[PretrainSettings]):
             rows,
             self.settings.clips,
             num_frames=model.num_frames + model.frames_beyond,
+            frame_px=model.frame_px,
             loop_short=loop_short,
-            eval_side=min(1.0, model.frame_px / self.settings.clips.canvas_px),
             loader=self.settings.loader,
         )
 

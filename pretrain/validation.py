@@ -42,7 +42,7 @@ def measure(
     seen: list[tuple[Tensor, Tensor]] = []
     drawn: tuple[Tensor, Output] | None = None
     for batch in measuring.batches(reader, [Request(row) for row in rows]):
-        frames = batch.render(config.frame_px)
+        frames = batch.render()
         with measuring.precision.autocast():
             output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, levels, config.targets)

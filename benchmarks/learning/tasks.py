@@ -18,8 +18,8 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
-from dynamonet.video.decode import Planes
-from dynamonet.video.transforms import ClipBatch, View, stack_views
+from dynamonet.video.decode import Box, Bytes
+from dynamonet.video.transforms import ClipBatch, View, stack_colours
 from finetune.evaluation.evaluator import metrics_of
 from finetune.evaluation.metrics import Predictions
 from finetune.train.objective import Finetuning
@@ -27,7 +27,7 @@ from pretrain.objective import Pretraining
 
 VICREG_BEYOND = 4  # frames that the second view of a clip is later
 _VICREG_CROP, _VICREG_COLOUR = (0.4, 1.0), 0.4
-_DECODED: dict[str, dict[int, Planes]] = {}  # shard sets -> their segments, for all rows
+_DECODED: dict[str, dict[int, Bytes]] = {}  # shard sets -> their segments, for all rows
 RANDOM_STD = 0.3  # of a generator's weights that makes filters as peaked as learnt ones
 
 
@@ -73,6 +73,12 @@ def _sums(loss: Tensor) -> tuple[Tensor, Sums]:
 class VicRegPretraining(_Peer):
     """Features of two views of a video agree, each feature varies, none repeats another."""
 
+    def training_data(self) -> ClipReader:
+        reader = super().training_data()  # whole squares: each view is drawn from them
+        whole = {"crop_scale": (1.0, 1.0), "flip": False, "colour_jitter": 0.0}
+        reader.settings = reader.settings.model_copy(update=whole)
+        return reader
+
     def build_model(self) -> DynamoNet:
         return VicReg(self.settings.model)
 
@@ -85,10 +91,14 @@ class VicRegPretraining(_Peer):
                 View.drawn(rng, scale=_VICREG_CROP, flip=True, colour=_VICREG_COLOUR)
                 for _ in range(len(batch))
             ]
-            seen = ClipBatch(
-                batch.luma, batch.chroma, stack_views(drawn), batch.label, batch.row
-            ).to(frames.device)
-            clip = seen.render(config.frame_px)[:, :, first : first + config.num_frames]
+            pixels = batch.pixels[:, first : first + config.num_frames].numpy()
+            square = Box(0, 0, *pixels.shape[2:4])
+            cut = [
+                view.scaled(clip[(slice(None), *view.box(square).slices())], config.frame_px)
+                for view, clip in zip(drawn, pixels, strict=True)
+            ]
+            seen = ClipBatch(torch.stack(cut), stack_colours(drawn), batch.label, batch.row)
+            clip = seen.to(frames.device).render()
             pooled = model(clip, predict_frames=False).pooled
             views.append(model.expander(pooled.float()).float())  # type: ignore[operator]
         return _sums(losses.VICRegLoss()(*views))

@@ -52,7 +52,7 @@ def decoder(settings: PreflightSettings) -> list[Check]:
     import av
     import numpy as np
 
-    from dynamonet.video.decode import decode_planes
+    from dynamonet.video.decode import decode_pixels
 
     ramp = np.linspace(16, 235, 64, dtype=np.uint8)
     frames = [np.roll(np.tile(ramp, (72, 1)), 4 * t, axis=1) for t in range(8)]  # (48 * 3/2, 64)
@@ -65,9 +65,9 @@ def decoder(settings: PreflightSettings) -> list[Check]:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
         container.mux(stream.encode(None))
-    planes = decode_planes(file.getvalue(), np.arange(len(frames)))
-    wanted = np.stack([frame[:48] for frame in frames]).astype(np.float64)
-    error = float(np.abs(planes.luma - wanted).mean())
+    pixels = decode_pixels(file.getvalue(), np.arange(len(frames)))
+    wanted = np.stack([frame[:48, :, None] for frame in frames]).astype(np.float64)
+    error = float(np.abs(pixels - (wanted - 16) * 255 / 219).mean())
     which = f"PyAV {metadata.version('av')}, libavcodec {_dotted(av.library_versions)}"
     if not error < LARGEST_ERROR:
         text = f"{which}: H.264 frames come back wrong by {error:.0f} of 255 on average"

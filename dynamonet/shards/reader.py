@@ -17,6 +17,7 @@ from typing import overload
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dynamonet.digest import digest_of_bytes
@@ -28,7 +29,7 @@ from dynamonet.shards.rows import RowSet
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.shard_set import JoinedSets, Part, ShardSet
 from dynamonet.shards.tar_reader import TarReader
-from dynamonet.video.decode import Box, DecodeError, Planes, decode_planes
+from dynamonet.video.decode import Box, Bytes, DecodeError, decode_pixels
 from dynamonet.video.sampling import (
     clip_indices,
     random_start,
@@ -36,7 +37,7 @@ from dynamonet.video.sampling import (
     stride_in_frames,
     tiled_starts,
 )
-from dynamonet.video.transforms import ClipBatch, View, resize_planes, stack_views
+from dynamonet.video.transforms import ClipBatch, View, stack_colours
 
 REPLACEMENTS = 8  # tries before a batch is given up
 
@@ -61,8 +62,8 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         settings: ClipSettings | None = None,
         *,
         num_frames: int,
+        frame_px: int = 112,
         loop_short: bool = True,
-        eval_side: float = 1.0,
         loader: LoaderSettings | None = None,
         never_mirrored: frozenset[int] = frozenset(),
     ) -> None:
@@ -70,8 +71,8 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         rows: Rows that may be read, of several sets joined; None = all.
         settings: How clips are cut; None = the defaults.
         num_frames: Frames of a clip, those beyond the clip included.
+        frame_px: Height and width of a clip's frames.
         loop_short: A segment shorter than the clip goes round again; else it is left out.
-        eval_side: Side of the centre crop as a share of the canvas.
         loader: In which order samples will be asked for, and how much disk a cache may take.
         never_mirrored: Labels of which no clip is mirrored.
 
@@ -81,7 +82,7 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         loader = loader or LoaderSettings()
         self.sets = JoinedSets([shards] if isinstance(shards, ShardSet) else shards, loader)
         self.settings, self.num_frames = settings or ClipSettings(), num_frames
-        self.loop_short, self.eval_side = loop_short, eval_side
+        self.loop_short, self.frame_px = loop_short, frame_px
         self.never_mirrored = never_mirrored
         everything = self.sets.all()
         if rows is None:
@@ -92,7 +93,7 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         self.too_short = len(rows) - len(self.rows)
         # a bit for each row whose digest was found right in this process
         self._checked = np.zeros(everything.num_rows // 8, np.uint8)
-        self.decoded: dict[int, Planes] = {}  # rows -> all frames; readers of a set may share it
+        self.decoded: dict[int, Bytes] = {}  # rows -> all frames; readers of a set may share it
         self._decoded_bytes = int(loader.decoded_gb * 1e9)  # at most
 
     def plan(
@@ -169,7 +170,8 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
 
     def __getitems__(self, requests: Sequence[Request]) -> ClipBatch | FailedBatch:
         """Reads a batch. A damaged sample is replaced by one drawn from its own seed."""
-        clips, failures = [], []
+        clips: list[tuple[int, int, View, Tensor]] = []
+        failures: list[str] = []
         self.sets.look_ahead(
             [request.row for request in requests],
             [row for request in requests for row in request.ahead],
@@ -179,14 +181,13 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
                 clips.append(self._read_or_replace(request, failures))
         except UserError as error:
             return FailedBatch(error)
-        rows = [row for row, *_ in clips]
+        rows, labels, views, pixels = zip(*clips, strict=True)
         return ClipBatch(
-            luma=torch.from_numpy(np.stack([planes.luma for _, _, planes, _ in clips])),
-            chroma=torch.from_numpy(np.stack([planes.chroma for _, _, planes, _ in clips])),
-            views=stack_views([view for *_, view in clips]),
-            label=torch.tensor([label for _, label, _, _ in clips]),
-            row=torch.tensor(rows),
-            failures=tuple(failures),
+            torch.stack(pixels),
+            stack_colours(list(views)),
+            torch.tensor(labels),
+            torch.tensor(rows),
+            tuple(failures),
         )
 
     def _long_enough(self) -> RowSet:
@@ -203,8 +204,8 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
 
     def _read_or_replace(
         self, request: Request, failures: list[str]
-    ) -> tuple[int, int, Planes, View]:
-        """Reads a clip: (row, label, planes, view).
+    ) -> tuple[int, int, View, Tensor]:
+        """Reads a clip: (row, label, view, pixels).
 
         Raises:
             UserError: nothing can be read; or a store does not answer, or a tar is not there.
@@ -229,12 +230,12 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         reasons = "\n  ".join(failures[before:])
         raise UserError(f"no batch can be read from the shards:\n  {reasons}")
 
-    def _read(self, request: Request, row: Row, tars: TarReader) -> tuple[Planes, View]:
+    def _read(self, request: Request, row: Row, tars: TarReader) -> tuple[View, Tensor]:
         stride = self._stride(row.fps)
         if request.seed is None:
             starts = tiled_starts(request.num_clips, self.num_frames, stride, row.frames)
             start, offset = starts[request.clip], request.offset
-            view = View.centred(self.eval_side)
+            view = View.centred(min(1.0, self.frame_px / self.settings.canvas_px))
         else:
             rng = np.random.default_rng(request.seed)
             start = random_start(rng, self.num_frames, stride, row.frames)
@@ -246,24 +247,24 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
                 colour=self.settings.colour_jitter,
             )
         indices = clip_indices(start, self.num_frames, stride, row.frames, loop=self.loop_short)
-        box = Box.centred_square(row.height, row.width, offset=offset)
+        box = view.box(Box.centred_square(row.height, row.width, offset=offset))
         if request.row in self.decoded:
-            planes = self.decoded[request.row].cut(indices, box)
+            pixels = self.decoded[request.row][indices][(slice(None), *box.slices())]
         else:
             data = self._bytes(request.row, row, tars)
-            planes = self._planes(request.row, row, data, indices, box)
-        return resize_planes(planes, self.settings.canvas_px), view
+            pixels = self._pixels(request.row, row, data, indices, box)
+        return view, view.scaled(pixels, self.frame_px)
 
-    def _planes(
+    def _pixels(
         self, number: int, row: Row, data: bytes, indices: NDArray[np.int64], box: Box
-    ) -> Planes:
+    ) -> Bytes:
         """Decodes frames of a segment, all of them where they are to be kept in memory."""
         size = (row.height, row.width)
-        held = sum(planes.nbytes for planes in self.decoded.values())
-        if held + row.frames * row.height * row.width * 3 // 2 > self._decoded_bytes:
-            return decode_planes(data, indices, box, size=size)
-        self.decoded[number] = decode_planes(data, np.arange(row.frames), size=size)
-        return self.decoded[number].cut(indices, box)
+        held = sum(pixels.nbytes for pixels in self.decoded.values())
+        if held + row.frames * row.height * row.width * 3 > self._decoded_bytes:
+            return decode_pixels(data, indices, box, size=size)
+        self.decoded[number] = decode_pixels(data, np.arange(row.frames), size=size)
+        return self.decoded[number][indices][(slice(None), *box.slices())]
 
     def _stride(self, fps: float) -> float:
         return stride_in_frames(fps, self.settings.stride_frames, self.settings.stride_seconds)

@@ -35,11 +35,15 @@ class ClipSettings(Settings):
         default=None, gt=0, description="Seconds between a clip's frames; wins over stride_frames."
     )
     canvas_px: int = Field(
-        default=128, ge=16, multiple_of=2, description="Square that each clip is cut and scaled to."
+        default=128,
+        ge=16,
+        multiple_of=2,
+        description="Side that a clip's square is thought scaled to; an evaluation looks at its "
+        "middle model.frame_px.",
     )
     crop_scale: tuple[float, float] = Field(
         default=(0.75, 1.0),
-        description="Least and greatest side of the random crop, share of the canvas.",
+        description="Least and greatest side of the random crop, share of the square.",
     )
     flip: bool = Field(default=True, description="Mirror every second clip left to right.")
     colour_jitter: float = Field(

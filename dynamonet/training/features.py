@@ -66,7 +66,7 @@ def clip_features(
     config = model.config
     parts: list[tuple[list[int], Tensor, Tensor]] = []
     for batch in measuring.batches(reader, [Request(row) for row in rows]):
-        frames = batch.render(config.frame_px)[:, :, : config.num_frames]
+        frames = batch.render()[:, :, : config.num_frames]
         with torch.no_grad(), measuring.precision.autocast():
             output: Output = model(frames, predict_frames=False)
         parts.append((batch.row.tolist(), descriptor(output), batch.label.cpu()))

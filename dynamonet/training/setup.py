@@ -31,7 +31,7 @@ from dynamonet.training.perf.monitor import PerfMonitor
 from dynamonet.training.schedule import make_optimizer
 from dynamonet.training.task import Job, Task
 from dynamonet.training.train_step import TrainStep, copy_all
-from dynamonet.video.transforms import ClipBatch, View, stack_views
+from dynamonet.video.transforms import ClipBatch
 
 logger = logging.getLogger(__name__)
 RESERVED = 4  # times the weights: gradients in buckets, two moments, a moving average
@@ -170,9 +170,8 @@ def _try(task: Task[Any], model: DynamoNet, clips: int) -> None:
 
 def _blank(clips: int, frames: int) -> ClipBatch:
     return ClipBatch(
-        luma=torch.zeros((clips, frames, 2, 2), dtype=torch.uint8),
-        chroma=torch.zeros((clips, frames, 2, 1, 1), dtype=torch.uint8),
-        views=stack_views([View.centred(1.0)] * clips),
+        pixels=torch.zeros((clips, frames, 2, 2, 3), dtype=torch.uint8),
+        colour=None,
         label=torch.zeros(clips, dtype=torch.int64),
         row=torch.zeros(clips, dtype=torch.int64),
     )

@@ -118,7 +118,7 @@ class TrainStep:
         return sample_seed(self.task.settings.seed, step, place)
 
     def _loss(self, part: ClipBatch) -> tuple[Tensor, Sums]:
-        frames = part.to(self.rank.device).render(self.train_state.model.config.frame_px)
+        frames = part.to(self.rank.device).render()
         self.perf.lap("copy")
         with self.precision.autocast():
             loss_and_sums = self.task.loss(self.parallel, frames, part)

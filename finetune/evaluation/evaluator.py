@@ -71,7 +71,7 @@ def predict_videos(
     rows, probabilities = [], []
     config = model.config
     for batch in measuring.batches(reader, requests):
-        frames = batch.render(config.frame_px)[:, :, : config.num_frames]
+        frames = batch.render()[:, :, : config.num_frames]
         with measuring.precision.autocast():
             output = model(frames, predict_frames=False)
         rows += batch.row.tolist()

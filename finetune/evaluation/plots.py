@@ -68,7 +68,9 @@ def draw_confused(
         reader: Of the rows that were predicted.
     """
     names, classes = shards.table["source"].to_pylist(), shards.classes
-    row_of = {names[row]: int(row) for row in reversed(reader.rows)}  # a video's first segment
+    row_of = {
+        names[row]: int(row) for row in reader.rows.numbers()[::-1]
+    }  # a video's first segment
     strips: list[tuple[str, NDArray[np.uint8]]] = []
     for true, said, count in pairs:
         wrong = np.flatnonzero((predictions.labels == true) & (predictions.guesses == said))
@@ -90,7 +92,7 @@ def _frames(reader: ClipReader, row: int) -> NDArray[np.uint8] | None:
     batch = reader[Request(row)]
     if isinstance(batch, FailedBatch):
         return None
-    clip = batch.render(_FRAME_PX)
+    clip = batch.render()
     shown = np.linspace(0, clip.shape[2] - 1, min(_FRAMES, clip.shape[2])).round().astype(int)
     pixels = denormalise(clip[0, :, shown]).permute(1, 2, 3, 0)
     return (pixels * 255).round().byte().numpy()

@@ -24,7 +24,7 @@ from dynamonet.shards.settings import ClipSettings, FrameSettings, default_proce
 from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.settings import FormatName
 from dynamonet.video.files import VideoFile
-from dynamonet.video.transforms import ClipBatch, View, denormalise, stack_views
+from dynamonet.video.transforms import ClipBatch, denormalise
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
 from finetune.prediction.sliding_window import WindowPlan
 
@@ -103,21 +103,19 @@ class Predictor:
         self, window_seconds: float | None = None, step_seconds: float | None = None
     ) -> Reading:
         """Returns how its videos are read; see `WindowPlan.of` for window and step."""
-        frames, clips, num_frames = self.frames, self.clips, self.config.num_frames
-        return Reading(frames, clips, num_frames, window_seconds, step_seconds)
+        clip = self.config.num_frames, self.config.frame_px
+        return Reading(self.frames, self.clips, *clip, window_seconds, step_seconds)
 
     @torch.no_grad()
     def look(self, clips: list[CutClip]) -> list[ClipPrediction]:
         """Runs a batch of clips through the model."""
-        side = min(1.0, self.config.frame_px / self.clips.canvas_px)
         batch = ClipBatch(
-            luma=torch.stack([clip.luma for clip in clips]),
-            chroma=torch.stack([clip.chroma for clip in clips]),
-            views=stack_views([View.centred(side)] * len(clips)),
+            pixels=torch.stack([clip.pixels for clip in clips]),
+            colour=None,
             label=torch.full((len(clips),), -1),
             row=torch.arange(len(clips)),
         )
-        frames = batch.to(self.device).render(self.config.frame_px)
+        frames = batch.to(self.device).render()
         with self.precision.autocast():
             output = self.model(frames, predict_frames=False)
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()

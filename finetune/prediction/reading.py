@@ -1,6 +1,6 @@
 """Video files -> clips for a model, in loader processes; long videos stream.
 
-file -> steady frames -> centre square -> canvas -> the clips of its windows
+file -> steady frames -> middle square -> the clips of its windows
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
-import numpy as np
 import torch
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
@@ -20,11 +19,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dynamonet.shards.settings import ClipSettings, FrameSettings
 from dynamonet.storage import StoreError
 from dynamonet.video.constant_rate import Damage, TimeRange, constant_rate_frames, output_rate
-from dynamonet.video.decode import Box, DecodeError, Planes, cut_planes, reason, video_stream
+from dynamonet.video.decode import Box, Bytes, DecodeError, reason, rgb, video_stream
 from dynamonet.video.files import VideoFile, open_source, why_empty
 from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
-from dynamonet.video.transforms import resize_planes
+from dynamonet.video.transforms import View
 from finetune.prediction.sliding_window import Clip, ClipCutter, WindowPlan
 
 
@@ -35,6 +34,7 @@ class Reading:
     frames: FrameSettings
     clips: ClipSettings
     num_frames: int  # of a clip
+    frame_px: int
     window_seconds: float | None = None  # see `WindowPlan.of`
     step_seconds: float | None = None
 
@@ -60,8 +60,7 @@ class CutClip:
     video: int
     start: int  # its first frame's number
     frames: int  # that have been read
-    luma: Tensor  # (T, S, S) uint8
-    chroma: Tensor  # (T, 2, S / 2, S / 2) uint8
+    pixels: Tensor  # (T, S, S, 3) uint8, RGB
 
 
 @dataclass
@@ -144,11 +143,12 @@ class VideoClips(IterableDataset[Message]):
             whole = TimeRange(Fraction(0), None)
             frames = constant_rate_frames(container, whole, rate, settings.short_side_px, box=box)
             for clip, seen in cut_clips(self._squares(frames, ended), plan):
-                luma, chroma = torch.from_numpy(clip.luma), torch.from_numpy(clip.chroma)
-                yield CutClip(number, clip.start, seen, luma, chroma)
+                yield CutClip(number, clip.start, seen, torch.from_numpy(clip.pixels))
 
-    def _squares(self, frames: Iterable[VideoFrame | Damage], ended: Ended) -> Iterator[Planes]:
-        """Cuts the middle square out of each frame and scales it to the canvas."""
+    def _squares(self, frames: Iterable[VideoFrame | Damage], ended: Ended) -> Iterator[Bytes]:
+        """Cuts out of each frame what an evaluation sees of it, (S, S, 3)."""
+        side = self.reading.frame_px
+        view = View.centred(min(1.0, side / self.reading.clips.canvas_px))
         try:
             for frame in frames:
                 if isinstance(frame, Damage):
@@ -156,14 +156,13 @@ class VideoClips(IterableDataset[Message]):
                     continue
                 ended.frames += 1
                 ended.size = (frame.width, frame.height)
-                luma, u, v = cut_planes(frame, Box.centred_square(frame.height, frame.width))
-                planes = Planes(luma[None].copy(), np.stack([u, v])[None])
-                yield resize_planes(planes, self.reading.clips.canvas_px)
+                box = view.box(Box.centred_square(frame.height, frame.width))
+                yield view.scaled(rgb(frame, box)[None].copy(), side)[0].numpy()
         except (FFmpegError, ValueError) as error:  # of a filter that refuses the frames
             ended.damage.append(Damage(ended.frames / ended.rate, reason(error)))
 
 
-def cut_clips(frames: Iterable[Planes], plan: WindowPlan) -> Iterator[tuple[Clip, int]]:
+def cut_clips(frames: Iterable[Bytes], plan: WindowPlan) -> Iterator[tuple[Clip, int]]:
     """Yields the clips of all windows with how many frames were read; the last may come twice.
 
     Holds the frames that a clip covers, however long the video.

@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamonet.video.decode import Planes
 from dynamonet.video.sampling import clip_indices, span, tiled_starts
 
 _LEFT_OVER = 10  # the part of a clip's span that may stay unseen at a video's end
@@ -106,11 +105,10 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class Clip:
-    """The frames of one clip, square, in YUV 4:2:0."""
+    """The frames of one clip, square, RGB."""
 
     start: int  # its first frame's number in the video
-    luma: NDArray[np.uint8]  # (T, S, S)
-    chroma: NDArray[np.uint8]  # (T, 2, S / 2, S / 2)
+    pixels: NDArray[np.uint8]  # (T, S, S, 3)
 
 
 class ClipCutter:
@@ -119,13 +117,13 @@ class ClipCutter:
     def __init__(self, plan: WindowPlan) -> None:
         self.plan = plan
         self.frames = 0  # that have passed
-        self.held: deque[Planes] = deque(maxlen=plan.span)
+        self.held: deque[NDArray[np.uint8]] = deque(maxlen=plan.span)
         self._due: set[int] = set()  # starts of clips that are not cut yet
         self._opened = 0  # windows whose clips are due or cut
         self._next = plan.whole(0)
 
-    def push(self, frame: Planes) -> Clip | None:
-        """Takes the next frame (planes with T = 1); returns the clip that ends with it, if any."""
+    def push(self, frame: NDArray[np.uint8]) -> Clip | None:
+        """Takes the next frame (S, S, 3); returns the clip that ends with it, if any."""
         self.held.append(frame)
         while self._next.start <= self.frames:
             self._due.update(self._next.clips)
@@ -142,6 +140,4 @@ class ClipCutter:
         """Returns the clip that ends with the last frame; too few frames go round again."""
         plan, held = self.plan, len(self.held)
         wanted = clip_indices(0, plan.num_frames, plan.stride, held, loop=held < plan.span)
-        luma = np.concatenate([self.held[i].luma for i in wanted])
-        chroma = np.concatenate([self.held[i].chroma for i in wanted])
-        return Clip(self.frames - held, luma, chroma)
+        return Clip(self.frames - held, np.stack([self.held[i] for i in wanted]))

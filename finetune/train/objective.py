@@ -122,8 +122,8 @@ class Finetuning(Task[FinetuneSettings]):
             rows,
             settings.clips,
             num_frames=config.num_frames + config.frames_beyond,
+            frame_px=config.frame_px,
             loop_short=True,  # every labelled video counts, however short
-            eval_side=min(1.0, config.frame_px / settings.clips.canvas_px),
             loader=settings.loader,
             never_mirrored=labels_of(settings.augment.no_flip, self.data.classes),
         )

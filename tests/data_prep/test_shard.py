@@ -19,7 +19,7 @@ from webdataset.compat import WebDataset
 from data_prep.shard import main as shard
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.video.decode import decode_planes
+from dynamonet.video.decode import decode_pixels
 from tests.conftest import REAL_DATA, ROOT, moving_frames, stop_driver, write_video
 
 SMALL = "--encode.short_side_px 32 --min_seconds 0.5 --shard_mb 0.02".split()
@@ -45,8 +45,8 @@ def test_the_index_says_where_each_sample_lies_and_what_it_is(
             file.seek(row["offset"])
             data = file.read(row["size"])
         assert hashlib.blake2b(data, digest_size=16).hexdigest() == row["digest"]
-        planes = decode_planes(data, np.arange(row["frames"]))
-        assert planes.luma.shape == (24, 32, 42) == (row["frames"], row["height"], row["width"])
+        pixels = decode_pixels(data, np.arange(row["frames"]))
+        assert pixels.shape[:3] == (24, 32, 42) == (row["frames"], row["height"], row["width"])
         source = (video_folder / row["source"]).read_bytes()
         assert hashlib.blake2b(source, digest_size=16).hexdigest() == row["source_digest"]
         assert (row["start_seconds"], row["end_seconds"], row["fps"]) == (0.0, 2.0, 12.0)

@@ -21,7 +21,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
-from dynamonet.video.transforms import ClipBatch, Views
+from dynamonet.video.transforms import ClipBatch
 
 FOLDER = "nonfinite"
 MAX_NAMED = 8  # layers and samples in a message
@@ -50,16 +50,15 @@ class Replay:
         try:
             tensors = load_file(folder / f"rank-{rank}.safetensors")
             facts = json.loads((folder / f"rank-{rank}.json").read_text("utf-8"))
-            views = Views(tensors["crop"], tensors["flip"], tensors.get("colour"))
-            planes = (tensors["luma"], tensors["chroma"])
-            batch = ClipBatch(*planes, views, tensors["label"], tensors["row"])
+            colour = tensors.get("colour")
+            batch = ClipBatch(tensors["pixels"], colour, tensors["label"], tensors["row"])
         except Exception as error:  # safetensors raises its own untyped errors
             raise UserError(f"{folder}: no step to replay: {error}") from None
         return cls(DynamoNet.from_pretrained(folder), batch, facts)
 
     def layers(self) -> list[str]:
         """Returns the layers whose output is not finite, in the order of the computation."""
-        frames = self.batch.render(self.model.config.frame_px)
+        frames = self.batch.render()
         return broken_layers(self.model.train(), frames[:, :, : self.model.config.num_frames])
 
 
@@ -84,7 +83,7 @@ def diagnose(
     torch.manual_seed(torch_seed)
     layers: list[str] = []
     for part in batch.parts(micro_batch):
-        frames = part.to(rank.device).render(model.config.frame_px)
+        frames = part.to(rank.device).render()
         with precision.autocast():
             layers = layers or broken_layers(model, frames[:, :, : model.config.num_frames])
     facts = {**facts, "rank": rank.index, "layers": layers, "gradients": gradients}
@@ -112,11 +111,9 @@ def write_replay(
     """
     folder = home / FOLDER / f"step-{facts['step']:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    v = batch.views
-    tensors = {"luma": batch.luma, "chroma": batch.chroma, "label": batch.label, "row": batch.row}
-    tensors |= {"crop": v.crop, "flip": v.flip}
-    if v.colour is not None:
-        tensors["colour"] = v.colour
+    tensors = {"pixels": batch.pixels, "label": batch.label, "row": batch.row}
+    if batch.colour is not None:
+        tensors["colour"] = batch.colour
     plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
     save_file(plain, folder / f"rank-{rank}.safetensors")
     text = json.dumps(facts, indent=2, ensure_ascii=False)

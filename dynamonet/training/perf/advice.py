@@ -95,10 +95,7 @@ def _wait(about: PerfContext) -> str:
 
 
 def _copy(about: PerfContext) -> str:
-    return (
-        "goes into bringing clips to the device and rendering them: "
-        f"lower clips.canvas_px (now {about.canvas_px})"
-    )
+    return "goes into bringing clips to the device and normalising them: lower model.frame_px"
 
 
 def _optimiser(about: PerfContext) -> str:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
+from torch import Tensor
 
 from dynamonet.digest import digest_of_bytes
 from dynamonet.shards.loading import batches
@@ -31,7 +33,11 @@ def walk(paths: list[str], shuffle: str, ranks: int, processes: int, first: int)
     )
     clips = ClipSettings(canvas_px=32, colour_jitter=0.3, stride_seconds=0.13)
     reader = ClipReader(
-        [ShardSet.open(path) for path in paths], settings=clips, num_frames=9, loader=loader
+        [ShardSet.open(path) for path in paths],
+        settings=clips,
+        num_frames=9,
+        frame_px=28,
+        loader=loader,
     )
     plan = reader.plan(loader, ranks, 3, (2.0, 1.0)[: len(paths)])
     found = [
@@ -45,13 +51,12 @@ def walk(paths: list[str], shuffle: str, ranks: int, processes: int, first: int)
     ]
     for step, parts in enumerate(zip(*found, strict=True), first):
         told = [
-            f"{row} {digest_of_bytes(luma.numpy().tobytes() + repr((crop, flip)).encode())}"
+            f"{row} {digest_of_bytes(pixels.numpy().tobytes() + repr(colour).encode())}"
             for part in parts
-            for row, luma, crop, flip in zip(
-                part.row.tolist(), part.luma, part.views.crop.tolist(), part.views.flip.tolist(),
-                strict=True,
+            for row, pixels, colour in zip(
+                part.row.tolist(), part.pixels, cast("Tensor", part.colour).tolist(), strict=True
             )
-        ]  # fmt: skip
+        ]
         print(step, *told, flush=True)
 
 

@@ -14,8 +14,8 @@ from dynamonet.shards.order import Request, TrainingOrder
 from dynamonet.shards.reader import ClipReader, FailedBatch
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.video.decode import Planes
-from dynamonet.video.transforms import ClipBatch, resize_planes
+from dynamonet.video.decode import decode_pixels
+from dynamonet.video.transforms import ClipBatch
 
 
 def reader(path: Path, *, frames: int = 9, loop: bool = False, canvas: int = 32) -> ClipReader:
@@ -26,7 +26,7 @@ def reader(path: Path, *, frames: int = 9, loop: bool = False, canvas: int = 32)
         ClipSettings(canvas_px=canvas),
         num_frames=frames,
         loop_short=loop,
-        eval_side=0.875,
+        frame_px=round(0.875 * canvas),
     )
 
 
@@ -38,20 +38,20 @@ def walk(source: ClipReader, *, batch: int = 4, ranks: int = 1, processes: int =
     return [list(batches(source, o, processes=processes, prefetch=2)) for o in orders]
 
 
-def flat(found: list[list[ClipBatch]]) -> list[tuple[int, bytes, tuple[float, ...]]]:
-    """Returns (row, pixels, crop) of every clip, step by step, ranks side by side."""
+def flat(found: list[list[ClipBatch]]) -> list[tuple[int, bytes]]:
+    """Returns (row, pixels) of every clip, step by step, ranks side by side."""
     clips = []
     for step in zip(*found, strict=True):
         for part in step:
-            for row, luma, crop in zip(part.row, part.luma, part.views.crop, strict=True):
-                clips.append((int(row), luma.numpy().tobytes(), tuple(crop.tolist())))
+            for row, pixels in zip(part.row, part.pixels, strict=True):
+                clips.append((int(row), pixels.numpy().tobytes()))
     return clips
 
 
 def test_batches_are_the_same_for_any_number_of_ranks_and_processes(shard_set: Path) -> None:
     source = reader(shard_set)
     alone = flat(walk(source))
-    assert len(alone) == 24 and {row for row, _, _ in alone[:12]} == set(range(12))
+    assert len(alone) == 24 and {row for row, _ in alone[:12]} == set(range(12))
     assert flat(walk(source, ranks=2)) == alone
     assert flat(walk(source, ranks=4)) == alone
     assert flat(walk(source, processes=2)) == alone
@@ -68,7 +68,7 @@ def test_a_resumed_walk_is_the_rest_of_an_uninterrupted_one(shard_set: Path) -> 
 def test_a_batch_says_its_shapes_and_labels(shard_set: Path) -> None:
     source = reader(shard_set, canvas=64)
     (first, *_), *_ = walk(source)
-    assert repr(first) == "ClipBatch(luma=(4, 9, 64, 64), chroma=(4, 9, 2, 32, 32), label=(4,))"
+    assert repr(first) == "ClipBatch(pixels=(4, 9, 56, 56, 3), label=(4,))"
     labels = ShardSet.open(str(shard_set)).columns["label"]
     assert first.label.tolist() == [labels[row] for row in first.row]
 
@@ -76,9 +76,12 @@ def test_a_batch_says_its_shapes_and_labels(shard_set: Path) -> None:
 def test_evaluation_clips_are_spread_centred_and_not_mirrored(shard_set: Path) -> None:
     source = reader(shard_set, frames=4)
     found = [source[Request(0, clip=i, num_clips=3)] for i in range(3)]
-    assert all(isinstance(clip, ClipBatch) and not clip.views.flip.any() for clip in found)
-    first, _, last = (clip.luma[0].numpy() for clip in found)  # type: ignore[union-attr]
-    everything = reader(shard_set, frames=24)[Request(0)].luma[0].numpy()  # type: ignore[union-attr]
+    first, _, last = (clip.pixels[0].numpy() for clip in found)  # type: ignore[union-attr]
+    everything = reader(shard_set, frames=24)[Request(0)].pixels[0].numpy()  # type: ignore[union-attr]
+    row, tars = source.sets.find(0)
+    whole = decode_pixels(tars.read(row.shard, row.offset, row.size), np.arange(24))
+    left = (row.width - 32) // 2 // 2 * 2 + 2  # 28 of the middle 32 pixels, as they are
+    assert (everything == whole[:, 2:30, left : left + 28]).all()
     assert (first == everything[:4]).all() and (last == everything[20:]).all()
 
 
@@ -88,7 +91,7 @@ def test_segments_shorter_than_a_clip_are_left_out_or_go_round(shard_set: Path) 
     assert (len(left.rows), left.too_short) == (0, 12)
     looped = reader(shard_set, frames=30, loop=True)[Request(0, seed=1)]
     assert isinstance(looped, ClipBatch)
-    assert (looped.luma[0, 24] == looped.luma[0, 0]).all()
+    assert (looped.pixels[0, 24] == looped.pixels[0, 0]).all()
 
 
 def damaged(shard_set: Path, tmp_path: Path, rows: list[int]) -> Path:
@@ -112,7 +115,7 @@ def test_a_damaged_sample_is_named_and_replaced_alike_everywhere(
     key = ShardSet.open(str(shard_set)).table["key"][5].as_py()
     assert len(failures) == 2 and all(key in text and "shard-" in text for text in failures)
     assert "not what was written" in failures[0]
-    assert 5 not in {row for row, _, _ in flat(found)}
+    assert 5 not in {row for row, _ in flat(found)}
     assert flat(walk(source, ranks=2)) == flat(found)
 
 
@@ -142,7 +145,7 @@ def test_a_reader_travels_to_other_processes_with_its_files_closed(shard_set: Pa
     assert not twin.sets.parts[0].tars._open
     after = twin[Request(0)]
     assert isinstance(before, ClipBatch) and isinstance(after, ClipBatch)
-    assert torch.equal(before.luma, after.luma)
+    assert torch.equal(before.pixels, after.pixels)
 
 
 def test_a_missing_split_says_which_there_are(shard_set: Path) -> None:
@@ -150,15 +153,7 @@ def test_a_missing_split_says_which_there_are(shard_set: Path) -> None:
         ShardSet.open(str(shard_set)).rows(split=4, part="train")
 
 
-def test_planes_are_scaled_to_the_canvas() -> None:
-    planes = Planes(np.full((2, 20, 20), 77, np.uint8), np.full((2, 2, 10, 10), 99, np.uint8))
-    out = resize_planes(planes, 32)
-    assert out.luma.shape == (2, 32, 32) and out.chroma.shape == (2, 2, 16, 16)
-    assert (out.luma == 77).all() and (out.chroma == 99).all()
-    assert resize_planes(planes, 20) is planes
-
-
-@pytest.mark.parametrize("gigabytes", [1.0, 1.2e-4])  # all of them, and two of twelve
+@pytest.mark.parametrize("gigabytes", [1.0, 2.4e-4])  # all of them, and two of twelve
 def test_segments_kept_decoded_give_the_same_clips(shard_set: Path, gigabytes: float) -> None:
     plain = reader(shard_set)
     shards = ShardSet.open(str(shard_set))
@@ -167,10 +162,10 @@ def test_segments_kept_decoded_give_the_same_clips(shard_set: Path, gigabytes: f
         settings=plain.settings,
         num_frames=plain.num_frames,
         loop_short=False,
-        eval_side=plain.eval_side,
+        frame_px=plain.frame_px,
         loader=LoaderSettings(decoded_gb=gigabytes),
     )
     assert flat(walk(kept)) == flat(walk(plain))
-    held = sum(planes.nbytes for planes in kept.decoded.values())
+    held = sum(pixels.nbytes for pixels in kept.decoded.values())
     assert 0 < held <= 1e9 * gigabytes
     assert (len(kept.decoded) == len(shards)) == (gigabytes == 1.0)

@@ -58,16 +58,16 @@ def clips(path: str, loader: dict[str, object], processes: int = 0) -> list[tupl
         ClipSettings(canvas_px=32),
         num_frames=9,
         loop_short=False,
-        eval_side=0.875,
+        frame_px=28,
         loader=settings,
     )
     plan = source.plan(settings, 1, 3)
     order = TrainingOrder(source.rows, plan, 0, 0, 2 * plan.steps)
     found = batches(source, order, processes=processes, prefetch=2)
     return [
-        (int(row), luma.numpy().tobytes())
+        (int(row), pixels.numpy().tobytes())
         for batch in found
-        for row, luma in zip(batch.row, batch.luma, strict=True)
+        for row, pixels in zip(batch.row, batch.pixels, strict=True)
     ]
 
 

@@ -31,7 +31,7 @@ from dynamonet.training.numerics import precision
 from dynamonet.training.perf.memory import fitting_micro_batch
 from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
 from dynamonet.training.settings import OptimizerSettings, TrainSettings
-from dynamonet.video.transforms import ClipBatch, View, stack_views
+from dynamonet.video.transforms import ClipBatch
 from tests.conftest import logged
 
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -319,16 +319,15 @@ def test_clips_at_once_are_halved_until_they_fit_and_it_is_logged() -> None:
 
 
 def test_a_batch_is_cut_into_parts_that_make_it_up() -> None:
-    views = stack_views([View((0.1 * i, 0.0, 0.5), bool(i % 2), (1.0 + i, 1, 1)) for i in range(5)])
-    luma, chroma = (
-        torch.arange(5)[:, None, None, None].expand(5, 2, 4, 4),
-        torch.zeros(5, 2, 2, 2, 2),
-    )
-    batch = ClipBatch(luma, chroma, views, torch.arange(5), torch.arange(5))
+    pixels = torch.arange(5)[:, None, None, None, None].expand(5, 2, 4, 4, 3)
+    colour = torch.rand(5, 3)
+    batch = ClipBatch(pixels, colour, torch.arange(5), torch.arange(5))
     parts = batch.parts(2)
     assert [len(part) for part in parts] == [2, 2, 1] and batch.parts(5) == [batch]
-    assert torch.cat([part.luma for part in parts]).equal(luma)
-    assert torch.cat([part.views.crop for part in parts]).equal(views.crop)
+    assert torch.cat([part.pixels for part in parts]).equal(pixels)
+    assert [part.colour.tolist() for part in parts if part.colour is not None] == [
+        each.tolist() for each in colour.split(2)
+    ]
     assert torch.cat([part.row for part in parts]).equal(batch.row)
 
 

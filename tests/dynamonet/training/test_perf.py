@@ -128,7 +128,7 @@ def test_metrics_of_a_window() -> None:
         (split(wait=1.0), replace(HERE, processes=0), "set loader.processes to 1 or more"),
         (split(wait=1.0), replace(HERE, processes=2), "raise cpus_per_worker"),
         (split(wait=1.0), GPU, "51% of the time is spent waiting for clips: raise loader.proc"),
-        (split(copy=0.5), GPU, "lower clips.canvas_px (now 128)"),
+        (split(copy=0.5), GPU, "lower model.frame_px"),
         (split(optimiser=1.0), GPU, "raise loader.batch_size (now 8)"),
         (split(logging=0.2), HERE, "raise log_every_steps (now 10)"),
         (split(evaluation=1.0), HERE, "raise evaluate_every_steps"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -9,8 +10,9 @@ from dynamonet.video.decode import (
     Box,
     DecodeError,
     decode_frames,
-    decode_planes,
+    decode_pixels,
     open_video,
+    rgb,
     video_stream,
 )
 from tests.conftest import moving_frames, write_video
@@ -24,28 +26,45 @@ def numbered(tmp_path: Path) -> bytes:
     return write_video(tmp_path / "a.mp4", frames, fps=12).read_bytes()
 
 
-def brightness(luma: np.ndarray) -> list[int]:
-    """Turns mean luma back into frame numbers."""
-    return [round(float((y.mean() - 16) * 255 / 219 / 6)) for y in luma]
+def brightness(pixels: np.ndarray) -> list[int]:
+    """Turns mean brightness back into frame numbers."""
+    return [round(float(picture.mean() / 6)) for picture in pixels]
 
 
 @pytest.mark.parametrize("wanted", [[0], [39], [5, 6, 7], [30, 2, 17], [8, 8, 9], [13, 25, 37]])
 def test_just_the_frames_asked_for_come_in_the_order_asked(
     numbered: bytes, wanted: list[int]
 ) -> None:
-    planes = decode_planes(numbered, np.array(wanted))
-    assert brightness(planes.luma) == wanted
-    assert planes.chroma.shape == (len(wanted), 2, 16, 24)
+    pixels = decode_pixels(numbered, np.array(wanted), size=(32, 48))
+    assert brightness(pixels) == wanted and pixels.shape == (len(wanted), 32, 48, 3)
     frames = decode_frames(numbered, wanted)
-    assert brightness(np.stack([frame.to_ndarray()[:32] for frame in frames])) == wanted
+    assert brightness(np.stack([rgb(frame) for frame in frames])) == wanted
 
 
-def test_a_box_cuts_luma_and_chroma_alike(tmp_path: Path) -> None:
-    data = write_video(tmp_path / "a.mp4", moving_frames(3, 32, 48), fps=12).read_bytes()
-    whole = decode_planes(data, np.array([1]))
-    cut = decode_planes(data, np.array([1]), Box(4, 8, 20, 30))
-    assert (cut.luma == whole.luma[:, 4:24, 8:38]).all()
-    assert (cut.chroma == whole.chroma[:, :, 2:12, 4:19]).all()
+@pytest.mark.parametrize("width", [48, 50])  # rows with and without a filling
+def test_a_box_cuts_whole_pixels(tmp_path: Path, width: int) -> None:
+    data = write_video(tmp_path / "a.mp4", moving_frames(3, 32, width), fps=12).read_bytes()
+    whole = decode_pixels(data, np.array([1]))
+    cut = decode_pixels(data, np.array([1]), Box(4, 8, 20, 30))
+    assert (cut == whole[:, 4:24, 8:38]).all() and whole.std() > 20
+
+
+@pytest.mark.parametrize(
+    ("yuv", "colour"),
+    [
+        ((16, 128, 128), (0, 0, 0)),
+        ((235, 128, 128), (255, 255, 255)),
+        ((81, 90, 240), (255, 0, 0)),
+        ((145, 54, 34), (0, 255, 0)),
+        ((41, 240, 110), (0, 0, 255)),
+    ],
+)
+def test_colours_are_bt601(yuv: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    planar = np.repeat(np.array(yuv, np.uint8), [64 * 48, 32 * 24, 32 * 24]).reshape(72, 64)
+    frame = av.VideoFrame.from_ndarray(planar, format="yuv420p")
+    for tag in (2, 1):  # unspecified; BT.709, which stage 1 has settled long before
+        frame.colorspace = tag
+        assert np.abs(rgb(frame).astype(int) - colour).max() <= 3
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5, 1.0])
@@ -59,17 +78,19 @@ def test_the_square_is_even_largest_and_inside(height: int, width: int, offset: 
 
 def test_damage_is_an_error_that_says_what_is_missing(numbered: bytes) -> None:
     with pytest.raises(DecodeError, match="frame 50 of 51 asked for is missing"):
-        decode_planes(numbered, np.array([50]))
+        decode_pixels(numbered, np.array([50]))
     with pytest.raises(DecodeError, match="frame 50 is missing"):
         decode_frames(numbered, [3, 50])
     with pytest.raises(DecodeError, match="not an MP4 segment"):
         decode_frames(b"no video", [0])
     with pytest.raises(DecodeError, match="box 'mdat' leaves what holds it"):
-        decode_planes(numbered[: len(numbered) // 2], np.array([0]))
+        decode_pixels(numbered[: len(numbered) // 2], np.array([0]))
     with pytest.raises(DecodeError, match="not an MP4 segment"):
-        decode_planes(b"no video", np.array([0]))
+        decode_pixels(b"no video", np.array([0]))
     with pytest.raises(DecodeError, match="leaves a frame of 32 x 48"):
-        decode_planes(numbered, np.array([0]), Box(0, 0, 64, 64))
+        decode_pixels(numbered, np.array([0]), Box(0, 0, 64, 64))
+    with pytest.raises(DecodeError, match=r"frames of 32 x 48, not \(16, 48\)"):
+        decode_pixels(numbered, np.array([0]), size=(16, 48))
 
 
 def test_a_path_and_an_open_file_decode_alike(tmp_path: Path, numbered: bytes) -> None:

@@ -27,6 +27,7 @@ from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.schedule import make_optimizer
+from dynamonet.video.transforms import View
 from finetune.evaluation.evaluator import ViewPlan
 from finetune.settings import FinetuneSettings
 from finetune.train.experiment import single_runs
@@ -243,22 +244,30 @@ def test_three_crops_see_both_ends_of_a_wide_video(grouped: ShardSet, model: Pat
     requests = ViewPlan(1, 3).requests(int(wide))
     assert [request.offset for request in requests] == [0, 0.5, 1]
     reader = task.reader(parts.test)
-    left, middle, right = (reader[request].luma for request in requests)  # type: ignore[union-attr]
+    left, middle, right = (reader[request].pixels for request in requests)  # type: ignore[union-attr]
     # the picture drifts two pixels a frame to the right: the middle square holds what the left held
     assert not torch.equal(left, middle) and not torch.equal(middle, right)
-    assert torch.equal(reader[Request(int(wide))].luma, middle)  # type: ignore[union-attr]
+    assert torch.equal(reader[Request(int(wide))].pixels, middle)  # type: ignore[union-attr]
 
 
-def test_classes_that_a_mirror_changes_are_not_mirrored(grouped: ShardSet, model: Path) -> None:
+def test_classes_that_a_mirror_changes_are_not_mirrored(
+    grouped: ShardSet, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = Finetuning(
         settings("--augment.no_flip", "a", "--clips.flip", "true"), grouped.folder.path, str(model)
     )
     reader = task.training_data()
     flips: dict[str, list[bool]] = {}
-    for row in reader.rows:
+    drawn = View.scaled
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        View, "scaled", lambda view, *more: (seen.append(view.flip), drawn(view, *more))[1]
+    )
+    for row in reader.rows.numbers().tolist():
         name = grouped.classes[grouped.columns["label"][row]]
-        batch = reader.__getitems__([Request(int(row), seed=seed) for seed in range(12)])
-        flips.setdefault(name, []).extend(batch.views.flip.tolist())  # type: ignore[union-attr]
+        seen.clear()
+        reader.__getitems__([Request(row, seed=seed) for seed in range(12)])
+        flips.setdefault(name, []).extend(seen)
     assert not any(flips["a"]) and 0 < sum(flips["b"]) < len(flips["b"])
     with pytest.raises(UserError, match=r"no class 'lonly'; the closest of its 4 is 'lonely'"):
         Finetuning(settings("--augment.no_flip", "lonly"), grouped.folder.path, str(model)).check()
