@@ -26,7 +26,11 @@ from numpy.typing import NDArray
 from dynamonet.video.packets import PacketTable
 
 Bytes = NDArray[np.uint8]
-_BT601: Any = {"src_colorspace": Colorspace.ITU601, "src_color_range": ColorRange.MPEG}
+_BT601: Any = {
+    "src_colorspace": Colorspace.ITU601,
+    "src_color_range": ColorRange.MPEG,
+    "threads": 1,  # else FFmpeg wakes others for each frame, and takes five times as long
+}
 # Lists of other files, and pictures, are no videos: FFmpeg would open what they name.
 _LISTS = {"concat", "dash", "hls", "image2", "image2pipe", "rtp", "rtsp", "sdp"}
 _LISTS |= {"webm_dash_manifest"}
