@@ -6,6 +6,7 @@ import importlib
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,54 @@ class BareDecoder(Files):
                 if frame.pts is not None and round(frame.pts / ticks) >= first + FRAMES - 1:
                     break
         return torch.zeros(1)
+
+
+def from_spdl(files: list[str]) -> Callable[[], Iterable[Any]]:
+    """SPDL: threads in this process, its own decoder, crop and scaling by FFmpeg's filters.
+
+    It is given what it would have to look up: rate, length and size of each file.
+    """
+    known = [(file, *_video_facts(file)) for file in files]
+
+    def start() -> Iterable[Any]:
+        pipeline: Any = importlib.import_module("spdl.pipeline")
+        builder = pipeline.PipelineBuilder().add_source(random.choices(known, k=CLIPS))
+        builder = builder.pipe(_spdl_clip, concurrency=PROCESSES).aggregate(BATCH)
+        made = builder.pipe(_spdl_batch).add_sink(4).build(num_threads=PROCESSES)
+        with made.auto_stop():
+            yield from made
+
+    return start
+
+
+def _video_facts(file: str) -> tuple[Fraction, int, int, int]:
+    with open_video(file) as container:
+        stream = video_stream(container)
+        rate = Fraction(stream.average_rate or 25)
+        return rate, stream.frames, stream.height, stream.width
+
+
+def _spdl_clip(video: tuple[str, Fraction, int, int, int]) -> Any:
+    io: Any = importlib.import_module("spdl.io")
+    file, rate, total, height, width = video
+    first = random.randrange(total - FRAMES + 1)
+    between = Fraction(1, 2) / rate  # ends fall between frames
+    window = max(Fraction(0), first / rate - between), (first + FRAMES) / rate - between
+    side = int(min(height, width) * random.uniform(0.75, 1)) // 2 * 2
+    top, left = (random.randrange(0, size - side + 1, 2) for size in (height, width))
+    mirror = "hflip," if random.random() < 0.5 else ""
+    packets = io.demux_video(file, timestamp=window)
+    frames = io.decode_packets(
+        packets,
+        filter_desc=f"crop={side}:{side}:{left}:{top},{mirror}"
+        f"scale={SIDE}:{SIDE}:flags=bilinear,format=pix_fmts=rgb24",
+    )
+    return io.to_torch(io.convert_frames(frames))[:FRAMES]
+
+
+def _spdl_batch(clips: list[Tensor]) -> Tensor:
+    pixels = torch.stack(clips).permute(0, 4, 1, 2, 3)
+    return pixels.float().mul_(1 / (255 * 0.225)).sub_(0.45 / 0.225)
 
 
 def from_files(kind: type[Files], files: list[str]) -> Callable[[], Iterable[Any]]:

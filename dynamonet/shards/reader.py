@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
@@ -183,7 +183,7 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
             return FailedBatch(error)
         rows, labels, views, pixels = zip(*clips, strict=True)
         return ClipBatch(
-            torch.stack(pixels),
+            default_collate(list(pixels)),  # in a loader process into memory that both map
             stack_colours(list(views)),
             torch.tensor(labels),
             torch.tensor(rows),
