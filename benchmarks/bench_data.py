@@ -4,8 +4,9 @@
     VIDEOS=DIR make bench-data       on your own
 
 Each loader gives batches of 8 clips of 16 x 112 x 112, RGB, normalised, randomly placed, cropped
-and mirrored, on the same number of processes. They are run in turns. torchcodec and decord take
-part where they are installed: pip install -e '.[bench]', and FFmpeg's libraries for torchcodec.
+and mirrored, on the same number of processes, or threads. They are run in turns. All but
+pytorchvideo take part where they are installed: pip install -e '.[bench]', and FFmpeg's libraries
+for torchcodec.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import energon
 from benchmarks.loaders import (
     BATCH,
     CANVAS,
@@ -36,14 +40,18 @@ from benchmarks.loaders import (
     TorchCodec,
     from_files,
     from_pytorchvideo,
+    from_spdl,
     installed,
 )
 from benchmarks.report import Figure, ratio, show, table
+from dynamonet.shards import index
+from dynamonet.shards.card import write_card
 from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import ClipSettings, LoaderSettings
 from dynamonet.shards.shard_set import ShardSet
+from dynamonet.storage import Folder
 from dynamonet.video.transforms import ClipBatch
 
 WARM_UP = 8  # batches that are not counted: processes start, queues fill
@@ -54,7 +62,7 @@ LONG_RUN = 20_000  # clips over which memory is watched
 def from_shards(path: str, *, rendering: bool) -> Callable[[], Iterable[Any]]:
     """This project's reader, with or without the rendering that the training device does."""
     source = reader(path)
-    return lambda: rendered(source, CLIPS) if rendering else planes(source, CLIPS)
+    return lambda: rendered(source, CLIPS) if rendering else batches_of(source, CLIPS)
 
 
 def reader(path: str) -> ClipReader:
@@ -69,61 +77,58 @@ def reader(path: str) -> ClipReader:
     )
 
 
-def planes(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[ClipBatch]:
+def batches_of(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[ClipBatch]:
     plan = source.plan(LoaderSettings(batch_size=BATCH), 1, 0)
     order = TrainingOrder(source.rows, plan, 0, 0, clips // BATCH)
     return batches(source, order, processes=processes, prefetch=2)
 
 
 def rendered(source: ClipReader, clips: int, processes: int = PROCESSES) -> Iterator[Tensor]:
-    for batch in planes(source, clips, processes):
+    for batch in batches_of(source, clips, processes):
         yield batch.render()
 
 
-BARE, OWN, OWN_PLANES = "bare decoder, thrown away", "this reader", "this reader, not rendered"
+BARE, OWN, OWN_PIXELS = "bare decoder, thrown away", "this reader", "this reader, not normalised"
+SPDL, ENERGON = "SPDL, threads", "Megatron-Energon + torchvision v2"
 TARGETS = {  # name of the figure, wanted ratio
     BARE: ("of_bare_decoder", 0.8),
+    SPDL: ("over_spdl", 1.3),
+    ENERGON: ("over_energon", 2.0),
     "pytorchvideo LabeledVideoDataset": ("over_pytorchvideo", 4.0),
     "torchcodec + torchvision v2": ("over_torchcodec", 1.5),
     "decord + torchvision v2": ("over_decord", 1.5),
 }
 
 
-def speed(path: str, files: list[str]) -> tuple[Table, list[Figure]]:
-    """Runs all loaders in turns.
-
-    The bare decoder ends with YUV frames, so it is compared to batches of those; loaders that end
-    with rendered clips are compared to rendered clips.
-    """
+def speed(path: str, files: list[str], folder: Path) -> tuple[Table, list[Figure]]:
+    """Runs all loaders in turns, each to rendered clips but for the bare decoder."""
     loaders: dict[str, Callable[[], Iterable[Any]]] = {
         OWN: from_shards(path, rendering=True),
-        OWN_PLANES: from_shards(path, rendering=False),
+        OWN_PIXELS: from_shards(path, rendering=False),
         BARE: from_files(BareDecoder, files),
         "pytorchvideo LabeledVideoDataset": from_pytorchvideo(files),
     }
     for name, kind in (("torchcodec", TorchCodec), ("decord", Decord)):
         if installed(kind, files):
             loaders[f"{name} + torchvision v2"] = from_files(kind, files)
+    if find_spec("spdl"):
+        loaders[SPDL] = from_spdl(files)
+    if find_spec("megatron"):
+        loaders[ENERGON] = energon.clips(energon.prepare(path, folder / "energon"))
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(ROUNDS):
         for name, start in loaders.items():
             seconds[name].append(seconds_a_clip(start))
-    own, own_planes = seconds[OWN], seconds[OWN_PLANES]
-    made = table(
-        f"Clips of {FRAMES} x {SIDE} x {SIDE}, {PROCESSES} loader processes",
-        "",
-        "clips/s",
-        "this reader by it",
-        "not rendered by it",
-    )
+    title = f"Clips of {FRAMES} x {SIDE} x {SIDE}, {PROCESSES} loader processes"
+    made = table(title, "", "clips/s", "this reader by it")
     for name, times in seconds.items():
-        ratios = f"{ratio(times, own):.2f}", f"{ratio(times, own_planes):.2f}"
-        made.add_row(name, f"{1 / statistics.median(times):.0f}", *ratios)
-    figures = []
-    for name, (figure, target) in TARGETS.items():
-        if name in seconds:
-            ours = own_planes if name == BARE else own
-            figures.append(Figure(f"reader_{figure}", ratio(seconds[name], ours), target))
+        rate = f"{1 / statistics.median(times):.0f}"
+        made.add_row(name, rate, f"{ratio(times, seconds[OWN]):.2f}")
+    figures = [
+        Figure(f"reader_{figure}", ratio(seconds[name], seconds[OWN]), target)
+        for name, (figure, target) in TARGETS.items()
+        if name in seconds
+    ]
     return made, figures
 
 
@@ -139,7 +144,7 @@ def seconds_a_clip(start: Callable[[], Iterable[Any]]) -> float:
 
 
 def memory(path: str, picture: Path) -> tuple[Table, list[Figure]]:
-    """Watches the memory of reader and loader process over many clips, and draws it."""
+    """Watches the memory of reader and loader process over many distinct rows, and draws it."""
     from matplotlib.figure import Figure as Picture
 
     source, clips, held = reader(path), [], []
@@ -155,7 +160,7 @@ def memory(path: str, picture: Path) -> tuple[Table, list[Figure]]:
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
     early, late = (statistics.median(part) for part in (held[5 : len(held) // 4], held[-20:]))
-    made = table(f"Resident memory over {LONG_RUN:,} clips", "", "MB")
+    made = table(f"Resident memory over {LONG_RUN:,} distinct rows", "", "MB")
     made.add_row(f"clips {clips[5]:,} to {clips[len(held) // 4]:,}", f"{early:.0f}")
     made.add_row(f"the last {20 * 50 * BATCH:,}", f"{late:.0f}")
     made.caption = f"drawn in {picture}"
@@ -186,6 +191,27 @@ def make_shards(videos: Path, folder: Path) -> str:
 
     shard(f"--source {videos} --output {folder}/set --runs {folder}/runs".split())
     return str(folder / "set")
+
+
+def many_rows(path: str, folder: Path) -> str:
+    """Makes a set whose tars are links to those of another, until it has enough rows."""
+    shards, place = ShardSet.open(path), Folder.at(str(folder))
+    rows, tars = [], []
+    for copy in range(-(-LONG_RUN // len(shards))):
+        table, own = shards.table, shards.tars
+        keys = [f"{copy:04d}{key}" for key in table["key"].to_pylist()]
+        names = [f"copy-{copy:04d}-{name}" for name in table["shard"].to_pylist()]
+        table = table.set_column(0, table.schema.field("key"), pa.array(keys))
+        rows.append(table.set_column(1, table.schema.field("shard"), pa.array(names)))
+        linked = [f"copy-{copy:04d}-{name}" for name in own["shard"].to_pylist()]
+        tars.append(own.set_column(0, own.schema.field("shard"), pa.array(linked)))
+        folder.mkdir(exist_ok=True)
+        for name, link in zip(own["shard"].to_pylist(), linked, strict=True):
+            (folder / link).symlink_to(Path(path) / name)
+    index.write_table(place, index.INDEX, pa.concat_tables(rows))
+    index.write_table(place, index.SHARDS, pa.concat_tables(tars))
+    write_card(place, shards.card)
+    return str(folder)
 
 
 def segment_files(path: str, folder: Path) -> list[str]:
@@ -234,7 +260,8 @@ def main() -> None:
             waits = waiting(path, folder)
         files = segment_files(path, folder / "files")
         picture = Path("runs/benchmarks/reader_memory.png").absolute()
-        parts = [speed(path, files), waits, memory(path, picture)]
+        speeds = speed(path, files, folder)
+        parts = [speeds, waits, memory(many_rows(path, folder / "many"), picture)]
     finally:
         shutil.rmtree(folder)
     show([made for made, _ in parts], [f for _, figures in parts for f in figures])

@@ -1,6 +1,9 @@
 """Kills a pretraining at random steps, starts it again, and compares its losses with a whole one's.
 
 make bench-resume            five kills; SEED=n make bench-resume draws other steps
+
+Before that: which samples this reader and Megatron-Energon give after a stop at a random step, with
+the ranks and loader processes of before and with others.
 """
 
 from __future__ import annotations
@@ -12,14 +15,25 @@ import signal
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 from mlflow import MlflowClient
+from rich.table import Table
 
-from benchmarks.report import Figure, show, table
+from benchmarks import energon
+from benchmarks.loaders import BATCH
+from benchmarks.report import Figure, in_own_process, show, table
+from dynamonet.shards.loading import batches
+from dynamonet.shards.order import TrainingOrder
+from dynamonet.shards.reader import ClipReader
+from dynamonet.shards.settings import LoaderSettings
+from dynamonet.shards.shard_set import ShardSet
 
 KILLS, STEPS = 5, 40
+READ = 24  # global batches of which the samples are compared
 TINY = (
     "--model.num_frames 8 --model.frame_px 32 --model.trunk.depth 10 --model.trunk.width 8 "
     "--model.trunk.stem_pool false --model.trunk.temporal_strides 1,2,2,1 --clips.canvas_px 32 "
@@ -63,6 +77,77 @@ def kill_after(step: int, words: list[str]) -> None:
     psutil.wait_procs(family, timeout=60)
 
 
+def own_keys(path: str, first: int, ranks: int, processes: int) -> list[list[str]]:
+    """Returns the keys of each global batch from a step on, as this reader gives them."""
+    shards = ShardSet.open(path)
+    reader = ClipReader(shards, num_frames=9, frame_px=32)
+    plan = reader.plan(LoaderSettings(batch_size=BATCH), ranks, 0)
+    found = [
+        batches(
+            reader,
+            TrainingOrder(reader.rows, plan, rank, first, READ),
+            processes=processes,
+            prefetch=2,
+        )
+        for rank in range(ranks)
+    ]
+    return [
+        [shards.index[row].key for part in parts for row in part.row.tolist()]
+        for parts in zip(*found, strict=True)
+    ]
+
+
+def energon_keys(
+    folder: Path, first: int, ranks: int, processes: int, states: list[Any]
+) -> tuple[list[list[str]], list[Any]]:
+    """Returns the same of Megatron-Energon, and the state of each rank at half of the batches.
+
+    Args:
+        states: Of each rank, to begin with at step `first`; empty = from the beginning.
+    """
+    found: list[list[str]] = [[] for _ in range(READ - first)]
+    saved = []
+    for rank in range(ranks):
+        loader = energon.loader(folder, ranks=ranks, rank=rank, processes=processes, decodes=False)
+        if states:
+            loader.restore_state_rank(states[rank % len(states)])
+        walk = iter(loader)
+        for step, batch in enumerate(found, first):
+            if step == READ // 2:
+                saved.append(loader.save_state_rank())
+            batch += next(walk)
+    return found, saved
+
+
+def samples_after_a_stop(
+    path: str, folder: Path, draw: random.Random
+) -> tuple[Table, list[Figure]]:
+    """Compares what is read after a stop with what would have been read without it."""
+    changes = {"the same": (1, 2), "1 process": (1, 1), "3 processes": (1, 3), "2 ranks": (2, 2)}
+    made = table(f"Global batches after a stop, equal of those left of {READ}", "", *changes)
+    whole = in_own_process(own_keys, path, 0, 1, 2)
+    first = draw.randrange(1, READ - 1)
+    counts = []
+    for ranks, processes in changes.values():
+        rest = in_own_process(own_keys, path, first, ranks, processes)
+        counts.append(sum(a == b for a, b in zip(rest, whole[first:], strict=True)))
+    made.add_row(f"this reader, at step {first}", *(f"{n} of {READ - first}" for n in counts))
+    figures = [Figure("own_equal_batches", min(counts) / (READ - first), 1.0)]
+    if find_spec("megatron"):
+        home, half = energon.prepare(path, folder / "energon"), READ // 2
+        whole, states = in_own_process(energon_keys, home, 0, 1, 2, [])
+        cells = []
+        for ranks, processes in changes.values():
+            try:
+                rest, _ = in_own_process(energon_keys, home, half, ranks, processes, states)
+                equal = sum(sorted(a) == sorted(b) for a, b in zip(rest, whole[half:], strict=True))
+                cells.append(f"{equal} of {READ - half}")
+            except Exception as error:  # assertions of its own, and errors of its processes
+                cells.append(f"refused ({type(error).__name__})")
+        made.add_row(f"Megatron-Energon, at step {half}", *cells)
+    return made, figures
+
+
 def make_shards(folder: Path) -> str:
     from data_prep.shard import main as shard
     from demo.motion_videos import write_motion_videos
@@ -85,6 +170,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-resume-") as name:
         folder = Path(name)
         shards = make_shards(folder)
+        read, figures = samples_after_a_stop(shards, folder, draw)
         subprocess.run(command(shards, folder / "whole"), check=True)
         whole = losses(folder / "whole")
         for number in range(KILLS):
@@ -97,7 +183,8 @@ def main() -> None:
             same = sum(found.get(step) == loss for step, loss in whole.items())
             equal += found == whole
             made.add_row(str(step), f"{same} of {len(whole)}")
-    show([made], [Figure("resumes_with_equal_losses", equal / KILLS, 1.0)])
+    figures.append(Figure("resumes_with_equal_losses", equal / KILLS, 1.0))
+    show([read, made], figures)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,12 @@ def _clip(sample: dict[str, Any]) -> dict[str, Any]:
     first = random.randrange(max(1, total - FRAMES + 1))
     (frames,), _ = video.get_video_clips([(first, first + FRAMES - 1)], "frames")
     clip: Tensor = Files.transform(frames[:FRAMES])
-    return {"__key__": sample["__key__"], "value": clip.transpose(0, 1)}
+    return {**_about(sample), "value": clip.transpose(0, 1)}
 
 
 def _key(sample: dict[str, Any]) -> dict[str, Any]:
-    return {"__key__": sample["__key__"], "value": sample["__key__"]}
+    return {**_about(sample), "value": sample["__key__"]}
+
+
+def _about(sample: dict[str, Any]) -> dict[str, Any]:
+    return need("megatron.energon", "bench", "").basic_sample_keys(sample)
