@@ -8,13 +8,16 @@ the ranks and loader processes of before and with others.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import queue
 import random
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from dynamonet.shards.settings import LoaderSettings
 from dynamonet.shards.shard_set import ShardSet
 
 KILLS, STEPS = 5, 40
+LIMIT = 120  # seconds for another loader's answer
 READ = 24  # global batches of which the samples are compared
 TINY = (
     "--model.num_frames 8 --model.frame_px 32 --model.trunk.depth 10 --model.trunk.width 8 "
@@ -135,17 +139,45 @@ def samples_after_a_stop(
     figures = [Figure("own_equal_batches", min(counts) / (READ - first), 1.0)]
     if find_spec("megatron"):
         home, half = energon.prepare(path, folder / "energon"), READ // 2
-        whole, states = in_own_process(energon_keys, home, 0, 1, 2, [])
-        cells = []
+        cells, began = [], within(LIMIT, energon_keys, home, 0, 1, 2, [])
         for ranks, processes in changes.values():
-            try:
-                rest, _ = in_own_process(energon_keys, home, half, ranks, processes, states)
-                equal = sum(sorted(a) == sorted(b) for a, b in zip(rest, whole[half:], strict=True))
-                cells.append(f"{equal} of {READ - half}")
-            except Exception as error:  # assertions of its own, and errors of its processes
-                cells.append(f"refused ({type(error).__name__})")
+            if isinstance(began, str):
+                cells.append(began)
+                continue
+            whole, states = began
+            rest = within(LIMIT, energon_keys, home, half, ranks, processes, states)
+            if isinstance(rest, str):
+                cells.append(f"refused: {rest}")
+                continue
+            pairs = zip(rest[0], whole[half:], strict=True)
+            equal = sum(sorted(a) == sorted(b) for a, b in pairs)
+            cells.append(f"{equal} of {READ - half}")
         made.add_row(f"Megatron-Energon, at step {half}", *cells)
     return made, figures
+
+
+def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a function in a process of its own; returns the name of its error, or that it hung."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=_answer, args=(answers, function, arguments))
+    process.start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return f"no answer in {seconds:g} s"
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in family:
+            child.kill()
+
+
+def _answer(answers: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        answers.put(function(*arguments))
+    except Exception as error:  # assertions of its own, and errors of its processes
+        answers.put(type(error).__name__)
 
 
 def make_shards(folder: Path) -> str:

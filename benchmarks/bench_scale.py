@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -170,12 +169,13 @@ def first_open(path: str, rows: int) -> tuple[dict[str, float], int, int]:
 def open_and_read(path: str, rows: int) -> tuple[dict[str, float], int, int]:
     """Does what every other process does; returns seconds by part, own memory, rows."""
     seconds: dict[str, float] = {}
-    before = psutil.Process().memory_full_info().uss
+    before = own_bytes()
     clock = timer(seconds)
     shards = opened(path)
     clock("open the mapped index")
-    chosen = shards.rows() - shards.drawn(0.05)
-    reader = ClipReader(shards, chosen, num_frames=17, loop_short=False)
+    rows_wanted = shards.rows() - shards.drawn(0.05)
+    reader = ClipReader(shards, rows_wanted, num_frames=17, loop_short=False)
+    del rows_wanted
     clock("choose the rows: not held out, long enough")
     order = TrainingOrder(reader.rows, reader.plan(LoaderSettings(), 1, 0), 0, 10_000, 10_001)
     (step,) = order
@@ -185,7 +185,12 @@ def open_and_read(path: str, rows: int) -> tuple[dict[str, float], int, int]:
     clock("find its samples in the index")
     pickle.dumps(reader)
     clock("write the reader down for another process")
-    return seconds, psutil.Process().memory_full_info().uss - before, rows
+    return seconds, own_bytes() - before, rows
+
+
+def own_bytes() -> int:
+    """Returns the memory of this process that is no file's, which the kernel cannot take back."""
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
 
 
 def permute(path: str, rows: int) -> tuple[dict[str, float], int, int]:
@@ -227,11 +232,14 @@ def main() -> None:
         made, write_peak, tars = in_own_process(plan_and_write, f"{path}/made", rows)
         sizes = {p.name: p.stat().st_size for p in sorted(Path(path).rglob("*.parquet"))}
         simulated, *_ = in_own_process(simulate_index, f"{path}/index", many)
+        in_own_process(simulate_index, f"{path}/small", many // 10)
+        in_own_process(first_open, f"{path}/small", many // 10)
+        _, own_small, _ = in_own_process(open_and_read, f"{path}/small", many // 10)
         first, first_peak, _ = in_own_process(first_open, f"{path}/index", many)
         read, own, _ = in_own_process(open_and_read, f"{path}/index", many)
         order, *_ = in_own_process(permute, path, many)
-        (file,) = Path(path).glob("cache/index/*.arrow")
-        mapped = file.stat().st_size
+        mapped = max(file.stat().st_size for file in Path(path).glob("cache/index/*.arrow"))
+        a_row = (own - own_small) / (many - many // 10)
     times = table(f"{rows:,} samples in {tars:,} tars", "", "CPU seconds")
     for what, seconds in made.items():
         times.add_row(what, f"{seconds:.2f}")
@@ -246,6 +254,7 @@ def main() -> None:
         ("mapped file, one a machine", mapped),
         ("peak memory of the process that makes it", first_peak),
         ("each process's own, beyond Python and libraries", own),
+        (f"the same with {many // 10:,} rows", own_small),
     ):
         shared.add_row(name, f"{size / 1e6:,.1f}", f"{size / many:,.1f}")
     driver = sum(seconds for what, seconds in made.items() if not what.startswith("("))
@@ -254,7 +263,7 @@ def main() -> None:
         Figure("driver_gb_a_million", write_peak / 1e9 / rows * 1e6, 4, at_least=False),
         Figure("index_bytes_a_sample", sizes[index.INDEX] / rows, 200, at_least=False),
         Figure("open_seconds", read["open the mapped index"], 1, at_least=False),
-        Figure("own_mb_at_100_million", own / 1e6 * 1e8 / many, 200, at_least=False),
+        Figure("own_mb_at_100_million", (own + a_row * (1e8 - many)) / 1e6, 200, at_least=False),
     ]
     show([times, memory, opening, shared], figures)
 

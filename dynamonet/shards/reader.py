@@ -84,15 +84,14 @@ class ClipReader(Dataset[ClipBatch | FailedBatch]):
         self.settings, self.num_frames = settings or ClipSettings(), num_frames
         self.loop_short, self.frame_px = loop_short, frame_px
         self.never_mirrored = never_mirrored
-        everything = self.sets.all()
         if rows is None:
-            rows = everything
+            rows = self.sets.all()
         elif not isinstance(rows, RowSet):
-            rows = RowSet.of(rows, everything.num_rows)
+            rows = RowSet.of(rows, self.sets.num_rows)
         self.rows = rows if loop_short else rows & self._long_enough()
         self.too_short = len(rows) - len(self.rows)
         # a bit for each row whose digest was found right in this process
-        self._checked = np.zeros(everything.num_rows // 8, np.uint8)
+        self._checked = np.zeros(self.sets.num_rows // 8, np.uint8)
         self.decoded: dict[int, Bytes] = {}  # rows -> all frames; readers of a set may share it
         self._decoded_bytes = int(loader.decoded_gb * 1e9)  # at most
 

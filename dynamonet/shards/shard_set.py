@@ -19,7 +19,7 @@ from dynamonet.settings import validate
 from dynamonet.shards.card import CARD, Card, read_card, repair_command
 from dynamonet.shards.index import SHARDS, SHARDS_SCHEMA, damaged, read_table
 from dynamonet.shards.mapped import MappedIndex, Row, map_index
-from dynamonet.shards.rows import RowSet
+from dynamonet.shards.rows import BLOCK, RowSet
 from dynamonet.shards.settings import FrameSettings, LoaderSettings
 from dynamonet.shards.tar_reader import TarCache, TarReader, choose_cache
 from dynamonet.storage import Folder
@@ -172,7 +172,8 @@ class JoinedSets:
             own = None if each.folder.is_local else self.cache
             tars = TarReader(each.folder.path, each.digest, each.tars, own, loader.retry_seconds)
             self.parts.append(Part(first, each.index, tars))
-            first += each.index.all().num_rows
+            first += -(-len(each) // BLOCK) * BLOCK
+        self.num_rows = first
 
     def all(self) -> RowSet:
         """Returns all rows."""
