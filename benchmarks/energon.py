@@ -37,7 +37,13 @@ def prepare(shard_set: str, folder: Path) -> Path:
 
 
 def loader(
-    folder: Path, *, ranks: int = 1, rank: int = 0, processes: int = PROCESSES, decodes: bool = True
+    folder: Path,
+    *,
+    ranks: int = 1,
+    rank: int = 0,
+    processes: int = PROCESSES,
+    batch_size: int = BATCH,
+    decodes: bool = True,
 ) -> Any:
     """Returns its loader with saved and restored state, of clips or of the samples' keys."""
     energon = need("megatron.energon", "bench", "Megatron-Energon reads beside this reader")
@@ -55,7 +61,7 @@ def loader(
     data = energon.get_train_dataset(
         folder,
         worker_config=workers,
-        batch_size=BATCH // ranks,
+        batch_size=batch_size,
         shuffle_buffer_size=SHUFFLED,
         max_samples_per_sequence=SHUFFLED,
         task_encoder=Encoder(),
