@@ -412,9 +412,9 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
     videos, output = tmp_path / "videos", tmp_path / "set"
     for number in range(16):
         write_video(videos / f"{number}.mp4", moving_frames(28, 48, 64, seed=number), fps=12)
-    restored = (videos / "3.mp4").read_bytes()
-    damaged_video(videos / "3.mp4", videos / "3.mp4")
-    damaged_video(videos / "4.mp4", videos / "4.mp4")
+    damaged = {f"{number}.mp4": (videos / f"{number}.mp4").read_bytes() for number in range(3, 7)}
+    for name in damaged:
+        damaged_video(videos / name, videos / name)
     words = ["--source", str(videos), "--output", str(output), *SMALL, "--segment_seconds", "2"]
     words += ["--min_seconds", "1"]  # each video's last third of a second is too short
     shard(words)
@@ -426,7 +426,13 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
         return taken, bad, {p.name: p.stat().st_mtime_ns for p in output.glob("*.tar")}
 
     taken, bad, times = state()
-    assert bad == {"3.mp4", "4.mp4"} and len(taken) == 14
+    assert bad == damaged.keys() and len(taken) == 12
+    folder = Folder.at(str(output))
+    records = {name: record for name in times if (record := read_record(folder, name))}
+
+    def tars_with(*videos: str) -> set[str]:
+        lost = ((name, record.quarantine["source"].to_pylist()) for name, record in records.items())
+        return {name for name, sources in lost if not set(videos).isdisjoint(sources)}
 
     def replace(name: str, data: bytes) -> bytes:
         """Same size and same time of change, so that nothing tells the two apart."""
@@ -435,33 +441,28 @@ def test_retrying_takes_what_became_good_and_leaves_the_rest(tmp_path: Path, clu
         os.utime(videos / name, ns=(status.st_atime_ns, status.st_mtime_ns))
         return old
 
-    replace("3.mp4", restored)
+    # a good video that shares a tar with a bad one is taken over from that tar, not read again
+    mended, neighbour = next(
+        (video, source)
+        for video in sorted(bad)
+        for name in sorted(tars_with(*bad - {video}) - tars_with(video))
+        for source in records[name].rows["source"].to_pylist()
+        if not tars_with(source) & tars_with(video)
+    )
+    replace(mended, damaged[mended])
     shard(words)
     assert state() == (taken, bad, times)
-    folder = Folder.at(str(output))
-    records = {name: record for name in times if (record := read_record(folder, name))}
-
-    def tars_with(video: str) -> set[str]:
-        return {n for n, r in records.items() if video in r.quarantine["source"].to_pylist()}
-
-    # a good video that shares a tar with a bad one is taken over from that tar, not read again
-    (neighbour, *_) = [
-        source
-        for name in tars_with("4.mp4") - tars_with("3.mp4")
-        for source in records[name].rows["source"].to_pylist()
-        if not tars_with(source) & tars_with("3.mp4")
-    ]
     content = replace(neighbour, bytes(len((videos / neighbour).read_bytes())))
     shard([*words, "--retry_quarantined", "true"])
     replace(neighbour, content)
     taken, bad, after = state()
-    assert bad == {"4.mp4"} and len(taken) == 15 and neighbour in taken
-    tried = tars_with("3.mp4") | tars_with("4.mp4")
+    assert bad == damaged.keys() - {mended} and len(taken) == 13 and neighbour in taken
+    tried = tars_with(*damaged)
     changed = {name for name in after if after[name] != times.get(name)}
     records = {name: record for name in after if (record := read_record(folder, name))}
-    # what 3.mp4 holds now is other content, and goes to other tars
-    tried |= {n for n, r in records.items() if "3.mp4" in r.rows["source"].to_pylist()}
-    assert changed == (tried | tars_with("3.mp4")) & after.keys()
+    # what it holds now is other content, and goes to other tars
+    tried |= {n for n, r in records.items() if mended in r.rows["source"].to_pylist()}
+    assert changed == (tried | tars_with(mended)) & after.keys()
     assert after.keys() & times.keys() - changed  # others stay as they were
     assert not check(output).problems
     fresh = [word if word != str(output) else str(tmp_path / "fresh") for word in words]
