@@ -191,6 +191,20 @@ class JoinedSets:
         part = self.parts[bisect_right(self.parts, row, key=lambda each: each.first) - 1]
         return part.index[row - part.first], part.tars
 
+    def allow_damaged(self, damaged: int, samples: int, most: float) -> None:
+        """Refuses an epoch in which more than one sample, and a share `most` of all, are damaged.
+
+        Raises:
+            UserError: the message has the commands that check the sets.
+        """
+        if damaged > max(1, most * samples):
+            commands = [repair_command(part.tars.folder) for part in self.parts]
+            raise UserError(
+                f"{damaged} samples of this epoch are damaged, more than "
+                f"loader.max_failed_share = {most:g}",
+                "Check the shards with\n  " + "\n  ".join(commands),
+            )
+
     def look_ahead(self, now: Sequence[int], soon: Sequence[int]) -> None:
         """Lets what a slow store must give be on its way before it is waited for.
 

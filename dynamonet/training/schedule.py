@@ -1,13 +1,48 @@
-"""Learning rate as a function of what is done, and which parameters decay."""
+"""How much of a training is done, its learning rate by that, and which parameters decay."""
 
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import nn
 
+from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.settings import OptimizerSettings
+
+
+class Clock:
+    """How much of a training is done: by its steps, and by rank 0's clock where that ends it."""
+
+    def __init__(self, rank: Rank, most: float | None) -> None:
+        """Args:
+        most: Minutes that a training may take, all its starts together; None = any.
+        """
+        self.rank, self.most = rank, most
+        self.began = time.monotonic()
+        self.share_done = 0.0  # of the training
+
+    @property
+    def minutes(self) -> float:
+        """Those of earlier starts included."""
+        return (time.monotonic() - self.began) / 60
+
+    def go_on(self, minutes: float) -> None:
+        """Starts it anew as one that has run for that long."""
+        self.began = time.monotonic() - 60 * minutes
+
+    def step(self, done: int, total_steps: int) -> None:
+        """Notes that `done` steps are done; every rank must call it."""
+        self.share_done = done / total_steps
+        if self.most is not None:
+            spent = self.minutes / self.most if self.rank.is_main else 0.0
+            spent = float(self.rank.sum(torch.tensor(spent)))
+            self.share_done = min(1.0, max(self.share_done, spent))
+
+    def expected_steps(self, done: int) -> int:
+        """Returns how many steps the whole training will have, if it goes on as so far."""
+        return round(done / self.share_done)
 
 
 def rate_factor(done: float, warmup_share: float) -> float:

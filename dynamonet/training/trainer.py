@@ -16,7 +16,6 @@ import torch
 
 from dynamonet.errors import UserError
 from dynamonet.model.files import read_weights
-from dynamonet.shards.card import repair_command
 from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.training.checkpoint.state import snapshot
@@ -29,7 +28,7 @@ from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics import nonfinite
 from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.profiler import traced
-from dynamonet.training.schedule import rate_factor, set_rate
+from dynamonet.training.schedule import Clock, rate_factor, set_rate
 from dynamonet.training.setup import set_up
 from dynamonet.training.task import Job
 from dynamonet.training.train_step import Gradients
@@ -68,22 +67,21 @@ class Trainer:
         self.window, self.perf = MetricWindow(rank), self.train_step.perf
         self.heartbeat = Heartbeat(job.coordinator, rank.index)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
-        self.saved_at = self.began = time.monotonic()
-        self.share_done = 0.0  # of the training
+        self.clock, self.saved_at = Clock(rank, settings.max_minutes), time.monotonic()
         self.advised = False
 
     def run(self) -> None:
         """The loop itself."""
         if self.rank.is_main:
             self._start()
-        self.began = time.monotonic() - 60 * self.state.minutes
+        self.clock.go_on(self.state.minutes)
         traces = self.settings.profile and self.rank.is_main
         tracer = traced(self.job.run, self.rank.device, traces)
         with self.heartbeat, self.store, tracer as step_traced:
             for step, batch in self._batches():
-                gradients = self._gradients(step, batch)
+                gradients = self.train_step.gradients(step, batch)
                 request = self._request(step, batch, gradients)
-                self.share_done = self._share_done(step + 1)
+                self.clock.step(step + 1, self.total_steps)
                 if request.refuse:
                     self._refuse(step, batch, gradients)
                 else:
@@ -91,10 +89,10 @@ class Trainer:
                 self.heartbeat.step = step + 1
                 self.store.check()
                 step_traced()
-                if self.share_done >= 1:
+                if self.clock.share_done >= 1:
                     self.total_steps = step + 1
                 self._end_step(step + 1, request)
-                if request.stop or self.share_done >= 1:
+                if request.stop or self.clock.share_done >= 1:
                     break
             self._close()
 
@@ -113,37 +111,24 @@ class Trainer:
             self.perf.lap("wait")
             yield step, batch
 
-    def _gradients(self, step: int, batch: ClipBatch) -> Gradients:
-        """Computes the step's gradients, which are applied only if they are finite everywhere."""
-        return self.train_step.gradients(step, batch)
-
     def _request(self, step: int, batch: ClipBatch, gradients: Gradients) -> StepRequest:
-        """Asks all ranks what is to be done about this step, and how much of it was damaged."""
+        """Asks all ranks what is to be done about this step, and what of its clips was damaged.
+
+        Raises:
+            UserError: too many of this epoch were.
+        """
         drains = not self.drained and self._is_due(step + 1) and self.draining()
         saves = drains or self._save_is_due()
         for failure in batch.failures:
             logger.warning(f"damaged, replaced: {failure}")
         asked = not gradients.finite, self.heartbeat.stop, saves, len(batch.failures)
         *flags, damaged = self.rank.total(*asked)
-        self._count_damaged(step, damaged)
+        self.state.damaged = damaged + (self.state.damaged if step % self.plan.steps else 0)
+        samples = self.plan.steps * self.plan.global_batch
+        most = self.settings.loader.max_failed_share
+        self.reader.sets.allow_damaged(self.state.damaged, samples, most)
         self.drained = self.drained or drains
         return StepRequest(*map(bool, flags))
-
-    def _share_done(self, done: int) -> float:
-        """Returns the share of the training that `done` steps are, by rank 0's clock too."""
-        share, most = done / self.total_steps, self.settings.max_minutes
-        if most is None:
-            return share
-        spent = self._minutes() / most if self.rank.is_main else 0.0
-        return min(1.0, max(share, float(self.rank.sum(torch.tensor(spent)))))
-
-    def _expected_steps(self, done: int) -> int:
-        """Returns how many steps the whole training will have, if it goes on as so far."""
-        by_clock = self.settings.max_minutes is not None
-        return round(done / self.share_done) if by_clock else self.total_steps
-
-    def _minutes(self) -> float:
-        return (time.monotonic() - self.began) / 60
 
     def _save_is_due(self) -> bool:
         """Tells whether a checkpoint is due by the clock."""
@@ -152,7 +137,7 @@ class Trainer:
         return self.rank.is_main and minutes is not None and spent >= 60 * minutes
 
     def _update(self, step: int, batch: ClipBatch, gradients: Gradients) -> None:
-        middle = self.share_done * (step + 0.5) / (step + 1)  # of this step
+        middle = self.clock.share_done * (step + 0.5) / (step + 1)  # of this step
         factor = rate_factor(middle, self.settings.optimizer.warmup_share)
         set_rate(self.train_state.optimizer, factor)
         self.train_step.apply()
@@ -163,7 +148,8 @@ class Trainer:
         """Leaves the weights as they are, and stops the run unless such steps are skipped."""
         self.state.skipped += 1
         skips, most = self.settings.on_nonfinite == "skip", self.settings.max_skipped_share
-        stops = not skips or self.state.skipped > max(1, most * self._expected_steps(step + 1))
+        allowed = max(1, most * self.clock.expected_steps(step + 1))
+        stops = not skips or self.state.skipped > allowed
         text = ""
         if stops or self.state.skipped <= nonfinite.MAX_KEPT:
             text = self._replay(step, batch, gradients)
@@ -229,7 +215,7 @@ class Trainer:
         if self.rank.is_main:
             self.tracking.metrics(rows)
             if self._is_due(done):
-                self.job.progress.step(done, self._expected_steps(done), row)
+                self.job.progress.step(done, self.clock.expected_steps(done), row)
             if not self.advised and self.perf.can_advise(last=done == self.total_steps):
                 self._advise()
 
@@ -274,7 +260,7 @@ class Trainer:
         """Copies the state and lets a thread write it; only rank 0 does."""
         state, batch = self.state, self.plan.global_batch
         state.step, state.total_steps = done, self.total_steps
-        state.minutes = self._minutes()
+        state.minutes = self.clock.minutes
         state.samples, state.global_batch = done * batch, batch
         if self.rank.is_main:
             extra = {**self.task.describe(), "run": self.job.origin}
@@ -303,22 +289,6 @@ class Trainer:
             most = self.settings.max_minutes
             end = f" of {self.total_steps:,}" if most is None else f", {most:g} minutes in all"
             logger.info(f"resumed  after step {self.state.step:,}{end}")
-
-    def _count_damaged(self, step: int, damaged: int) -> None:
-        """Adds a step's damaged samples to those of its epoch.
-
-        Raises:
-            UserError: they are too many.
-        """
-        self.state.damaged = damaged + (self.state.damaged if step % self.plan.steps else 0)
-        most = self.settings.loader.max_failed_share
-        if self.state.damaged > max(1, most * self.plan.steps * self.plan.global_batch):
-            raise UserError(
-                f"{self.state.damaged} samples of this epoch are damaged, more than "
-                f"loader.max_failed_share = {most:g}",
-                "Check the shards with\n  "
-                + "\n  ".join(repair_command(part.tars.folder) for part in self.reader.sets.parts),
-            )
 
     def _is_due(self, done: int) -> bool:
         return done % self.settings.log_every_steps == 0 or done == self.total_steps

@@ -110,13 +110,13 @@ def test_a_stop_ends_after_the_step_and_the_run_goes_on_the_same(
     whole, stopped = bench("whole"), bench("stopped")
     whole.train("--ema_decay", "0.9")
     training = stopped.training("--ema_decay", "0.9")
-    compute = training._gradients
+    compute = training.train_step.gradients
 
     def stop_at_three(number: int, batch: ClipBatch) -> Gradients:
         training.heartbeat.stop = number == 2
         return compute(number, batch)
 
-    training._gradients = stop_at_three  # type: ignore[method-assign]
+    training.train_step.gradients = stop_at_three  # type: ignore[method-assign]
     training.run()
     (only,) = stopped.home.glob("step-*")
     assert only.name == "step-00000003" and read_state(only).step == 3
@@ -138,13 +138,13 @@ def test_checkpoints_by_the_clock(
 ) -> None:
     run = bench()
     training = run.training("--checkpoint_every_minutes", "10", "--keep_checkpoints", "9")
-    step = training._gradients
+    step = training.train_step.gradients
 
     def slow(number: int, batch: ClipBatch) -> Gradients:
         training.saved_at -= 300  # five minutes a step
         return step(number, batch)
 
-    training._gradients = slow  # type: ignore[method-assign]
+    training.train_step.gradients = slow  # type: ignore[method-assign]
     training.run()
     names = sorted(f.name for f in run.home.glob("step-*"))
     assert names == ["step-00000002", "step-00000004", "step-00000006"]
@@ -155,7 +155,7 @@ def test_a_step_that_is_not_finite_names_samples_and_layer_and_can_be_replayed(
 ) -> None:
     run = bench()
     training = run.training()
-    run_to = training._gradients
+    run_to = training.train_step.gradients
 
     def break_a_layer(number: int, batch: ClipBatch) -> Gradients:
         if number == 2:
@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_names_samples_and_layer_and_can_be_replayed(
                 training.train_state.model.trunk.stages[1].res_blocks[0].branch2[0].weight[0] = 3e38  # type: ignore[index, union-attr]
         return run_to(number, batch)
 
-    training._gradients = break_a_layer  # type: ignore[method-assign]
+    training.train_step.gradients = break_a_layer  # type: ignore[method-assign]
     with pytest.raises(UserError) as caught:
         training.run()
     text = str(caught.value)
@@ -198,8 +198,9 @@ def test_a_skipped_step_leaves_batch_norm_and_weights_alone(bench: Callable[...,
     training = run.training("--on_nonfinite", "skip", nan_at=(1,))
     before = {k: v.clone() for k, v in training.train_state.model.state_dict().items()}
     _, batch = next(iter(training._batches()))
-    gradients = training._gradients(0, batch)
+    gradients = training.train_step.gradients(0, batch)
     assert not gradients.finite
+    training.clock.step(1, training.total_steps)
     training._refuse(0, batch, gradients)
     assert equal(before, training.train_state.model.state_dict())
 
