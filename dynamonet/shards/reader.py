@@ -1,8 +1,8 @@
 """Samples by index: from a row of the index to a clip, and from an epoch plan to batches.
 
-    step -> EpochPlan.batch -> rows -> Request (row + its own seed)      here, in the main process
-    Request -> bytes by offset -> frames -> canvas                       in a loader process
-    batch of canvases -> ClipBatch -> device -> ClipBatch.render         back in the main process
+    step -> EpochPlan.batch -> rows -> Request (row + its own seed)    in the main process
+    Request -> bytes by offset -> frames -> RGB of the network's size  here, in a loader process
+    clips of a batch -> ClipBatch -> device -> ClipBatch.render        back in the main process
 
 What a request yields depends on (seed, epoch, row) alone, never on the rank, the worker or what was
 read before.
