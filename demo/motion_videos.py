@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data_prep.segments.transcode import X264_PARAMS
+
 CLASSES = (
     "left",
     "right",
@@ -101,7 +103,8 @@ def render_motion(labels: Tensor, *, seed: int, num_frames: int = 24, size_px: i
 def write_video(path: Path, frames: Tensor, fps: int) -> None:
     """Encodes frames (T, 3, H, W) uint8 as H.264 in mp4."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+        options = {"crf": "18", "x264-params": X264_PARAMS}  # the same bytes in every run
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -198,10 +198,13 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     from fractions import Fraction
 
+    # else bytes would differ by the run, see X264_PARAMS of data_prep; here B-frames are wanted
+    options = {"x264-params": "mbtree=0"} if codec == "libx264" else {}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
+        stream.thread_count = 1
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index, picture in enumerate(frames):

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -57,15 +58,21 @@ class TarCache:
                         received = out.tell()
                     if received != size:
                         raise OSError(f"{name}: {received:,} bytes received instead of {size:,}")
-                    growing.replace(path)
+                    with self._counting():
+                        growing.replace(path)
                 finally:
-                    growing.unlink(missing_ok=True)
+                    with self._counting():
+                        growing.unlink(missing_ok=True)
             os.utime(path)  # used now
         return path
 
+    def _counting(self) -> AbstractContextManager[None]:
+        """Keeps others from counting files while their names change, and the other way round."""
+        return locked(self.home / ".lock")
+
     def _reserve(self, growing: Path, size: int) -> None:
         """Makes room for a file and takes it at once, so that others count it while it grows."""
-        with locked(self.home / ".lock"):
+        with self._counting():
             files = [(f.stat(), f) for f in self.home.glob("*/*.tar")]
             files.sort(key=lambda item: item[0].st_mtime)
             reserved = sum(f.stat().st_size for f in self.home.glob("*/.*.incomplete"))

@@ -45,7 +45,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources") / "with space"
     lines = ["path,label,split"]
     for number in range(8):
-        frames = moving_frames(30, 48, 64, seed=number)
+        frames = moving_frames(30, 48, 64, seed=200 + number)
         write_video(folder / f"{number}.mp4", frames, fps=12)
         lines.append(f"{number}.mp4,class{number % 2},{'test' if number < 3 else 'train'}")
     write_video(folder / "unlisted.mp4", moving_frames(24, 48, 64), fps=12)

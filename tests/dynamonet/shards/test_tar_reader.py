@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +19,7 @@ import pytest
 
 from dynamonet import storage
 from dynamonet.errors import UserError
+from dynamonet.shards.cache import locked
 from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.shards.reader import ClipReader
@@ -124,6 +128,34 @@ def test_the_cache_keeps_to_its_limit_and_each_tar_is_fetched_once_an_epoch(
     held = list((tmp_path / "cache" / "tars").glob("*/*.tar"))
     assert 0 < sum(file.stat().st_size for file in held) <= limit
     assert len(asked) <= 2 * shards.tars.num_rows
+
+
+def test_a_tar_gets_its_name_only_while_nobody_counts(tmp_path: Path) -> None:
+    counting = ExitStack()
+
+    class Store:
+        fs = property(lambda self: self)
+
+        def below(self, name: str) -> str:
+            return name
+
+        def open_input_stream(self, name: str) -> io.BytesIO:
+            counting.enter_context(locked(tmp_path / ".lock"))  # another process begins to count
+            return io.BytesIO(b"tar")
+
+    cache = TarCache(tmp_path, 100)
+    fetching = threading.Thread(
+        target=cache.fetch, args=(cast("Folder", Store()), "set", "a.tar", 3)
+    )
+    fetching.start()
+    fetching.join(0.3)
+    assert fetching.is_alive()
+    assert [file.name for file in tmp_path.glob("set/*a.tar.incomplete")] == [".a.tar.incomplete"]
+    assert not list(tmp_path.glob("set/*.tar"))
+    counting.close()
+    fetching.join()
+    assert (tmp_path / "set/a.tar").read_bytes() == b"tar"
+    assert not list(tmp_path.glob("set/*.incomplete"))
 
 
 def test_a_cache_that_cannot_hold_two_windows_is_refused(
