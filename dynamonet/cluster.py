@@ -47,6 +47,11 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def nodes() -> list[dict[str, float]]:
+    """Returns what each living node has in all: CPU, GPU and others."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """Returns what keeps an actor on the caller's node, so that it is not lost with another."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

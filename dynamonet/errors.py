@@ -42,6 +42,12 @@ class Stopped(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its class where it has no words."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def need(library: str, extra: str, purpose: str) -> Any:
     """Imports a library that only an extra brings.
 

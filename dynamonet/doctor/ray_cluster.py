@@ -63,7 +63,7 @@ def cluster_checks(settings: PreflightSettings) -> list[Check]:
     address = find_address()
     if address is None and not ray.is_initialized():
         text = "no cluster to join (RAY_ADDRESS, `ray start`): each stage starts a private Ray here"
-        mine = _resources(settings, local_resources(), "this machine")
+        mine = _resources(settings, [local_resources()], "this machine")
         return [Check("pass", "ray", text), *mine]
     if address is not None and not ray.is_initialized():
         trouble = _unreachable(address)
@@ -76,7 +76,7 @@ def cluster_checks(settings: PreflightSettings) -> list[Check]:
         counts = {"nodes": len(nodes), "CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0)}
         size = ", ".join(f"{what} {count:.0f}" for what, count in counts.items())
         checks = [Check("pass", "ray", f"{where}: {size}")]
-        checks += _resources(settings, have, "the cluster")
+        checks += _resources(settings, [node["Resources"] for node in nodes], "the cluster")
         return checks + _nodes(settings, [node["NodeID"] for node in nodes])
 
 
@@ -124,11 +124,13 @@ def _unreachable(address: Address) -> Check | None:
     return None
 
 
-def _resources(settings: PreflightSettings, have: Mapping[str, float], what: str) -> list[Check]:
+def _resources(
+    settings: PreflightSettings, nodes: list[Mapping[str, float]], what: str
+) -> list[Check]:
     from dynamonet.training.distributed.resources import worker_resources
 
     try:
-        scaling, cpus = worker_resources(settings, have)
+        scaling, cpus = worker_resources(settings, nodes)
     except UserError as error:
         return [Check("fail", "resources", error.problem, error.remedy)]
     gpu = " and a GPU" if scaling.use_gpu else ""

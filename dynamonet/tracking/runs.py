@@ -34,8 +34,9 @@ from mlflow.entities import (
     ViewType,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from dynamonet.errors import UserError
+from dynamonet.errors import UserError, reason
 from dynamonet.settings import Settings, flatten, to_yaml
 from dynamonet.stage import code_version
 from dynamonet.storage import is_uri
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables"
 
+logger = logging.getLogger(__name__)
 TAG = "dynamonet."
 _PARAM_CHARS = 6000  # MLflow's limit on a parameter's value
 _BATCH = 1000  # MLflow's limit on metrics in one call
@@ -131,10 +133,8 @@ class TrackedRun:
 
     def last_steps(self) -> dict[str, int]:
         """Returns the last step at which each metric was logged."""
-        client = self.client
-        names = client.get_run(self.run_id).data.metrics
-        histories = ((name, client.get_metric_history(self.run_id, name)) for name in names)
-        return {name: max(m.step for m in history) for name, history in histories}
+        data = self.client.get_run(self.run_id).data  # each metric's last value, with its step
+        return {metric.key: metric.step for metric in data.to_proto().metrics}
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Returns the last value of each metric whose name begins with a prefix, without it."""
@@ -142,7 +142,7 @@ class TrackedRun:
         return {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
 
     def reopen(self) -> None:
-        """Marks the run as running again.
+        """Marks the run as running again, where the store answers.
 
         Raises:
             UserError: the store no longer has it.
@@ -150,6 +150,9 @@ class TrackedRun:
         try:
             self.client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                logger.warning(f"tracking {self.uri} does not answer: {reason(error)}")
+                return
             raise UserError(
                 f"{self.uri} has no run {self.run_id}, which this training began with: {error}"
             ) from None
@@ -253,7 +256,10 @@ def closing(run: TrackedRun) -> Iterator[TrackedRun]:
         with contextlib.suppress(Exception):  # a store that is gone must not hide the reason
             run.finish(status)
         raise
-    run.finish("FINISHED")
+    try:
+        run.finish("FINISHED")
+    except Exception as error:  # MLflow's own, SQLAlchemy's, requests' and others
+        logger.warning(f"tracking {run.uri} was not told that the run is done: {reason(error)}")
 
 
 def newest_finished(uri: str, experiment: str, stage: str) -> tuple[str, str] | None:

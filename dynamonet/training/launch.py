@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import socket
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.coordinator import Coordinator
 from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
+from dynamonet.training.failures import oom_kills
 from dynamonet.training.logs.console import ConsoleLog, Progress
 from dynamonet.training.run_folder import (
     MODEL,
@@ -37,7 +39,7 @@ from dynamonet.training.run_folder import (
 )
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Job, Task
-from dynamonet.training.worker import train_worker
+from dynamonet.training.worker import MEMORY, train_worker
 
 MAX_TRIES = 30  # of a minute each, to find the workers' resources while the run goes on
 
@@ -130,9 +132,12 @@ def _fit(
     settings = task.settings
     # how often Ray's controller looks after its workers; its 2 s would be spent at start and end
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # else Ray's own barriers wait for a lost worker without end
+    timeout = str(settings.collective_timeout_seconds)
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", timeout)
     with cluster.connected():
         signals.install()  # Ray sets its own
-        scaling, cpus = worker_resources(settings, ray.cluster_resources())
+        scaling, cpus = worker_resources(settings, cluster.nodes())
         log, coordinator = ConsoleLog(console), Coordinator.start()
         processes = settings.loader.processes
         if processes is None:
@@ -214,8 +219,11 @@ def _explained(error: BaseException, coordinator: Coordinator) -> BaseException:
     if find_user_error(error) is not None or not isinstance(error, ray.train.TrainingFailedError):
         return error
     lines = str(error).strip().splitlines()
+    host = socket.gethostname()
+    ended = coordinator.new_oom_kills(host, oom_kills())
+    memory = f"{MEMORY.format(ended=ended, host=host)}. " if ended else ""
     return UserError(
-        f"workers failed or were lost more often than max_restarts allows. "
+        f"workers failed or were lost more often than max_restarts allows. {memory}"
         f"Workers: {coordinator.describe_lagging()}. Ray says: {lines[-1] if lines else error}\n"
         "Run the same command again to continue from the last checkpoint."
     )
@@ -230,9 +238,9 @@ def _check_end(folder: Path, console: Console, signals: StopSignals) -> None:
     """
     last = newest(folder)
     state = read_state(last) if last else None
-    if state is not None and state.step >= state.total_steps:
+    if signals.asked is None and state is not None and state.step >= state.total_steps:
         return
-    if signals.asked is not None:
+    if signals.asked is not None:  # also where only the last measurement was broken off
         if state is not None:
             console.print(
                 f"stopped  after step {state.step:,} of {state.total_steps:,}: {last}",

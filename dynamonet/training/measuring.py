@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dynamonet.shards.loading import batches
@@ -15,6 +15,10 @@ from dynamonet.video.transforms import ClipBatch
 AHEAD = 2  # batches that each loader process keeps ready
 
 
+class BrokenOff(Exception):
+    """A stop was asked for while a model was measured; raised on every rank."""
+
+
 @dataclass(frozen=True)
 class Measuring:
     """With what a model is measured."""
@@ -23,10 +27,17 @@ class Measuring:
     precision: Precision
     clips: int  # at once
     processes: int = 0  # that read and decode; 0 = this one
+    stops: Callable[[], bool] = lambda: False  # tells whether this rank is asked to stop
 
     def batches(self, reader: ClipReader, requests: Sequence[Request]) -> Iterator[ClipBatch]:
-        """Yields this rank's share of some clips, on its device."""
+        """Yields this rank's share of some clips, on its device.
+
+        Raises:
+            BrokenOff: a rank is asked to stop.
+        """
         rank = self.rank
+        most = -(-len(requests) // rank.count)  # clips of a rank
+        rounds = -(-most // self.clips)  # on every rank, though its last may be empty
         mine = [requests[i] for i in even_share(len(requests), rank.index, rank.count)]
         groups = [mine[i : i + self.clips] for i in range(0, len(mine), self.clips)]
         found = batches(
@@ -36,5 +47,9 @@ class Measuring:
             prefetch=AHEAD,
             pin_memory=rank.device.type == "cuda",
         )
-        for batch in found:
-            yield batch.to(rank.device)
+        for _ in range(rounds):
+            if rank.any(self.stops())[0]:
+                raise BrokenOff
+            batch = next(found, None)
+            if batch is not None:
+                yield batch.to(rank.device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from dynamonet.storage import is_uri
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.settings import TrainSettings
 
+logger = logging.getLogger(__name__)
 RUN_FILE, MODEL = "run.json", "model"
 # what may change between a run and its resumption without making it another run
 FREE_KEYS = frozenset(
@@ -35,7 +37,7 @@ FREE_KEYS = frozenset(
     "keep_checkpoints profile checkpoint_every_steps checkpoint_every_minutes min_workers "
     "max_restarts collective_timeout_seconds on_nonfinite max_skipped_share loader.processes "
     "loader.prefetch_batches loader.cache_gb loader.decoded_gb "
-    "loader.retry_seconds loader.max_failed_share".split()
+    "loader.retry_seconds loader.max_failed_share activation_checkpointing".split()
 )
 
 
@@ -94,7 +96,13 @@ def acquire_run(
     """Finds the run to resume or makes a new one, and holds its lock."""
     digest, digests = settings_digest(settings), [use.digest for use in datasets]
     for folder in _candidates(home, settings):
-        state = _read_state(folder)
+        try:
+            state = _read_state(folder)
+        except UserError as error:
+            if settings.name is not None:
+                raise
+            logger.warning(f"passed over  {error}")  # whatever it was, others may go on
+            continue
         same = state.settings_digest == digest and state.dataset_digests == digests
         if settings.name is not None and not same:
             raise UserError(
@@ -151,9 +159,14 @@ def _lock(folder: Path) -> Iterator[bool]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield False
             return
+        except OSError as error:  # a file system without locks, e.g. some of NFS and FUSE
+            logger.warning(
+                f"{folder}: this file system has no locks ({error.strerror}): nothing keeps a "
+                "second start of this run from working on it at the same time"
+            )
         yield True
 
 

@@ -32,13 +32,14 @@ class Clock:
         """Starts it anew as one that has run for that long."""
         self.began = time.monotonic() - 60 * minutes
 
-    def step(self, done: int, total_steps: int) -> None:
-        """Notes that `done` steps are done; every rank must call it."""
-        self.share_done = done / total_steps
-        if self.most is not None:
-            spent = self.minutes / self.most if self.rank.is_main else 0.0
-            spent = float(self.rank.sum(torch.tensor(spent)))
-            self.share_done = min(1.0, max(self.share_done, spent))
+    @property
+    def spent(self) -> float:
+        """Rank 0's share of the time that is spent, to be summed over ranks; 0 = no matter."""
+        return 0.0 if self.most is None or not self.rank.is_main else self.minutes / self.most
+
+    def step(self, done: int, total_steps: int, spent: float = 0.0) -> None:
+        """Notes that `done` steps are done, and rank 0's share of the time."""
+        self.share_done = min(1.0, max(done / total_steps, spent))
 
     def expected_steps(self, done: int) -> int:
         """Returns how many steps the whole training will have, if it goes on as so far."""

@@ -1,4 +1,4 @@
-"""One update of the weights: forward and backward in parts, clipping, the check, the optimiser.
+"""One update of the weights: forward and backward in parts, the check, clipping, the optimiser.
 
 share of a rank    0 1 2 3 4 5 6 7        clips of this step
 parts              0 1 2 3 | 4 5 6 7      micro-batches; their gradients are averaged
@@ -8,7 +8,6 @@ all-reduce                         ^      once, after the last part
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from dynamonet.shards.order import sample_seed
 from dynamonet.training.checkpoint.state import TrainState
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.metrics import Sums
+from dynamonet.training.numerics.nonfinite import Findings, broken_gradients, watching
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.training.perf.monitor import PerfMonitor
 from dynamonet.training.task import Task
@@ -31,12 +31,16 @@ MAX_OVERFLOWS = 20  # fp16: in a row; the loss scale has then been halved from 6
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a step's forward and backward found."""
+    """What a step's forward and backward found; on the device, so that nothing waits for it."""
 
-    loss: float
-    norm: float  # of the gradients, before clipping
-    finite: bool  # False: the weights must stay as they are
+    loss: Tensor  # ()
+    norm: Tensor  # (), of the gradients over all ranks, not clipped
     sums: Sums
+
+    @property
+    def broken(self) -> Tensor:
+        """Tells (2,) whether the loss, and whether the gradients are not finite."""
+        return ~torch.isfinite(torch.stack([self.loss.float(), self.norm.float()]))
 
 
 def copy_all(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
@@ -68,8 +72,8 @@ class TrainStep:
         self.kept = [buffer.clone() for buffer in train_state.model.buffers()]
 
     def gradients(self, step: int, batch: ClipBatch) -> Gradients:
-        """Leaves the gradients of a batch, averaged over parts and ranks and clipped."""
-        train_state, settings = self.train_state, self.task.settings
+        """Leaves the gradients of a batch, averaged over parts and ranks."""
+        train_state = self.train_state
         copy_all(train_state.model.buffers(), self.kept)
         self.parallel.train()
         train_state.optimizer.zero_grad(set_to_none=True)
@@ -80,24 +84,31 @@ class TrainStep:
             torch.manual_seed(self.seed(step, index))
             last = index == len(parts) - 1
             with self._reducing(last):
-                loss, more = self._loss(part)
+                loss, more = self._loss(self.parallel, part)
                 train_state.scaler.scale(loss / len(parts)).backward()
             self.perf.lap("backward")
             total += loss.detach() / len(parts)
             for name, value in more.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         train_state.scaler.unscale_(train_state.optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            train_state.model.parameters(), settings.optimizer.clip_norm
-        )
-        mean_loss, size = torch.stack([total.float(), norm.float()]).tolist()
-        if math.isfinite(mean_loss):
-            self.overflows = 0 if math.isfinite(size) else self.overflows + 1
-        return Gradients(mean_loss, size, self._is_finite(mean_loss, size), sums)
+        norm = nn.utils.get_total_norm([p.grad for p in self._trained() if p.grad is not None])
+        return Gradients(total, norm, sums)
 
-    def apply(self) -> None:
+    def refuses(self, *, bad_loss: bool, bad_gradients: bool) -> bool:
+        """Tells whether the weights must stay as they are.
+
+        In fp16 gradients overflow now and then, and the scale of the loss adapts.
+        """
+        if not self.train_state.scaler.is_enabled():
+            return bad_loss or bad_gradients
+        if not bad_loss:
+            self.overflows = self.overflows + 1 if bad_gradients else 0
+        return bad_loss or self.overflows >= MAX_OVERFLOWS
+
+    def apply(self, gradients: Gradients) -> None:
         """Moves the weights; in fp16 the scaler leaves them where gradients overflowed."""
-        train_state = self.train_state
+        train_state, most = self.train_state, self.task.settings.optimizer.clip_norm
+        nn.utils.clip_grads_with_norm_(self._trained(), most, gradients.norm)
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
         if train_state.average is not None:
@@ -111,17 +122,35 @@ class TrainStep:
         if self.train_state.scaler.is_enabled():
             self.train_state.scaler.update()
 
+    def replay(self, step: int, batch: ClipBatch) -> Findings:
+        """Runs a step again on this rank's clips alone, and looks for what is not finite."""
+        train_state, losses = self.train_state, list[float]()
+        parts = batch.parts(self.micro_batch)
+        train_state.optimizer.zero_grad(set_to_none=True)
+        eager = torch.compiler.set_stance("force_eager")  # hooks are not seen in compiled code
+        with eager, watching(train_state.model) as layers:
+            for index, part in enumerate(parts):
+                torch.manual_seed(self.seed(step, index))
+                loss, _ = self._loss(train_state.model, part)
+                train_state.scaler.scale(loss / len(parts)).backward()
+                losses.append(float(loss.detach()))
+        mean = sum(losses) / len(losses)
+        return Findings(mean, tuple(layers), tuple(broken_gradients(train_state.model)))
+
     def seed(self, step: int, part: int) -> int:
         """Returns the seed of a part's randomness; it depends on its place in the global batch."""
         share = self.task.settings.loader.batch_size // self.rank.count
         place = self.rank.index * (share // self.micro_batch) + part
         return sample_seed(self.task.settings.seed, step, place)
 
-    def _loss(self, part: ClipBatch) -> tuple[Tensor, Sums]:
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.train_state.model.parameters() if p.grad is not None]
+
+    def _loss(self, model: nn.Module, part: ClipBatch) -> tuple[Tensor, Sums]:
         frames = part.to(self.rank.device).render()
         self.perf.lap("copy")
         with self.precision.autocast():
-            loss_and_sums = self.task.loss(self.parallel, frames, part)
+            loss_and_sums = self.task.loss(model, frames, part)
         self.perf.lap("forward")
         return loss_and_sums
 
@@ -130,9 +159,3 @@ class TrainStep:
         if last or not isinstance(self.parallel, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.parallel.no_sync()
-
-    def _is_finite(self, loss: float, norm: float) -> bool:
-        """Tells whether to go on; in fp16 gradients overflow now and then, and the scale adapts."""
-        if self.train_state.scaler.is_enabled():
-            return math.isfinite(loss) and self.overflows < MAX_OVERFLOWS
-        return math.isfinite(loss) and math.isfinite(norm)

@@ -7,6 +7,7 @@ ends the training (`max_minutes`), how many steps it takes and their rates depen
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from dynamonet.training.distributed.coordinator import Heartbeat
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.logs.metrics import MetricWindow
-from dynamonet.training.measuring import Measuring
+from dynamonet.training.measuring import BrokenOff, Measuring
 from dynamonet.training.numerics import nonfinite
 from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.profiler import traced
@@ -43,6 +44,7 @@ class StepRequest(NamedTuple):
     refuse: bool  # its gradients are not finite
     stop: bool
     save: bool
+    spent: float  # share of the time, where that ends the training
 
 
 class Trainer:
@@ -61,11 +63,12 @@ class Trainer:
         self.reader, self.plan, self.total_steps = setup.reader, setup.plan, setup.total_steps
         self.train_state, self.precision = setup.train_state, setup.precision
         self.train_step, self.state = setup.train_step, setup.state
+        self.heartbeat = Heartbeat(job.coordinator, rank.index)
+        clips = self.train_step.micro_batch
         self.measuring = Measuring(
-            rank, setup.precision, self.train_step.micro_batch, job.processes
+            rank, setup.precision, clips, job.processes, lambda: self.heartbeat.stop
         )
         self.window, self.perf = MetricWindow(rank), self.train_step.perf
-        self.heartbeat = Heartbeat(job.coordinator, rank.index)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
         self.clock, self.saved_at = Clock(rank, settings.max_minutes), time.monotonic()
         self.advised = False
@@ -76,12 +79,16 @@ class Trainer:
             self._start()
         self.clock.go_on(self.state.minutes)
         traces = self.settings.profile and self.rank.is_main
-        tracer = traced(self.job.run, self.rank.device, traces)
-        with self.heartbeat, self.store, tracer as step_traced:
+        tracer = traced(self.tracking, self.rank.device, traces)
+        with self.heartbeat, self.store, self.tracking, tracer as step_traced:
+            if self.state.unmeasured:
+                if not self._measure(self.state.step):
+                    return
+                self._save(self.state.step)
             for step, batch in self._batches():
                 gradients = self.train_step.gradients(step, batch)
                 request = self._request(step, batch, gradients)
-                self.clock.step(step + 1, self.total_steps)
+                self.clock.step(step + 1, self.total_steps, request.spent)
                 if request.refuse:
                     self._refuse(step, batch, gradients)
                 else:
@@ -91,8 +98,7 @@ class Trainer:
                 step_traced()
                 if self.clock.share_done >= 1:
                     self.total_steps = step + 1
-                self._end_step(step + 1, request)
-                if request.stop or self.clock.share_done >= 1:
+                if self._end_step(step + 1, request) or self.clock.share_done >= 1:
                     break
             self._close()
 
@@ -121,14 +127,17 @@ class Trainer:
         saves = drains or self._save_is_due()
         for failure in batch.failures:
             logger.warning(f"damaged, replaced: {failure}")
-        asked = not gradients.finite, self.heartbeat.stop, saves, len(batch.failures)
-        *flags, damaged = self.rank.total(*asked)
-        self.state.damaged = damaged + (self.state.damaged if step % self.plan.steps else 0)
+        asked = self.heartbeat.stop, saves, self.clock.spent, len(batch.failures)
+        stop, save, spent, damaged, *broken = self.rank.total(*asked, on_device=gradients.broken)
+        bad_loss, bad_gradients = map(bool, broken)
+        refuse = self.train_step.refuses(bad_loss=bad_loss, bad_gradients=bad_gradients)
+        before = self.state.damaged if step % self.plan.steps else 0
+        self.state.damaged = before + int(damaged)
         samples = self.plan.steps * self.plan.global_batch
         most = self.settings.loader.max_failed_share
         self.reader.sets.allow_damaged(self.state.damaged, samples, most)
         self.drained = self.drained or drains
-        return StepRequest(*map(bool, flags))
+        return StepRequest(refuse, bool(stop), bool(save), spent)
 
     def _save_is_due(self) -> bool:
         """Tells whether a checkpoint is due by the clock."""
@@ -140,7 +149,7 @@ class Trainer:
         middle = self.clock.share_done * (step + 0.5) / (step + 1)  # of this step
         factor = rate_factor(middle, self.settings.optimizer.warmup_share)
         set_rate(self.train_state.optimizer, factor)
-        self.train_step.apply()
+        self.train_step.apply(gradients)
         lr = self.settings.optimizer.lr * factor
         self.window.add(step + 1, lr, len(batch), gradients.sums)
 
@@ -160,25 +169,21 @@ class Trainer:
         logger.warning(text or f"step {step + 1}: not finite, skipped")
 
     def _replay(self, step: int, batch: ClipBatch, gradients: Gradients) -> str:
-        """Writes the step to the run's folder and returns what is wrong with it."""
-        rows = batch.row.tolist()
-        found = [self.reader.sets.find(row)[0] for row in rows]
-        samples = [(row.shard, row.key) for row in found]
+        """Writes the step to the run's folder and returns what is wrong with it, on which rank."""
+        found = self.train_step.replay(step, batch)
+        rows = [self.reader.sets.find(row)[0] for row in batch.row.tolist()]
+        samples = [(row.shard, row.key) for row in rows]
         facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
-        facts |= {"loss": repr(gradients.loss), "gradient_norm": repr(gradients.norm)}
-        return nonfinite.diagnose(
-            self.job.home,
-            self.rank,
-            self.train_state.model,
-            self.precision,
-            batch,
-            facts,
-            micro_batch=self.train_step.micro_batch,
-            torch_seed=self.train_step.seed(step, 0),
+        facts |= {"gradient_norm": repr(float(gradients.norm))}
+        model = self.train_state.model if self.rank.is_main else None
+        folder = nonfinite.write_replay(
+            self.job.home, self.rank.index, batch, facts | found.facts(), model
         )
+        told = self.rank.gather((found, samples))
+        return nonfinite.diagnosis(told, step + 1, folder)  # type: ignore[arg-type]
 
-    def _end_step(self, done: int, request: StepRequest) -> None:
-        """Logs, evaluates and saves after a step, as far as each is due."""
+    def _end_step(self, done: int, request: StepRequest) -> bool:
+        """Logs, evaluates and saves after a step, as far as each is due; tells whether to stop."""
         over = request.stop or done == self.total_steps
         evaluates = self.task.evaluates_after(done, self.total_steps)
         saves = over or request.save or done % self.settings.checkpoint_every_steps == 0
@@ -186,12 +191,13 @@ class Trainer:
         if self._is_due(done) or self._ends_epoch(done) or saves:
             self._log(done)
         self.perf.lap("logging")
-        if evaluates:
-            self._evaluate(done)
-            self.perf.lap("evaluation")
+        stops = request.stop
+        if evaluates and not self._measure(done):
+            stops = saves = True
         if saves:
             self._save(done)
             self.perf.lap("checkpoint")
+        return stops
 
     def _log(self, done: int) -> None:
         """Writes the window's steps to the tracking store, and the epoch's when one ends."""
@@ -231,7 +237,18 @@ class Trainer:
         advice = self.perf.advice(context)
         self.advised = True
         logger.info(f"speed    {advice}")
-        self.job.run.tag(advice=advice)
+        self.tracking.artifact(lambda: self.job.run.tag(advice=advice))
+
+    def _measure(self, done: int) -> bool:
+        """Evaluates; tells whether it came to its end, else the next start does it again."""
+        try:
+            self._evaluate(done)
+        except BrokenOff:
+            self.state.unmeasured = True
+            return False
+        self.state.unmeasured = False
+        self.perf.lap("evaluation")
+        return True
 
     def _evaluate(self, done: int) -> None:
         model = self.train_state.result.eval()
@@ -262,6 +279,7 @@ class Trainer:
         state.step, state.total_steps = done, self.total_steps
         state.minutes = self.clock.minutes
         state.samples, state.global_batch = done * batch, batch
+        state.unsent = self.tracking.unsent()
         if self.rank.is_main:
             extra = {**self.task.describe(), "run": self.job.origin}
             self.store.begin(done, snapshot(self.train_state, state, extra), self.measured)
@@ -272,16 +290,15 @@ class Trainer:
             self._save(0)  # a model that nothing is taught is a result too
         if self.rank.is_main:
             self.store.wait()
-        if self.state.step == self.total_steps:
-            self._test()
-        if self.rank.is_main:
-            self.tracking.close()
+        if self.state.step == self.total_steps and not self.state.unmeasured:
+            with contextlib.suppress(BrokenOff):  # the next start tests
+                self._test()
         self.rank.any(False)  # nobody leaves before the last checkpoint is on disk
 
     def _start(self) -> None:
         """Cleans up after an earlier start and tells what is about to run; rank 0 does."""
         self.store.clear_incomplete()
-        self.tracking.resume()  # one that was killed may have logged more than its checkpoint holds
+        self.tracking.resume(self.state.unsent)
         for line in self.setup.lines(self.job, self.rank):
             logger.info(line)
         logger.info(f"work     {self.perf.capacity}")

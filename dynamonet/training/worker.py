@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import pickle
-import traceback
+import socket
 from typing import Any
 
 import ray.train
 import torch
 from ray.train.torch import get_device
 
-from dynamonet.errors import UserError
-from dynamonet.storage import StoreError
+from dynamonet.errors import reason
 from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.failures import final_error, oom_kills
 from dynamonet.training.task import Job
 from dynamonet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+MEMORY = (
+    "the system ended {ended} processes on {host} for lack of memory since this run began there. "
+    "Lower loader.processes, loader.prefetch_batches or loader.decoded_gb"
+)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -33,20 +37,28 @@ def train_worker(config: dict[str, Any]) -> None:
     rank = Rank(context.get_world_rank(), context.get_world_size(), device)
     torch.set_num_threads(job.threads)
     with job.progress.receiving_logs():
+        host = socket.gethostname()
+        if ended := coordinator.new_oom_kills(host, oom_kills()):
+            logger.warning(f"memory   {MEMORY.format(host=host, ended=ended)}")
+        trainer = None
         try:
-            Trainer(job, rank, draining=lambda: ray.train.get_preemption_info() is not None).run()
-        except (RuntimeError, StoreError) as error:  # PyTorch's when another worker is gone
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            lagging = coordinator.describe_lagging()
-            logger.error(f"failed   rank {rank.index}: {text}. Workers: {lagging}")
-            raise  # for Ray to start the workers again
+            trainer = Trainer(job, rank, draining=is_draining)
+            trainer.run()
         except Exception as error:
-            known = isinstance(error, UserError)
-            coordinator.record_failure(error if known else sendable(error))
+            where = f"rank {rank.index} on {host}"
+            if trainer is not None:
+                where += f" after step {trainer.heartbeat.step:,}"
+            micro_batch = trainer.train_step.micro_batch if trainer is not None else 0
+            failure = final_error(error, where, micro_batch)
+            if failure is None:
+                lagging = coordinator.describe_lagging()
+                logger.error(f"failed   {where}: {reason(error)}. Workers: {lagging}")
+                raise  # for Ray to start the workers again
+            coordinator.record_failure(failure)
             if rank.count > 1:  # the other ranks wait for this one: Ray must end them
                 raise
 
 
-def sendable(error: Exception) -> Exception:
-    """Returns an error of the program as one that can always be pickled, with its traceback."""
-    return RuntimeError("".join(traceback.format_exception(error)))
+def is_draining() -> bool:
+    """Tells whether a worker's node is about to go; every rank must call it."""
+    return ray.train.get_preemption_info() is not None

@@ -136,7 +136,7 @@ def test_a_damaged_store_fails(tmp_path: Path) -> None:
 def test_workers_that_do_not_fit_fail_with_what_to_change(cluster: None) -> None:
     checks = ray_cluster.cluster_checks(PreflightSettings(num_workers=99, cpus_per_worker=1))
     found = only(checks, "resources")
-    assert found.state == "fail" and "99 CPU wanted" in found.text
+    assert found.state == "fail" and "99 of 1 CPU wanted" in found.text
     assert found.remedy.startswith("Lower num_workers")
     settings = PreflightSettings(
         num_workers=2, cpus_per_worker=1, loader=LoaderSettings(batch_size=3)

@@ -168,9 +168,9 @@ def test_users_mistakes_are_refused_before_training(
 ) -> None:
     with pytest.raises(UserError, match=r"(?s)no shards here.*data_prep/shard.py --source"):
         train(tmp_path / "nothing")
-    with pytest.raises(UserError, match="does not fit this cluster: 99 CPU wanted"):
+    with pytest.raises(UserError, match="does not fit this cluster: 99 of 1 CPU wanted"):
         train(shard_set, "--num_workers", "99", "--loader.batch_size", "99")
-    with pytest.raises(UserError, match="1 GPU wanted, 0 there"):
+    with pytest.raises(UserError, match="1 of 1 CPU and a GPU wanted, room for 0"):
         train(shard_set, "--device", "gpu")
     with pytest.raises(UserError, match=r"batch_size = 3 does not divide by num_workers = 2"):
         train(shard_set, "--num_workers", "2", "--cpus_per_worker", "1", "--loader.batch_size", "3")

@@ -40,6 +40,9 @@ class LoopState:
     skipped: int = 0  # steps whose loss or gradients were not finite
     damaged: int = 0  # samples of the epoch so far that could not be decoded, over all ranks
     epoch_sums: dict[str, float] = field(default_factory=dict)
+    unmeasured: bool = False  # a stop broke this step's evaluation off
+    # metrics that had not reached the tracking store, by step
+    unsent: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

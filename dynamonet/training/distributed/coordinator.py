@@ -29,6 +29,7 @@ class CoordinatorState:
     stop_requested: bool = False
     steps: dict[int, tuple[int, str, float]] = field(default_factory=dict)  # step, host, heard at
     failure: Exception | None = None
+    oom_kills: dict[str, int] = field(default_factory=dict)  # by host, when the run began there
 
     def beat(self, rank: int, step: int, host: str) -> bool:
         """Records where a rank is and tells it whether to stop."""
@@ -44,6 +45,10 @@ class CoordinatorState:
 
     def get_failure(self) -> Exception | None:
         return self.failure
+
+    def new_oom_kills(self, host: str, count: int) -> int:
+        """Returns by how much a host's count has grown since it was told first."""
+        return count - self.oom_kills.setdefault(host, count)
 
     def describe_lagging(self) -> str:
         """Names the ranks that are behind the others, or have been silent lately."""
@@ -85,6 +90,10 @@ class Coordinator:
     def failure(self) -> Exception | None:
         """Returns the recorded error, if any."""
         return ray.get(self.actor.get_failure.remote(), timeout=ANSWER_SECONDS)
+
+    def new_oom_kills(self, host: str, count: int) -> int:
+        """Returns how many processes the system has ended on a host since the run began there."""
+        return ray.get(self.actor.new_oom_kills.remote(host, count), timeout=ANSWER_SECONDS)
 
     def describe_lagging(self) -> str:
         """Names the ranks that are behind the others, or have been silent lately."""

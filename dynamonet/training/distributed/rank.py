@@ -40,11 +40,17 @@ class Rank:
         dist.all_gather_object(items, item)
         return items
 
-    def total(self, *counts: int) -> tuple[int, ...]:
-        """Returns the sum over all ranks of each count; every rank must call it."""
+    def total(self, *counts: float, on_device: Tensor | None = None) -> list[float]:
+        """Returns the sum over all ranks of each count; every rank must call it.
+
+        Args:
+            on_device: More counts (N,), which come last; the host waits for the device once for
+                all of them.
+        """
         if self.count == 1:
-            return counts
-        return tuple(self.sum(torch.tensor(counts)).tolist())
+            return [*counts, *(() if on_device is None else on_device.double().tolist())]
+        own = torch.tensor(counts, dtype=torch.float64).to(self.device, non_blocking=True)
+        return self.sum(own if on_device is None else torch.cat([own, on_device.double()])).tolist()
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Tells for each flag whether any rank raised it; every rank must call it."""

@@ -1,8 +1,8 @@
-"""What each worker of a training reserves on the cluster."""
+"""What each worker of a training reserves, and whether the cluster's nodes have room for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ray.train
 
@@ -11,44 +11,59 @@ from dynamonet.training.settings import TrainSettings
 
 
 def worker_resources(
-    settings: TrainSettings, have: Mapping[str, float]
+    settings: TrainSettings, nodes: Sequence[Mapping[str, float]]
 ) -> tuple[ray.train.ScalingConfig, int]:
     """Returns what each worker reserves and its number of cores.
 
+    A worker lies on one node, so room is counted node by node. By default a worker takes as many
+    cores as it can while all workers find a place; beside GPUs at most a GPU's share of its node.
+
     Args:
-        have: What the cluster has in all, as `ray.cluster_resources` names it.
+        nodes: What each node has in all, as `ray.nodes` names it under Resources.
 
     Raises:
-        UserError: the cluster does not have what is needed.
+        UserError: the nodes do not have room for the workers.
     """
-    least = settings.min_workers or settings.num_workers
-    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-    use_gpu = gpus > 0 if settings.device == "auto" else settings.device == "gpu"
-    share = max(1, cpus // settings.num_workers)
-    each = settings.cpus_per_worker or (share if not use_gpu else max(1, cpus // max(gpus, 1)))
-    wanted = {"CPU": each * least, "GPU": least if use_gpu else 0}
-    short = [
-        f"{count} {kind} wanted, {int(have.get(kind, 0))} there"
-        for kind, count in wanted.items()
-        if count > have.get(kind, 0)
-    ]
-    if short:
+    least, most = settings.min_workers or settings.num_workers, settings.num_workers
+    gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+    use_gpu = gpus if settings.device == "auto" else settings.device == "gpu"
+    each = settings.cpus_per_worker or _most_cores(nodes, most, use_gpu=use_gpu)
+    room = sum(places(node, each, use_gpu=use_gpu) for node in nodes)
+    if room < least:
+        kind = f"{each} CPU and a GPU" if use_gpu else f"{each} CPU"
+        have = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
         raise UserError(
-            f"num_workers = {settings.num_workers} does not fit this cluster: {'; '.join(short)}",
+            f"num_workers = {settings.num_workers} does not fit this cluster: {least} of "
+            f"{kind} wanted, room for {room} on its nodes ({have})",
             "Lower num_workers or cpus_per_worker, or set device to cpu.",
         )
-    for count in range(least, settings.num_workers + 1):
+    for count in range(least, most + 1):
         if settings.loader.batch_size % count:
-            key = "num_workers" if least == settings.num_workers else "a number of workers"
+            key = "num_workers" if least == most else "a number of workers"
             raise UserError(
                 f"loader.batch_size = {settings.loader.batch_size} does not divide by "
                 f"{key} = {count}",
                 "Change one of the two settings.",
             )
-    elastic = least < settings.num_workers
     scaling = ray.train.ScalingConfig(
-        num_workers=(least, settings.num_workers) if elastic else settings.num_workers,
+        num_workers=(least, most) if least < most else most,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": each},
     )
     return scaling, each
+
+
+def places(node: Mapping[str, float], cpus: int, *, use_gpu: bool) -> int:
+    """Returns how many workers of so many cores a node has room for."""
+    room = int(node.get("CPU", 0) // cpus)
+    return min(room, int(node.get("GPU", 0))) if use_gpu else room
+
+
+def _most_cores(nodes: Sequence[Mapping[str, float]], workers: int, *, use_gpu: bool) -> int:
+    """Returns the most cores with which so many workers find a place; 1 where none does."""
+    shares = [int(node.get("GPU", 0)) if use_gpu else 1 for node in nodes]
+    most = [int(n.get("CPU", 0)) // by for n, by in zip(nodes, shares, strict=True) if by]
+    for cpus in range(max(most, default=1), 1, -1):
+        if sum(places(node, cpus, use_gpu=use_gpu) for node in nodes) >= workers:
+            return cpus
+    return 1

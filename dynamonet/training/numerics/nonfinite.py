@@ -9,6 +9,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,9 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
-from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.transforms import ClipBatch
 
+Samples = Sequence[tuple[str, str]]  # tar and key of each
 FOLDER = "nonfinite"
 MAX_NAMED = 8  # layers and samples in a message
 MAX_KEPT = 3  # replay folders of a run
@@ -58,43 +60,51 @@ class Replay:
 
     def layers(self) -> list[str]:
         """Returns the layers whose output is not finite, in the order of the computation."""
-        frames = self.batch.render()
-        return broken_layers(self.model.train(), frames[:, :, : self.model.config.num_frames])
+        frames = self.batch.render()[:, :, : self.model.config.num_frames]
+        with torch.no_grad(), watching(self.model.train()) as broken:
+            self.model(frames)
+        return broken
 
 
-def diagnose(
-    home: Path,
-    rank: Rank,
-    model: DynamoNet,
-    precision: Precision,
-    batch: ClipBatch,
-    facts: dict[str, Any],
-    *,
-    micro_batch: int,
-    torch_seed: int,
-) -> str:
-    """Writes a rank's part of a step that was not finite; returns what is wrong with it.
+@dataclass(frozen=True)
+class Findings:
+    """What is not finite in a step of one rank, its own clips alone."""
+
+    loss: float
+    layers: tuple[str, ...]  # whose output is not finite, in the order of the computation
+    gradients: tuple[str, ...]  # parameters, in the order of the model
+
+    def facts(self) -> dict[str, Any]:
+        return {"loss": repr(self.loss), "layers": self.layers, "gradients": self.gradients}
+
+    def __bool__(self) -> bool:
+        return not math.isfinite(self.loss) or bool(self.layers or self.gradients)
+
+    def __str__(self) -> str:
+        if self.layers:
+            return f"loss {self.loss}; first not finite: the output of {self.layers[0]}"
+        if not self.gradients:
+            return f"loss {self.loss}, which all layers' outputs lead to"
+        last = self.gradients[-1]  # the way back begins at the end
+        return f"loss {self.loss}; first not finite on the way back: the gradient of {last}"
+
+
+def diagnosis(told: Sequence[tuple[Findings, Samples]], step: int, folder: Path) -> str:
+    """Names the ranks whose own clips gave what is not finite, with layer and samples.
 
     Args:
-        facts: step, seed, samples, loss and gradient_norm, see `Replay`.
-        torch_seed: Of the randomness within the step's first part.
+        told: What each rank found, and its clips.
     """
-    gradients = broken_gradients(model)
-    torch.manual_seed(torch_seed)
-    layers: list[str] = []
-    for part in batch.parts(micro_batch):
-        frames = part.to(rank.device).render()
-        with precision.autocast():
-            layers = layers or broken_layers(model, frames[:, :, : model.config.num_frames])
-    facts = {**facts, "rank": rank.index, "layers": layers, "gradients": gradients}
-    folder = write_replay(home, rank.index, batch, facts, model if rank.is_main else None)
-    where = f"; first not finite: the output of {layers[0]}" if layers else ""
-    where = where or (f"; first not finite: gradients of {some(gradients)}" if gradients else "")
-    samples = some([f"{shard} {key}" for shard, key in facts["samples"]])
-    return (
-        f"step {facts['step']}: loss {facts['loss']}, gradient norm {facts['gradient_norm']}: not "
-        f"finite on rank {rank.index}{where}. Samples: {samples}. To replay it: {folder}. "
+    guilty = [
+        f"rank {rank}: {found}. Samples: {some([f'{shard} {key}' for shard, key in samples])}"
+        for rank, (found, samples) in enumerate(told)
+        if found
+    ]
+    text = ". ".join(guilty) or (
+        "no rank found it again when it ran the step on its clips alone, so the cause lies in the "
+        "sum over ranks, or in a device that does not compute the same twice"
     )
+    return f"step {step}: loss or gradients not finite. {text}. To replay it: {folder}. "
 
 
 def write_replay(
@@ -123,11 +133,9 @@ def write_replay(
     return folder
 
 
-def broken_layers(model: nn.Module, clip: Tensor) -> list[str]:
-    """Runs a model forward and returns the layers whose output is not finite, in order.
-
-    Batch norm's running statistics change, as in any pass in training mode.
-    """
+@contextmanager
+def watching(model: nn.Module) -> Iterator[list[str]]:
+    """Yields the layers whose output is not finite, in order, as the model runs in the block."""
     broken: list[str] = []
     hooks = []
     for name, layer in model.named_modules():
@@ -139,12 +147,10 @@ def broken_layers(model: nn.Module, clip: Tensor) -> list[str]:
 
             hooks.append(layer.register_forward_hook(look))
     try:
-        with torch.no_grad():
-            model(clip)
+        yield broken
     finally:
         for hook in hooks:
             hook.remove()
-    return broken
 
 
 def broken_gradients(model: nn.Module) -> list[str]:

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from dynamonet.tracking.runs import TrackedRun
+from dynamonet.training.logs.buffered import BufferedLogger
 
 WARM_UP, STEPS = 2, 3  # steps before the trace, and in it
 ARTIFACT = "profile/trace.json.gz"
 
 
 @contextmanager
-def traced(run: TrackedRun, device: torch.device, wanted: bool) -> Iterator[Callable[[], None]]:
+def traced(
+    tracking: BufferedLogger, device: torch.device, wanted: bool
+) -> Iterator[Callable[[], None]]:
     """Yields what is to be called after every step; the trace becomes an artifact of the run.
 
     A training of fewer steps is traced as far as it goes.
@@ -33,7 +35,8 @@ def traced(run: TrackedRun, device: torch.device, wanted: bool) -> Iterator[Call
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(ARTIFACT).name
             trace.export_chrome_trace(str(file))
-            run.log_bytes(file.read_bytes(), ARTIFACT)
+            content = file.read_bytes()
+        tracking.artifact(lambda: tracking.run.log_bytes(content, ARTIFACT))
 
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":

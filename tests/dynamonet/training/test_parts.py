@@ -14,7 +14,6 @@ from dynamonet.errors import Stopped, UserError
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, prediction_loss
-from dynamonet.shards.settings import LoaderSettings
 from dynamonet.training.checkpoint.state import (
     LoopState,
     TrainState,
@@ -24,7 +23,6 @@ from dynamonet.training.checkpoint.state import (
 )
 from dynamonet.training.distributed.coordinator import CoordinatorState
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.metrics import MetricWindow
 from dynamonet.training.numerics import precision
@@ -367,14 +365,3 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="above num_workers = 2"):
         TrainSettings(num_workers=2, min_workers=3)
     assert not TrainSettings(activation_checkpointing=True).compiles("cuda", 10**6)
-
-
-def test_an_elastic_run_needs_only_its_least_workers_and_batches_that_divide() -> None:
-    settings = TrainSettings(num_workers=3, min_workers=2, cpus_per_worker=1)
-    with pytest.raises(UserError, match=r"batch_size = 32 does not divide by a number of .* = 3"):
-        worker_resources(settings, {"CPU": 2})
-    six = settings.model_copy(update={"loader": LoaderSettings(batch_size=6)})
-    scaling, each = worker_resources(six, {"CPU": 2})
-    assert scaling.num_workers == (2, 3) and each == 1
-    with pytest.raises(UserError, match="2 CPU wanted, 1 there"):
-        worker_resources(six, {"CPU": 1})

@@ -19,6 +19,7 @@ from torch import nn
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.stage import StageSettings
+from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.logs.console import (
     ConsoleHandler,
     ConsoleLog,
@@ -217,14 +218,15 @@ def test_on_a_terminal_the_line_stays_in_place_and_elsewhere_each_is_printed() -
 def test_a_trace_of_a_few_steps_becomes_an_artifact(tmp_path: Path) -> None:
     run = tracked("pretrain", tmp_path / "traced", StageSettings())
     for steps in (3, 8):  # fewer than are wanted, and more
-        with traced(run, CPU, wanted=True) as step_traced:
+        tracking = BufferedLogger(run, tmp_path)
+        with tracking, traced(tracking, CPU, wanted=True) as step_traced:
             for _ in range(steps):
                 torch.mm(torch.ones(8, 8), torch.ones(8, 8))
                 step_traced()
         file = MlflowClient(run.uri).download_artifacts(run.run_id, ARTIFACT, str(tmp_path))
         events = json.loads(gzip.decompress(Path(file).read_bytes()))["traceEvents"]
         assert any(event["name"] == "aten::mm" for event in events), steps
-    with traced(run, CPU, wanted=False) as step_traced:
+    with traced(tracking, CPU, wanted=False) as step_traced:
         step_traced()
 
 
