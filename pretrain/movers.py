@@ -76,7 +76,8 @@ class Track:
         return cls(x, y, angle, size)
 
     def to(self, device: torch.device) -> Track:
-        return Track(*(each.to(device) for each in (self.x, self.y, self.angle, self.size)))
+        four = (self.x, self.y, self.angle, self.size)
+        return Track(*(_sent(each, device) for each in four))
 
     def into_picture(self, points: Tensor) -> Tensor:
         """Maps points (P, 2) of the frame to places (M, T, P, 2) of the pictures."""
@@ -109,10 +110,43 @@ class Track:
         return torch.stack([x, y], -1) - points
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Movers of one layer, at most one a clip, as they are drawn: M of them."""
+
+    rows: Tensor  # (M,), clips that they move over
+    source: Tensor  # (M,), clips that their pictures are of
+    frame: Tensor  # (M,), frames of those
+    outline: Tensor  # (M, 1, h, w)
+    track: Track
+
+    def to(self, device: torch.device) -> Layer:
+        """Copies them to a device without waiting for the copies."""
+        four = (self.rows, self.source, self.frame, self.outline)
+        return Layer(*(_sent(each, device) for each in four), self.track.to(device))
+
+
+def draw_movers(batch: int, num_frames: int, reach: float, share: float) -> list[Layer]:
+    """Draws one to `MOST` movers for a share of the clips, layer by layer.
+
+    Draws from torch's own generator, on the CPU, so that every device gets the same and no host
+    waits for a device.
+    """
+    counts = torch.randint(1, MOST + 1, (batch,)) * (torch.rand(batch) < share)
+    layers = []
+    for layer in range(MOST):
+        rows = (counts > layer).nonzero().flatten()
+        if not len(rows):
+            break
+        source = (rows + torch.randint(1, max(batch, 2), rows.shape)) % batch  # another clip
+        frame, outline = torch.randint(num_frames, rows.shape), _outlines(len(rows))
+        track = Track.drawn(len(rows), num_frames, reach)
+        layers.append(Layer(rows, source, frame, outline, track))
+    return layers
+
+
 def paste_movers(frames: Tensor, filters: FilterConfig, share: float) -> Moved:
     """Pastes one to `MOST` movers over a share of the clips.
-
-    Draws from torch's own generator, on the CPU, so that every device gets the same.
 
     Args:
         frames: (B, 3, T, S, S), normalised.
@@ -120,25 +154,21 @@ def paste_movers(frames: Tensor, filters: FilterConfig, share: float) -> Moved:
     batch, _, num, side, _ = frames.shape
     device, cell = frames.device, filters.cell_px
     reach = filters.size // 2 * max(filters.levels) * 2 / side
+    layers = draw_movers(batch, num, reach, share)
     places = torch.arange(cell // 2, side + cell // 2, cell, device=device).clamp(max=side - 1)
     centres = _grid(_centres(side, device)[places])
-    counts = torch.randint(1, MOST + 1, (batch,)) * (torch.rand(batch) < share)
     shift = frames.new_zeros(batch, num - 1, 2, len(places), len(places), dtype=torch.float32)
     known = torch.zeros(batch, num - 1, len(places), len(places), dtype=torch.bool, device=device)
-    result = frames.clone() if counts.any() else frames
-    for layer in range(MOST):
-        rows = (counts > layer).nonzero().flatten()
-        if not len(rows):
-            break
-        source = (rows + torch.randint(1, max(batch, 2), rows.shape)) % batch  # another clip
-        picture = frames[source.to(device), :, torch.randint(num, rows.shape).to(device)]
-        outline = F.interpolate(_outlines(len(rows)).to(device), (side, side))
-        track, rows = Track.drawn(len(rows), num, reach).to(device), rows.to(device)
-        pasted = track.draw(torch.cat([picture, outline], 1).float(), side)
+    result = frames.clone() if layers else frames
+    for layer in (drawn.to(device) for drawn in layers):
+        rows = layer.rows
+        picture = frames[layer.source, :, layer.frame]
+        outline = F.interpolate(layer.outline, (side, side))
+        pasted = layer.track.draw(torch.cat([picture, outline], 1).float(), side)
         colour, mask = pasted.split((3, 1), 1)
         result[rows] = torch.lerp(result[rows], colour.to(result.dtype), mask.to(result.dtype))
         here = mask[:, 0, 1:, places][..., places] > 0.5
-        moved = track.shift(centres).movedim(-1, 2).unflatten(-1, (len(places), -1))
+        moved = layer.track.shift(centres).movedim(-1, 2).unflatten(-1, (len(places), -1))
         shift[rows] = torch.where(here[:, :, None], moved * side / 2, shift[rows])
         known[rows] |= here
     return Moved(result, shift, known)
@@ -173,6 +203,10 @@ def soft_taps(shift: Tensor, size: int) -> Tensor:
     near = (1 - (shift[:, :, :, None] - taps[:, None, None]).abs()).clamp(min=0)
     x, y = near.unbind(2)  # (B, N, K, gh, gw)
     return (y[:, :, :, None] * x[:, :, None]).flatten(2, 3)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    return values.to(device, non_blocking=True)
 
 
 def _outlines(count: int) -> Tensor:

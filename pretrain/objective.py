@@ -28,7 +28,7 @@ from dynamonet.video.transforms import ClipBatch
 from pretrain.movers import displacement_loss, paste_movers
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import PretrainSettings
-from pretrain.validation import measure
+from pretrain.validation import compared, measure
 
 MIN_LOADED_SHARE = 0.5  # of the weights to go on from
 
@@ -108,6 +108,9 @@ class Pretraining(Task[PretrainSettings]):
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return step % self.settings.evaluate_every_steps == 0 or step == total_steps
+
+    def rehearse(self, model: DynamoNet, frames: Tensor) -> None:
+        compared(model, frames)
 
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:

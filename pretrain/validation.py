@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import (
+    FramePairs,
     SquaredErrors,
     level_suffix,
     pair_frames,
@@ -44,12 +45,8 @@ def measure(
     for batch in measuring.batches(reader, [Request(row) for row in rows]):
         frames = batch.render()
         with measuring.precision.autocast():
-            output: Output = model(frames[:, :, : config.num_frames])
-        pairs = pair_frames(frames, output.predicted, levels, config.targets)
-        for level, pair in zip(sums, pairs, strict=True):
-            errors = squared_errors(pair, config.filters.size, upper_bound=True)
-            assert errors.best is not None
-            level += torch.stack([errors.predicted, errors.copied, errors.best]).double().cpu()
+            output, pairs, errors = compared(model, frames)
+        sums += errors.cpu()
         loss += prediction_loss(pairs, settings.loss).double().cpu() * len(batch)
         seen.append((output.pooled.float().cpu(), output.dmr.cpu()))
         drawn = drawn or (frames, output)
@@ -82,6 +79,23 @@ def measure(
         ),
     }
     return Evaluation(metrics, figures, {})
+
+
+def compared(model: DynamoNet, frames: Tensor) -> tuple[Output, list[FramePairs], Tensor]:
+    """Runs a model on a batch and holds its predictions against the frames that came.
+
+    Returns:
+        The output, the pairs of each level, and squared errors (L, 3, N) in float64: of the
+        prediction, of a copy, of the best shared filters.
+    """
+    config, sums = model.config, []
+    output: Output = model(frames[:, :, : config.num_frames])
+    pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
+    for pair in pairs:
+        errors = squared_errors(pair, config.filters.size, upper_bound=True)
+        assert errors.best is not None
+        sums.append(torch.stack([errors.predicted, errors.copied, errors.best]).double())
+    return output, pairs, torch.stack(sums)
 
 
 def skill_metrics(errors: SquaredErrors, num_beyond: int) -> dict[str, float]:

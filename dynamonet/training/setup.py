@@ -14,9 +14,9 @@ from dynamonet.shards.order import EpochPlan
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.checkpoint.state import (
     LoopState,
+    MovingAverage,
     TrainState,
     load_checkpoint,
-    moving_average,
     read_state,
 )
 from dynamonet.training.checkpoint.store import newest_sound
@@ -137,7 +137,8 @@ def _build(
     size = model.config.frame_px
     example = torch.zeros((micro, 3, model.config.num_frames, size, size), device=rank.device)
     precision = choose_precision(model, example, settings.precision, rank, settings.wrong_gradients)
-    average = None if settings.ema_decay is None else moving_average(model, settings.ema_decay)
+    decay = settings.ema_decay
+    average = None if decay is None else MovingAverage.of(model, decay)
     optimizer = make_optimizer(task.rate_groups(model), settings.optimizer)
     train_state = TrainState(model, optimizer, precision.scaler(), average)
     perf = PerfMonitor.of(model, example, precision, rank)
@@ -145,7 +146,7 @@ def _build(
 
 
 def _try(task: Task[Any], model: DynamoNet, clips: int) -> None:
-    """Runs forward and backward on empty clips, with the memory of the optimiser taken.
+    """Trains and evaluates on empty clips, with the memory of the optimiser taken.
 
     Raises:
         torch.OutOfMemoryError: it does not fit.
@@ -163,7 +164,11 @@ def _try(task: Task[Any], model: DynamoNet, clips: int) -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss, _ = task.loss(model.train(), empty, _blank(clips, frames))
         loss.backward()
+        del loss
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            task.rehearse(model.eval(), empty)
     finally:
+        model.train()
         model.zero_grad(set_to_none=True)
         copy_all(kept, model.buffers())
 

@@ -64,6 +64,10 @@ class Task(ABC, Generic[S]):
     def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         """Measures the model on data it does not train on; every rank takes its share."""
 
+    def rehearse(self, model: DynamoNet, frames: Tensor) -> None:
+        """Does with one batch what `evaluate` does, to see whether its memory suffices."""
+        model(frames[:, :, : model.config.num_frames])
+
     @abstractmethod
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         """Tells whether to evaluate once `step` steps are done."""

@@ -112,7 +112,7 @@ class TrainStep:
         train_state.scaler.step(train_state.optimizer)
         train_state.scaler.update()
         if train_state.average is not None:
-            train_state.average.update_parameters(train_state.model)
+            train_state.average.update(train_state.model)
         self.perf.lap("optimiser")
 
     def discard(self) -> None:

@@ -21,6 +21,7 @@ from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.training.checkpoint.state import snapshot
 from dynamonet.training.checkpoint.store import CheckpointStore
+from dynamonet.training.copying import Copier
 from dynamonet.training.distributed.coordinator import Heartbeat
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
@@ -112,10 +113,11 @@ class Trainer:
             prefetch=self.settings.loader.prefetch_batches,
             pin_memory=rank.device.type == "cuda",
         )
+        copier = Copier(rank.device)
         for step in range(first, last):
             batch = next(source)
             self.perf.lap("wait")
-            yield step, batch
+            yield step, copier.copied(batch)
 
     def _request(self, step: int, batch: ClipBatch, gradients: Gradients) -> StepRequest:
         """Asks all ranks what is to be done about this step, and what of its clips was damaged.

@@ -55,8 +55,10 @@ class ClipBatch:
         ]
 
     def pin_memory(self) -> ClipBatch:
-        """Moves the pixels to page-locked memory; the loader calls it when a GPU reads them."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        """Moves what goes to a GPU to page-locked memory; the loader calls it beside one."""
+        colour = None if self.colour is None else self.colour.pin_memory()
+        label, pixels = self.label.pin_memory(), self.pixels.pin_memory()
+        return replace(self, pixels=pixels, colour=colour, label=label)
 
     def to(self, device: torch.device) -> ClipBatch:
         """Copies the batch to a device without waiting for the copy."""
@@ -147,8 +149,8 @@ def denormalise(clip: Tensor) -> Tensor:
 def _adjust_colours(rgb: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation = factors[:, :, None, None, None, None].unbind(1)
     rgb = rgb * brightness
-    weights = torch.tensor([0.299, 0.587, 0.114], device=rgb.device)[None, :, None, None, None]
-    grey = (rgb * weights).sum(1, keepdim=True)
+    weights = torch.tensor([0.299, 0.587, 0.114]).to(rgb.device, non_blocking=True)
+    grey = (rgb * weights[:, None, None, None]).sum(1, keepdim=True)
     mean = grey.mean((2, 3, 4), keepdim=True)
     rgb = grey + (rgb - grey) * saturation
     return (mean + (rgb - mean) * contrast).clamp(0, 1)

@@ -150,7 +150,7 @@ class Finetuning(Task[FinetuneSettings]):
         entropy = F.cross_entropy(
             output.logits.float(),
             target,
-            weight=None if weights is None else weights.to(frames.device),
+            weight=None if weights is None else weights.to(frames.device, non_blocking=True),
             label_smoothing=settings.augment.label_smoothing,
         )
         correct = (output.logits.argmax(1) == target.argmax(1)).float().sum()

@@ -9,15 +9,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from dynamonet.errors import UserError
 from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights, write_model
@@ -45,6 +45,31 @@ class LoopState:
     unsent: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+@dataclass
+class MovingAverage:
+    """An exponential moving average of a model's weights; its buffers are the model's.
+
+    PyTorch's `AveragedModel` asks the device at every step how many there were; this one counts.
+    """
+
+    module: DynamoNet
+    decay: float
+    steps: int = 0
+
+    @classmethod
+    def of(cls, model: DynamoNet, decay: float) -> MovingAverage:
+        return cls(copy.deepcopy(model), decay)
+
+    @torch.no_grad()
+    def update(self, model: DynamoNet) -> None:
+        """Takes the model's weights in; the first ones as they are."""
+        own, given = list(self.module.parameters()), list(model.parameters())
+        torch._foreach_lerp_(own, given, 1.0 if self.steps == 0 else 1 - self.decay)
+        for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.steps += 1
+
+
 @dataclass(frozen=True)
 class TrainState:
     """All that a training changes and a checkpoint must bring back."""
@@ -52,12 +77,12 @@ class TrainState:
     model: DynamoNet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: AveragedModel | None = None  # moving average of the weights
+    average: MovingAverage | None = None
 
     @property
     def result(self) -> DynamoNet:
         """The model that is measured and kept."""
-        return self.model if self.average is None else cast("DynamoNet", self.average.module)
+        return self.model if self.average is None else self.average.module
 
 
 def snapshot(
@@ -73,7 +98,7 @@ def snapshot(
     }
     if train_state.average is not None:
         training["model"] = train_state.model.state_dict()
-        training["averaged"] = train_state.average.n_averaged
+        training["averaged"] = train_state.average.steps
     training, numbers = _copied(training), asdict(state)
 
     def write(folder: Path) -> None:
@@ -105,7 +130,7 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
             train_state.scaler.load_state_dict(training["scaler"])
         if train_state.average is not None:
             train_state.model.load_state_dict(training["model"])
-            train_state.average.n_averaged.copy_(training["averaged"])
+            train_state.average.steps = int(training["averaged"])
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise UserError(f"{folder}: damaged: {error}") from None
     return read_state(folder)
@@ -132,11 +157,6 @@ def _copied(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [_copied(value) for value in tree]
     return tree
-
-
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Returns an exponential moving average of a model's weights; its buffers are the model's."""
-    return AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
 
 
 def read_origin(folder: Path) -> Origin | None:

@@ -16,9 +16,9 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, prediction_loss
 from dynamonet.training.checkpoint.state import (
     LoopState,
+    MovingAverage,
     TrainState,
     load_checkpoint,
-    moving_average,
     snapshot,
 )
 from dynamonet.training.distributed.coordinator import CoordinatorState
@@ -98,7 +98,7 @@ def train_state(config: ModelConfig = TINY, *, average: bool = False) -> TrainSt
     model = DynamoNet(config)
     optimizer = make_optimizer([(model, 1.0)], OptimizerSettings())
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    return TrainState(model, optimizer, scaler, moving_average(model, 0.5) if average else None)
+    return TrainState(model, optimizer, scaler, MovingAverage.of(model, 0.5) if average else None)
 
 
 def checkpoint(folder: Path, *, average: bool = False) -> TrainState:
@@ -108,7 +108,7 @@ def checkpoint(folder: Path, *, average: bool = False) -> TrainState:
         made.model(torch.randn(2, 3, 8, 32, 32)).predicted[0].square().mean().backward()
         made.optimizer.step()
         if made.average is not None:
-            made.average.update_parameters(made.model)
+            made.average.update(made.model)
     made.scaler.scale(torch.ones(1))
     made.scaler.update(128.0)
     state = LoopState(step=7, samples=28, micro_batch=2, epoch_sums={"loss": 1.5})
