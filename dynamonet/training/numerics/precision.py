@@ -32,6 +32,7 @@ from dynamonet.training.distributed.rank import Rank
 
 TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
 CHANNELS = 8  # of 16 bits, that a kernel for matrix units takes at least
+_SCALES = tuple(2.0**power for power in range(16, -1, -1))  # as torch's GradScaler begins
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -180,26 +181,34 @@ def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str,
 def gradients_agree(
     layer: nn.Conv3d, form: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> bool:
-    """Runs a convolution in one form in `dtype`, plainly in fp32, and compares all gradients."""
+    """Runs a convolution in one form in `dtype`, plainly in fp32, and compares all gradients.
+
+    In fp16 the loss is scaled as in training: by the largest power of two with finite gradients.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    results = []
-    for chosen, enabled in (("plain", False), (form, True)):
-        given = x.clone().requires_grad_()
-        twin = copy.deepcopy(layer)
-        twin.__class__ = FORMS[chosen]
+
+    def results(form: str, scale: float, *, enabled: bool) -> tuple[Tensor, Tensor, Tensor]:
+        given, twin = x.clone().requires_grad_(), copy.deepcopy(layer)
+        twin.__class__ = FORMS[form]
         twin.zero_grad()
         with torch.autocast(device.type, dtype, enabled=enabled):
             out = twin(given)
-        out.float().square().sum().backward()
-        results.append((out.detach().float(), given.grad, twin.weight.grad))
-    pairs = zip(results[0], results[1], strict=True)
-    return all(_relative_error(a, b) < TOLERANCE for a, b in pairs)
+        (scale * out.float().square().mean()).backward()
+        assert given.grad is not None and twin.weight.grad is not None
+        return out.detach().float(), given.grad / scale, twin.weight.grad / scale
+
+    reference = results("plain", 1.0, enabled=False)
+    scales = _SCALES if dtype == torch.float16 else (1.0,)
+    tried = (results(form, scale, enabled=True) for scale in scales)
+    finite = (found for found in tried if all(bool(torch.isfinite(t).all()) for t in found))
+    own = next(finite, None)
+    pairs = zip(reference, own, strict=True) if own else ()
+    return own is not None and all(_relative_error(a, b) < TOLERANCE for a, b in pairs)
 
 
-def _relative_error(reference: Tensor | None, other: Tensor | None) -> float:
-    assert reference is not None and other is not None
+def _relative_error(reference: Tensor, other: Tensor) -> float:
     error = (other.float() - reference).norm() / reference.norm().clamp(min=1e-12)
     return float(error) if torch.isfinite(error) else float("inf")
 

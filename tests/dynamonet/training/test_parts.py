@@ -365,3 +365,9 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="above num_workers = 2"):
         TrainSettings(num_workers=2, min_workers=3)
     assert not TrainSettings(activation_checkpointing=True).compiles("cuda", 10**6)
+
+
+def test_fp16_keeps_a_healthy_layer_however_many_clips_there_are(own_cache: Path) -> None:
+    """Squares summed over a million places overflow in fp16; the scale of training does not."""
+    layer = nn.Conv3d(3, 4, 1, bias=False)
+    assert precision.gradients_agree(layer, "plain", (4, 3, 16, 128, 128), CPU.device, torch.half)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from dynamonet.model.network import DynamoNet
 from dynamonet.training.trainer import Trainer
 from pretrain.objective import Pretraining
 from tests.dynamonet.training.conftest import CALLS, Bench, equal
+from tests.dynamonet.training.test_parts import TINY
 from tests.dynamonet.training.two_ranks import on_two_ranks
 
 
@@ -99,3 +101,30 @@ def test_two_ranks_learn_the_same_as_one_over_twenty_steps(bench: Callable[..., 
 
 def untouched(training: Trainer) -> None:
     return None
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_learns_the_same_without_breaks_or_recompiling(
+    bench: Callable[..., Bench],
+) -> None:
+    plain, compiled = bench("plain"), bench("compiled")
+    words = "--evaluate_every_steps 2 --holdout_share 0.3 --max_steps 4".split()
+    plain.train(*words)
+    torch._dynamo.reset()
+    counters.clear()
+    training = compiled.train(*words, "--compile", "on")  # evaluations have short batches
+    assert training.setup.compiled
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"] and not counters["recompiles"]
+    assert compiled.losses() == pytest.approx(plain.losses(), rel=1e-3)
+
+
+def test_trunk_and_filters_are_one_graph_each() -> None:
+    model = DynamoNet(TINY).train()
+    torch._dynamo.reset()
+    counters.clear()
+    model.trunk.compile(backend="aot_eager", fullgraph=True)
+    model.motion.compile(backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        model(torch.randn(2, 3, 8, 32, 32)).predicted[0].square().mean().backward()
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["recompiles"]
