@@ -123,7 +123,8 @@ class Layer:
     def to(self, device: torch.device) -> Layer:
         """Copies them to a device without waiting for the copies."""
         four = (self.rows, self.source, self.frame, self.outline)
-        return Layer(*(_sent(each, device) for each in four), self.track.to(device))
+        rows, source, frame, outline = (_sent(each, device) for each in four)
+        return Layer(rows, source, frame, outline, self.track.to(device))
 
 
 def draw_movers(batch: int, num_frames: int, reach: float, share: float) -> list[Layer]:

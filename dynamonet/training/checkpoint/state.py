@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dynamonet.errors import UserError
 from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights, write_model
@@ -63,8 +64,10 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: DynamoNet) -> None:
         """Takes the model's weights in; the first ones as they are."""
-        own, given = list(self.module.parameters()), list(model.parameters())
-        torch._foreach_lerp_(own, given, 1.0 if self.steps == 0 else 1 - self.decay)
+        own: list[Tensor] = [*self.module.parameters()]
+        given: list[Tensor] = [*model.parameters()]
+        average = get_ema_multi_avg_fn(self.decay if self.steps else 0.0)
+        average(own, given, None)
         for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
         self.steps += 1

@@ -7,7 +7,7 @@ update and evaluation run on a fake `cuda`, and the whole step with its way back
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -133,7 +133,7 @@ def run(task: Task[Any], device: torch.device) -> None:
 
 
 @pytest.fixture
-def tasks(shard_set: Path) -> Iterator[Any]:
+def tasks(shard_set: Path) -> Callable[[str, list[str]], Task[Any]]:
     def made(stage: str, words: list[str]) -> Task[Any]:
         if stage == "pretrain":
             return Pretraining(load(PretrainSettings, words, prog=""), (str(shard_set),))
@@ -160,7 +160,7 @@ def test_a_finetuning_step_waits_for_no_device(
 def test_what_waits_or_mixes_devices_is_found(
     tasks: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = tasks("pretrain", TINY_MODEL)
+    task = tasks("pretrain", [*TINY_MODEL])
     loss = Pretraining.loss
 
     def waits(self: Pretraining, model: nn.Module, *words: Any) -> Any:
