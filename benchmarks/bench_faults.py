@@ -1,11 +1,15 @@
 """Breaks a pretraining in many ways at random steps; compares its losses with an undisturbed one's.
 
-make bench-faults            five random steps a fault; SEED=n draws others, MOMENTS=n takes more
-                             or fewer, FAULTS=a,b only these
+    make bench-faults            five random moments a fault; SEED=n draws others, MOMENTS=n takes
+                                 more or fewer, FAULTS=a,b only these
+
+Each row is saved to benchmarks/results/faults.json as it ends; those that are there are not run
+again. Nodes are raylets on this machine, ended by their own handles.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -13,16 +17,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 
 from benchmarks.bench_resume import STEPS, command, losses, make_shards
+from benchmarks.nodes import Nodes, drain, lose_and_gain, stop_job
 from benchmarks.report import Figure, show, table
 
 CHECKPOINT = 7  # steps between checkpoints, as in bench_resume
+RESULTS = Path(__file__).parent / "results/faults.json"
+TOLERANCE = 1e-3  # relative, where workers change: the same clips added up in another order
 Driver = subprocess.Popen[str]
 
 
@@ -30,10 +40,21 @@ Driver = subprocess.Popen[str]
 class Fault:
     """One way to break a run."""
 
-    act: Callable[[Driver, Path], None]
+    act: Callable[[Driver, Path], None] | Callable[[Nodes, int, list[str]], int]
     status: int  # that the broken run ends with
     words: tuple[str, ...] = ()
-    workers: int = 1
+    nodes: int = 0  # of a cluster of its own, a core each; 0 = the run's private Ray
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one broken run ended."""
+
+    step: int  # of the console, which lags behind the training
+    status: int
+    equal: int  # losses
+    of: int
 
 
 def family(driver: Driver) -> list[psutil.Process]:
@@ -81,69 +102,87 @@ def send(number: signal.Signals) -> Callable[[Driver, Path], None]:
     return lambda driver, runs: driver.send_signal(number)
 
 
+ONE_CORE = ("--cpus_per_worker", "1", "--loader.processes", "0")
+# a batch that divides by two and three; parts of the same size on both
+ELASTIC = (*ONE_CORE, *"--num_workers 3 --loader.batch_size 12 --micro_batch 2".split())
+LONG = 1500  # steps: Ray looks for room to grow once a minute
 FAULTS = {
     "worker SIGKILL": Fault(kill_worker, 0),
-    "one of two workers SIGKILL": Fault(
-        kill_worker, 0, ("--num_workers", "2", "--cpus_per_worker", "1"), 2
-    ),
+    "one of two workers SIGKILL": Fault(kill_worker, 0, ("--num_workers", "2", *ONE_CORE)),
     "driver SIGKILL": Fault(kill_driver, -signal.SIGKILL),
     "SIGTERM": Fault(send(signal.SIGTERM), 128 + signal.SIGTERM),
     "Ctrl-C": Fault(send(signal.SIGINT), 128 + signal.SIGINT),
     "checkpoint not writable": Fault(block_checkpoint, 1),
     "SIGKILL and a corrupt checkpoint": Fault(kill_and_corrupt, -signal.SIGKILL),
+    "ray job stop": Fault(stop_job, 1, ONE_CORE, nodes=1),
+    "a node drained": Fault(drain, 0, (*ELASTIC, "--min_workers", "2"), nodes=3, steps=400),
+    "a node lost and one gained": Fault(
+        lose_and_gain, 0, (*ELASTIC, "--min_workers", "2"), nodes=3, steps=LONG
+    ),
 }
 
 
 def broken(fault: Fault, step: int, words: list[str], runs: Path) -> int:
     """Starts a training, breaks it once it has told of a step, and returns its exit status."""
+    if fault.nodes:
+        with Nodes.started(fault.nodes) as nodes:
+            return fault.act(nodes, step, words)  # type: ignore[call-arg, arg-type, return-value]
     driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert driver.stdout is not None
     for line in driver.stdout:
-        told = re.match(r"step +(\d+)/", line)
-        if told and int(told[1]) >= step:
+        told = re.match(r"step +([\d,]+)/", line)
+        if told and int(told[1].replace(",", "")) >= step:
             break
-    fault.act(driver, runs)
+    fault.act(driver, runs)  # type: ignore[call-arg, arg-type]
     driver.communicate(timeout=600)
     return driver.returncode
 
 
+def measure(name: str, number: int, folder: Path, shards: str) -> Row:
+    """Breaks one run, lets it go on, and compares it with one that nothing broke."""
+    fault, seed = FAULTS[name], os.environ.get("SEED", "0")
+    settings = (*fault.words, "--max_steps", str(fault.steps))
+    whole_runs = folder / ("whole " + " ".join(settings)).replace(" ", "-").replace("--", "")
+    if not whole_runs.exists():
+        subprocess.run([*command(shards, whole_runs), *settings], check=True)
+    whole, runs = losses(whole_runs), folder / f"{name.replace(' ', '-')}-{number}"
+    words = [*command(shards, runs), *settings]
+    step = random.Random(f"{seed} {name} {number}").randrange(1, STEPS - CHECKPOINT)
+    status = broken(fault, step, words, runs)
+    if status != 0:  # else it went on by itself
+        subprocess.run(words, check=True)
+    found, rtol = losses(runs), TOLERANCE if fault.nodes > 1 else 0.0
+    equal = sum(bool(np.isclose(found.get(n, np.nan), loss, rtol, 0)) for n, loss in whole.items())
+    return Row(step, status, equal, len(whole))
+
+
 def main() -> None:
     """Prints the table and the figures."""
-    draw = random.Random(int(os.environ.get("SEED", "0")))
     moments = int(os.environ.get("MOMENTS", "5"))
     chosen = os.environ.get("FAULTS", ",".join(FAULTS)).split(",")
-    title = f"Faults of a training of {STEPS} steps, a checkpoint every {CHECKPOINT}"
+    rows: dict[str, list[dict[str, Any]]] = (
+        json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    )
+    title = f"Faults of a training of {STEPS} steps or more, a checkpoint every {CHECKPOINT}"
     made = table(title, "fault", "after steps", "exit status", "equal losses")
-    equal = total = 0
+    survived = total = 0
     with tempfile.TemporaryDirectory(prefix="bench-faults-") as name:
         folder = Path(name)
         shards = make_shards(folder)
-        whole: dict[int, dict[int, float]] = {}
-        for fault_name in chosen:
-            fault = FAULTS[fault_name]
-            if fault.workers not in whole:
-                runs = folder / f"whole-{fault.workers}"
-                subprocess.run([*command(shards, runs), *fault.words], check=True)
-                whole[fault.workers] = losses(runs)
-            steps, found, statuses = [], [], []
-            for number in range(moments):
-                runs = folder / f"{len(list(folder.iterdir()))}-{number}"
-                words = [*command(shards, runs), *fault.words]
-                steps.append(draw.randrange(1, STEPS - CHECKPOINT))
-                statuses.append(broken(fault, steps[-1], words, runs))
-                if statuses[-1] != 0:  # else it went on by itself
-                    subprocess.run(words, check=True)
-                found.append(losses(runs) == whole[fault.workers])
-            right = {fault.status} == set(statuses)
-            equal, total = equal + sum(found) * right, total + moments
-            made.add_row(
-                fault_name,
-                ", ".join(map(str, steps)),
-                ", ".join(map(str, sorted(set(statuses)))),
-                f"{sum(found)} of {moments}",
-            )
-            print(f"{fault_name}: {steps} {statuses} {found}", file=sys.stderr)
-    show([made], [Figure("faults_survived_with_equal_losses", equal / max(1, total), 1.0)])
+        for fault in chosen:
+            for number in range(len(rows.get(fault, [])), moments):
+                began = time.monotonic()
+                row = asdict(measure(fault, number, folder, shards))
+                print(f"{fault}: {row} {time.monotonic() - began:.0f} s", file=sys.stderr)
+                rows.setdefault(fault, []).append(row)
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            found = [Row(**row) for row in rows[fault]]
+            whole = [row.equal == row.of and row.status == FAULTS[fault].status for row in found]
+            survived, total = survived + sum(whole), total + len(found)
+            steps = ", ".join(str(row.step) for row in found)
+            statuses = ", ".join(str(status) for status in sorted({row.status for row in found}))
+            made.add_row(fault, steps, statuses, f"{sum(whole)} of {len(found)}")
+    show([made], [Figure("faults_survived_with_equal_losses", survived / max(1, total), 1.0)])
 
 
 if __name__ == "__main__":

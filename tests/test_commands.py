@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -63,12 +65,18 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A cluster started in the project's root, as an operator would; yields the jobs' address.
+def ray_cluster(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster started in the project's root, as an operator would; yields the jobs' address and
+    the environment that opens it.
 
-    It has its own ports and temporary folder, and is ended by its own process ids.
+    It has its own ports and temporary folder, asks for a token, and is ended by its own process
+    ids.
     """
     temp = Path("/tmp") / f"dynamonet-ray-{os.getpid()}"  # short: sockets must fit in 107 bytes
+    token = tmp_path_factory.mktemp("auth") / "token"
+    token.write_text(secrets.token_hex(32))
     gcs, dashboard, client, *agents = free_ports(8)
     ray = Path(sys.executable).with_name("ray")
     names = (
@@ -100,6 +108,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
             **os.environ,
             "PATH": f"{ray.parent}:{os.environ['PATH']}",
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
+            **(auth := {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}),
         },
     )
     address = f"http://127.0.0.1:{dashboard}"
@@ -110,7 +119,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
                 break
         time.sleep(0.2)
     children = psutil.Process(started.pid).children(recursive=True)
-    yield address, temp
+    yield address, auth
     head = psutil.Process(started.pid)
     ours = {*children, *head.children(recursive=True), head}
     for process in ours:
@@ -123,13 +132,13 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ray_job_submit_works_in_the_root_and_from_a_shipped_copy(
-    ray_cluster: tuple[str, Path], shard_set: Path, tmp_path: Path
+    ray_cluster: tuple[str, dict[str, str]], shard_set: Path, tmp_path: Path
 ) -> None:
-    address, _ = ray_cluster
+    address, auth = ray_cluster
     ray = Path(sys.executable).with_name("ray")
     short = [*TINY_MODEL, *"--max_steps 2 --holdout_share 0.3 --precision fp32".split()]
 
-    def submit(options: list[str], *words: str) -> subprocess.CompletedProcess[str]:
+    def submit(options: list[str], *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
                 ray,
@@ -147,6 +156,7 @@ def test_ray_job_submit_works_in_the_root_and_from_a_shipped_copy(
             text=True,
             timeout=180,
             cwd=ROOT,
+            env={**os.environ, **auth, **more},
         )
 
     runs = tmp_path / "runs"
@@ -168,5 +178,40 @@ def test_ray_job_submit_works_in_the_root_and_from_a_shipped_copy(
     )
     assert shipped.returncode == 0, shipped.stdout + shipped.stderr
     assert (runs / "pretrain/shipped/model/model.safetensors").is_file()
+    stranger = submit([], "--help", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none"), RAY_AUTH_TOKEN="no")
+    assert (
+        stranger.returncode != 0 and "authentication" in (stranger.stdout + stranger.stderr).lower()
+    )
     shown = re.search(r"mlflow ui --backend-store-uri (\S+)", shipped.stdout)
     assert shown and shown.group(1) == f"sqlite:///{runs}/mlflow.db"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ray_job_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
+    ray_cluster: tuple[str, dict[str, str]], shard_set: Path, tmp_path: Path
+) -> None:
+    address, auth = ray_cluster
+    long = "--max_steps 100000 --epochs 100000 --log_every_steps 5 --holdout_share 0.3".split()
+    more = [*"--precision fp32 --evaluate_every_steps 100000 --name stopped".split()]
+    places = ["--shards", str(shard_set), "--runs", str(tmp_path)]
+    words = ["python", "pretrain/run.py", *places, *TINY_MODEL, *long, *more]
+    wait = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+
+    def jobs(command: str, *words: str) -> str:
+        ray = str(Path(sys.executable).with_name("ray"))
+        whole = [ray, "job", command, "--address", address, *words]
+        env = {**os.environ, **auth}
+        return subprocess.check_output(whole, text=True, timeout=120, cwd=ROOT, env=env)
+
+    own = ["--no-wait", "--submission-id", "own", "--runtime-env-json", wait, "--"]
+    jobs("submit", *own, *words)
+    deadline = time.monotonic() + 120
+    while "\nstep " not in jobs("logs", "own"):
+        assert time.monotonic() < deadline
+    jobs("stop", "own")
+    assert "stopping after this step, with a checkpoint" in jobs("logs", "own")
+    home = tmp_path / "pretrain/stopped"
+    assert json.loads((home / "run.json").read_text())["status"] == "stopped"
+    (last,) = home.glob("step-*")
+    assert json.loads((last / "state.json").read_text())["step"] > 0
