@@ -9,29 +9,25 @@ again. Nodes are raylets on this machine, ended by their own handles.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
 from benchmarks.bench_resume import STEPS, command, losses, make_shards
 from benchmarks.nodes import Nodes, drain, lose_and_gain, stop_job
-from benchmarks.report import Figure, show, table
+from benchmarks.report import Figure, Kept, show, table
 
 CHECKPOINT = 7  # steps between checkpoints, as in bench_resume
-RESULTS = Path(__file__).parent / "results/faults.json"
 TOLERANCE = 1e-3  # relative, where workers change: the same clips added up in another order
 Driver = subprocess.Popen[str]
 
@@ -160,9 +156,7 @@ def main() -> None:
     """Prints the table and the figures."""
     moments = int(os.environ.get("MOMENTS", "5"))
     chosen = os.environ.get("FAULTS", ",".join(FAULTS)).split(",")
-    rows: dict[str, list[dict[str, Any]]] = (
-        json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    )
+    kept = Kept("faults")
     title = f"Faults of a training of {STEPS} steps or more, a checkpoint every {CHECKPOINT}"
     made = table(title, "fault", "after steps", "exit status", "equal losses")
     survived = total = 0
@@ -170,13 +164,10 @@ def main() -> None:
         folder = Path(name)
         shards = make_shards(folder)
         for fault in chosen:
-            for number in range(len(rows.get(fault, [])), moments):
-                began = time.monotonic()
-                row = asdict(measure(fault, number, folder, shards))
-                print(f"{fault}: {row} {time.monotonic() - began:.0f} s", file=sys.stderr)
-                rows.setdefault(fault, []).append(row)
-                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-            found = [Row(**row) for row in rows[fault]]
+            found = []
+            for number in range(moments):
+                row = partial(measure, fault, number, folder, shards)
+                found.append(Row(**kept(f"{fault} {number}", lambda row=row: asdict(row()))))
             whole = [row.equal == row.of and row.status == FAULTS[fault].status for row in found]
             survived, total = survived + sum(whole), total + len(found)
             steps = ", ".join(str(row.step) for row in found)

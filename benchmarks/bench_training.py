@@ -1,10 +1,11 @@
 """What Ray, logging, pictures and checkpoints cost a training, and what a second worker brings.
 
-    make bench-training               an r18-class network, 500 steps
-    SIZE=small make bench-training    a small one, 60 steps
+    make bench-training               an r18-class network, 25 steps a run, 40 minutes
+    SIZE=small make bench-training    a small one, 60 steps a run
     STEPS=n                           other steps
 
-Steps are counted from the first line of the log on, when all has started.
+Each run is saved to benchmarks/results as it ends, and is not made again. Steps are counted from
+the first line of the log on, when all has started.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +24,12 @@ from mlflow.entities import Metric
 from rich.table import Table
 
 from benchmarks.bench_resume import make_shards
-from benchmarks.report import Figure, in_own_process, ratio, show, table
+from benchmarks.report import Figure, Kept, in_own_process, ratio, show, table
+from dynamonet.training.perf.timer import OTHER_PARTS, STEP_PARTS
 
 ROUNDS = 3
 SIZES = {
-    "r18": ("--model.num_frames 16 --model.frame_px 112 --clips.canvas_px 128", 8, 500),
+    "r18": ("--model.num_frames 16 --model.frame_px 112 --clips.canvas_px 128", 8, 25),
     "small": (
         "--model.num_frames 8 --model.frame_px 64 --clips.canvas_px 64 --model.trunk.depth 10 "
         "--model.trunk.width 16 --model.trunk.stem_pool false "
@@ -36,6 +39,7 @@ SIZES = {
     ),
 }
 NEVER = 10**6  # steps
+PACE = 200  # steps between evaluations and checkpoints by default
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Bench:
     model: str
     batch: int
     steps: int
+    kept: Kept
 
     def words(self, name: str, more: str = "", batch: int | None = None) -> list[str]:
         own = f"--shards {self.shards} --runs {self.folder}/{name} --name {name} {self.model}"
@@ -133,9 +138,14 @@ def cost_of_ray(bench: Bench) -> tuple[Table, list[Figure]]:
         cpus = int(ray.cluster_resources()["CPU"])
     seconds: dict[str, list[float]] = {"plain loop": [], "Ray Train, one worker": []}
     for number in range(ROUNDS):
-        plain = in_own_process(without_ray, bench, cpus, default_processes(cpus))
-        seconds["plain loop"].append(plain)
-        seconds["Ray Train, one worker"].append(with_ray(bench, f"ray-{number}"))
+        ways = {
+            "plain loop": partial(
+                in_own_process, without_ray, bench, cpus, default_processes(cpus)
+            ),
+            "Ray Train, one worker": partial(with_ray, bench, f"ray-{number}"),
+        }
+        for way, measure in ways.items():
+            seconds[way].append(bench.kept(f"{way} {number}", measure))
     made = table(f"One worker, {bench.steps} steps of {bench.batch} clips", "", "ms a step")
     for name, values in seconds.items():
         made.add_row(name, f"{1000 * statistics.median(values):.0f}")
@@ -143,28 +153,41 @@ def cost_of_ray(bench: Bench) -> tuple[Table, list[Figure]]:
     return made, [Figure("ray_costs", cost, 0.03, at_least=False)]
 
 
-def cost_of_records(bench: Bench) -> tuple[Table, list[Figure]]:
-    """Runs with the settings' own pace of logging, evaluation and checkpoints."""
-    kept = max(1, 2 * bench.steps // 5)  # of 500 steps every 200, as by default
+def records(bench: Bench) -> dict[str, float]:
+    """Returns the seconds of a step, of its share of the log, of an evaluation, a checkpoint."""
+    kept = max(1, 2 * bench.steps // 5)
     more = f"--evaluate_every_steps {kept} --checkpoint_every_steps {kept} --log_every_steps 10"
     found = Logged(bench.words("records", more))
-    windows = [m.step for m in found.history("time/wait_ms")]
-    lengths = [b - a for a, b in zip([0, *windows], windows, strict=False)]
+    parts = {part: found.seconds(f"{part}_ms", 0.001) for part in STEP_PARTS}
+    steps = {part: statistics.mean(values[1:] or values) for part, values in parts.items()}
+    once = {part: statistics.mean(found.seconds(f"{part}_s")) for part in OTHER_PARTS}
+    return {"step": sum(steps.values()) - steps["logging"], "logging": steps["logging"], **once}
 
-    def whole(part: str) -> float:
-        values = found.seconds(f"{part}_ms", 0.001)
-        return sum(value * length for value, length in zip(values, lengths, strict=True))
 
-    times = len({*range(kept, bench.steps + 1, kept), bench.steps})  # the last come after the log
-    parts = {"logging": whole("logging")}
-    for part in ("evaluation", "checkpoint"):
-        parts[part] = times * statistics.mean(found.seconds(f"{part}_s"))
-    steps = sum(whole(part) for part in ("wait", "copy", "forward", "backward", "optimiser"))
-    total = steps + sum(parts.values())
-    made = table(f"{bench.steps} steps, {times} evaluations and checkpoints", "", "s", "share")
-    for name, value in {"steps": steps, **parts}.items():
+def cost_of_records(bench: Bench) -> tuple[Table, list[Figure]]:
+    """Sets what is logged, evaluated and saved at the settings' own pace against the steps."""
+    found = bench.kept("records", partial(records, bench))
+    seconds = {
+        "steps": PACE * found["step"],
+        "logging": PACE * found["logging"],
+        "evaluation and pictures": found["evaluation"],
+        "checkpoint": found["checkpoint"],
+    }
+    total = sum(seconds.values())
+    made = table(f"{PACE} steps, one evaluation and one checkpoint", "", "s", "share")
+    for name, value in seconds.items():
         made.add_row(name, f"{value:.1f}", f"{value / total:.1%}")
-    return made, [Figure("records_cost", sum(parts.values()) / total, 0.03, at_least=False)]
+    return made, [Figure("records_cost", 1 - seconds["steps"] / total, 0.03, at_least=False)]
+
+
+def rate(bench: Bench, workers: int, number: int) -> float:
+    """Returns the clips/s of some workers with one core each and as many clips each."""
+    quiet = f"--evaluate_every_steps {NEVER} --checkpoint_every_steps {NEVER}"
+    each = f"--num_workers {workers} --cpus_per_worker 1 --loader.processes 0 {quiet}"
+    every = f"--log_every_steps {max(1, bench.steps // 5)}"
+    words = bench.words(f"{workers}-{number}", f"{each} {every}", bench.batch * workers)
+    values = [m.value for m in Logged(words).history("train/clips_per_second")]
+    return statistics.median(values[1:])
 
 
 def scaling(bench: Bench) -> tuple[Table, list[Figure]]:
@@ -172,11 +195,8 @@ def scaling(bench: Bench) -> tuple[Table, list[Figure]]:
     rates: dict[int, list[float]] = {1: [], 2: []}
     for number in range(ROUNDS):
         for workers, found in rates.items():
-            quiet = f"--evaluate_every_steps {NEVER} --checkpoint_every_steps {NEVER}"
-            each = f"--num_workers {workers} --cpus_per_worker 1 --loader.processes 0 {quiet}"
-            words = bench.words(f"{workers}-{number}", each, bench.batch * workers)
-            values = [m.value for m in Logged(words).history("train/clips_per_second")]
-            found.append(statistics.median(values[1:]))
+            measure = partial(rate, bench, workers, number)
+            found.append(bench.kept(f"{workers} workers {number}", measure))
     made = table(f"{bench.batch} clips a worker, one core each", "workers", "clips/s")
     for workers, values in rates.items():
         made.add_row(str(workers), f"{statistics.median(values):.1f}")
@@ -185,11 +205,13 @@ def scaling(bench: Bench) -> tuple[Table, list[Figure]]:
 
 def main() -> None:
     """Prints the tables and the figures."""
-    model, batch, steps = SIZES[os.environ.get("SIZE", "r18")]
+    size = os.environ.get("SIZE", "r18")
+    model, batch, steps = SIZES[size]
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
         folder = Path(name)
         steps = int(os.environ.get("STEPS", steps))
-        bench = Bench(folder, make_shards(folder), model, batch, steps)
+        kept = Kept(f"training-{size}-{steps}")
+        bench = Bench(folder, make_shards(folder), model, batch, steps, kept)
         parts = [measure(bench) for measure in (cost_of_ray, cost_of_records, scaling)]
     show([made for made, _ in parts], [figure for _, figures in parts for figure in figures])
 

@@ -116,8 +116,15 @@ def stop_job(nodes: Nodes, step: int, words: list[str]) -> int:
     assert head is not None
     client = JobSubmissionClient(f"http://{head.webui_url}")
     settings = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
-    job = client.submit_job(entrypoint=" ".join(words), runtime_env=settings)
     until = time.monotonic() + LIMIT
+    while True:  # a cluster takes jobs a few seconds after it has started
+        try:
+            job = client.submit_job(entrypoint=" ".join(words), runtime_env=settings)
+            break
+        except RuntimeError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
     while max(map(step_of, client.get_job_logs(job).splitlines()), default=0) < step:
         if client.get_job_status(job).is_terminal() or time.monotonic() > until:
             raise RuntimeError(client.get_job_logs(job))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,25 @@ class Figure:
         sign = ">=" if self.at_least else "<="
         verdict = "pass" if self.passes else "short"
         return f"{self.name} {self.value:.3g} {sign}{self.target:g} {verdict}"
+
+
+class Kept:
+    """Measurements of a long benchmark: each is saved as it ends, and not made again."""
+
+    def __init__(self, topic: str) -> None:
+        self.file = Path(__file__).parent / f"results/{topic}.json"
+        self.rows: dict[str, Any] = {}
+        if self.file.exists():
+            self.rows = json.loads(self.file.read_text("utf-8"))
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Returns a measurement, which is made if it is not there; JSON must be able to hold it."""
+        if name not in self.rows:
+            began = time.monotonic()
+            self.rows[name] = measure()
+            print(f"{name}: {self.rows[name]}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+            self.file.write_text(json.dumps(self.rows, indent=1) + "\n", "utf-8")
+        return self.rows[name]
 
 
 def show(tables: Sequence[Table], figures: Sequence[Figure]) -> None:
