@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -15,12 +17,18 @@ from dynamonet.errors import UserError
 
 T = TypeVar("T")
 K = TypeVar("K")
+# what a training needs and takes seconds; none of them imports Ray, which would have two threads
+# wait for each other
+HEAVY = ("dynamonet.model.network", "dynamonet.tracking.runs")
 TASKS_PER_CPU = 2  # in flight for each core, so that the next one waits at the worker
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(importing: Sequence[str] = ()) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS or `ray start` names, else starts a private Ray here.
+
+    Args:
+        importing: Modules that a thread imports while Ray starts; see `HEAVY`.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -28,6 +36,8 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # not the other way round: the system ends Ray with the thread that has started it
+    threading.Thread(target=lambda: [*map(import_module, importing)], daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells a private Ray of its tokens
     try:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)

@@ -44,9 +44,12 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     console = Console()
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from finetune.train.experiment import FinetuneResult, run_all
+    from dynamonet import cluster
 
-    return FinetuneResult(run_all(settings, shards, console))
+    with cluster.connected(importing=cluster.HEAVY):  # one Ray for all seeds
+        from finetune.train.experiment import FinetuneResult, run_all
+
+        return FinetuneResult(run_all(settings, shards, console))
 
 
 if __name__ == "__main__":

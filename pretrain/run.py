@@ -12,6 +12,7 @@ from dynamonet.errors import run_entry
 from pretrain.settings import PretrainSettings
 
 if TYPE_CHECKING:
+    from dynamonet.shards.shard_set import ShardSet
     from dynamonet.training.launch import TrainingResult
 
 EXAMPLES = """examples:
@@ -45,6 +46,15 @@ def pretrain(settings: PretrainSettings) -> TrainingResult:
     paths = settings.shards_paths()
     sets = [ShardSet.open(path) for path in paths]
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
+    from dynamonet import cluster
+
+    with cluster.connected(importing=cluster.HEAVY):
+        return _pretrain(settings, paths, sets, console)
+
+
+def _pretrain(
+    settings: PretrainSettings, paths: list[str], sets: list[ShardSet], console: Console
+) -> TrainingResult:
     from dynamonet.model.files import locate
     from dynamonet.model.network import DynamoNet
     from dynamonet.report.page import write_report

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,7 @@ def cluster() -> Iterator[None]:
 @contextmanager
 def without_ray() -> Iterator[None]:
     """Lets `launch` train in this process, where Ray is not what is tried."""
+    from dynamonet import cluster
     from dynamonet.tracking.runs import TrackedRun
     from dynamonet.training import launch
 
@@ -129,6 +130,7 @@ def without_ray() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_fit", fit)
+        patch.setattr(cluster, "connected", lambda **_: nullcontext())
         yield
 
 
