@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import tempfile
@@ -24,11 +23,12 @@ import numpy as np
 import psutil
 
 from benchmarks.bench_resume import STEPS, command, losses, make_shards
-from benchmarks.nodes import Nodes, drain, lose_and_gain, stop_job
+from benchmarks.nodes import Broken, Nodes, drain, lose_and_gain, step_of, stop_job
 from benchmarks.report import Figure, Kept, show, table
 
 CHECKPOINT = 7  # steps between checkpoints, as in bench_resume
 TOLERANCE = 1e-3  # relative, where workers change: the same clips added up in another order
+LONG = 900  # steps: Ray looks for room to grow once a minute
 Driver = subprocess.Popen[str]
 
 
@@ -36,10 +36,19 @@ Driver = subprocess.Popen[str]
 class Fault:
     """One way to break a run."""
 
-    act: Callable[[Driver, Path], None] | Callable[[Nodes, int, list[str]], int]
+    act: Callable[[Driver, Path], None]
     status: int  # that the broken run ends with
     words: tuple[str, ...] = ()
-    nodes: int = 0  # of a cluster of its own, a core each; 0 = the run's private Ray
+
+
+@dataclass(frozen=True)
+class NodeFault:
+    """One way to break a run on a cluster of its own."""
+
+    act: Callable[[Nodes, int, list[str]], Broken]
+    status: int
+    words: tuple[str, ...]
+    nodes: int  # of a core each
     steps: int = STEPS
 
 
@@ -100,9 +109,9 @@ def send(number: signal.Signals) -> Callable[[Driver, Path], None]:
 
 ONE_CORE = ("--cpus_per_worker", "1", "--loader.processes", "0")
 # a batch that divides by two and three; parts of the same size on both
-ELASTIC = (*ONE_CORE, *"--num_workers 3 --loader.batch_size 12 --micro_batch 2".split())
-LONG = 1500  # steps: Ray looks for room to grow once a minute
-FAULTS = {
+ELASTIC = (*ONE_CORE, *"--num_workers 3 --min_workers 2".split())
+ELASTIC += ("--loader.batch_size", "12", "--micro_batch", "2")
+FAULTS: dict[str, Fault | NodeFault] = {
     "worker SIGKILL": Fault(kill_worker, 0),
     "one of two workers SIGKILL": Fault(kill_worker, 0, ("--num_workers", "2", *ONE_CORE)),
     "driver SIGKILL": Fault(kill_driver, -signal.SIGKILL),
@@ -110,46 +119,58 @@ FAULTS = {
     "Ctrl-C": Fault(send(signal.SIGINT), 128 + signal.SIGINT),
     "checkpoint not writable": Fault(block_checkpoint, 1),
     "SIGKILL and a corrupt checkpoint": Fault(kill_and_corrupt, -signal.SIGKILL),
-    "ray job stop": Fault(stop_job, 1, ONE_CORE, nodes=1),
-    "a node drained": Fault(drain, 0, (*ELASTIC, "--min_workers", "2"), nodes=3, steps=400),
-    "a node lost and one gained": Fault(
-        lose_and_gain, 0, (*ELASTIC, "--min_workers", "2"), nodes=3, steps=LONG
-    ),
+    "ray job stop": NodeFault(stop_job, 1, ONE_CORE, nodes=1),
+    "a node drained": NodeFault(drain, 0, ELASTIC, nodes=3, steps=LONG),
+    "a node lost and one gained": NodeFault(lose_and_gain, 0, ELASTIC, nodes=3, steps=LONG),
 }
 
 
-def broken(fault: Fault, step: int, words: list[str], runs: Path) -> int:
-    """Starts a training, breaks it once it has told of a step, and returns its exit status."""
-    if fault.nodes:
-        with Nodes.started(fault.nodes) as nodes:
-            return fault.act(nodes, step, words)  # type: ignore[call-arg, arg-type, return-value]
+def broken(fault: Fault, step: int, words: list[str], runs: Path) -> Broken:
+    """Starts a training, breaks it once it has told of a step, and waits for its end."""
     driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert driver.stdout is not None
     for line in driver.stdout:
-        told = re.match(r"step +([\d,]+)/", line)
-        if told and int(told[1].replace(",", "")) >= step:
+        if step_of(line) >= step:
             break
-    fault.act(driver, runs)  # type: ignore[call-arg, arg-type]
+    fault.act(driver, runs)
     driver.communicate(timeout=600)
-    return driver.returncode
+    return Broken(driver.returncode)
 
 
 def measure(name: str, number: int, folder: Path, shards: str) -> Row:
     """Breaks one run, lets it go on, and compares it with one that nothing broke."""
     fault, seed = FAULTS[name], os.environ.get("SEED", "0")
-    settings = (*fault.words, "--max_steps", str(fault.steps))
-    whole_runs = folder / ("whole " + " ".join(settings)).replace(" ", "-").replace("--", "")
-    if not whole_runs.exists():
-        subprocess.run([*command(shards, whole_runs), *settings], check=True)
-    whole, runs = losses(whole_runs), folder / f"{name.replace(' ', '-')}-{number}"
-    words = [*command(shards, runs), *settings]
     step = random.Random(f"{seed} {name} {number}").randrange(1, STEPS - CHECKPOINT)
-    status = broken(fault, step, words, runs)
-    if status != 0:  # else it went on by itself
+    runs = folder / f"{name.replace(' ', '-')}-{number}"
+    words = [*command(shards, runs), *fault.words]
+    if isinstance(fault, NodeFault):
+        words += ["--max_steps", str(fault.steps)]
+        with Nodes.started(fault.nodes) as nodes:
+            ended = fault.act(nodes, step, words)
+    else:
+        ended = broken(fault, step, words, runs)
+    if ended.status != 0:  # else it went on by itself
         subprocess.run(words, check=True)
-    found, rtol = losses(runs), TOLERANCE if fault.nodes > 1 else 0.0
-    equal = sum(bool(np.isclose(found.get(n, np.nan), loss, rtol, 0)) for n, loss in whole.items())
-    return Row(step, status, equal, len(whole))
+    found, whole = losses(runs), undisturbed(fault, folder, shards)
+    last = len(whole) if ended.comparable is None else ended.comparable
+    rtol = 0.0 if ended.comparable is None else TOLERANCE
+    compared = {step: loss for step, loss in whole.items() if step <= last}
+    equal = sum(
+        bool(np.isclose(found.get(step, np.nan), loss, rtol, 0)) for step, loss in compared.items()
+    )
+    return Row(step, ended.status, equal, len(compared))
+
+
+def undisturbed(fault: Fault | NodeFault, folder: Path, shards: str) -> dict[int, float]:
+    """Returns the losses of a run of a fault's settings that nothing breaks."""
+    runs = folder / "-".join(["whole", *(word.strip("-") for word in fault.words)])
+    words = [*command(shards, runs), *fault.words]
+    if not runs.exists() and isinstance(fault, NodeFault):
+        with Nodes.started(fault.nodes) as nodes:
+            print(*nodes.lines([*words, "--max_steps", str(fault.steps)]))
+    elif not runs.exists():
+        subprocess.run(words, check=True)
+    return losses(runs)
 
 
 def main() -> None:

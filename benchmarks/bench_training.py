@@ -11,10 +11,13 @@ the first line of the log on, when all has started.
 from __future__ import annotations
 
 import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from mlflow.entities import Metric
 from rich.table import Table
 
 from benchmarks.bench_resume import make_shards
+from benchmarks.nodes import step_of
 from benchmarks.report import Figure, Kept, in_own_process, ratio, show, table
 from dynamonet.training.perf.timer import OTHER_PARTS, STEP_PARTS
 
@@ -203,6 +207,33 @@ def scaling(bench: Bench) -> tuple[Table, list[Figure]]:
     return made, [Figure("two_workers_over_one", ratio(rates[2], rates[1]), 1.8)]
 
 
+def seconds_to_first_step(bench: Bench, number: int) -> float:
+    """Returns the seconds from the command to the console's first step."""
+    began = time.perf_counter()
+    words = bench.words(f"start-{number}", "--log_every_steps 1")
+    driver = subprocess.Popen(
+        [sys.executable, "pretrain/run.py", *words], stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    first = next(time.perf_counter() - began for line in driver.stdout if step_of(line))
+    driver.send_signal(signal.SIGTERM)
+    driver.communicate(timeout=300)
+    return first
+
+
+def start(bench: Bench) -> tuple[Table, list[Figure]]:
+    """Starts a small training from nothing, in a process of its own."""
+    small = replace(bench, model=f"{SIZES['small'][0]} --loader.processes 0", batch=4)
+    found = [
+        bench.kept(f"start {number}", partial(seconds_to_first_step, small, number))
+        for number in range(ROUNDS)
+    ]
+    made = table("From the command to the first step, a small network", "", "s")
+    made.add_row("pretrain/run.py", ", ".join(f"{value:.1f}" for value in found))
+    figure = Figure("start_seconds", statistics.median(found), 12, at_least=False)
+    return made, [figure]
+
+
 def main() -> None:
     """Prints the tables and the figures."""
     size = os.environ.get("SIZE", "r18")
@@ -212,7 +243,7 @@ def main() -> None:
         steps = int(os.environ.get("STEPS", steps))
         kept = Kept(f"training-{size}-{steps}")
         bench = Bench(folder, make_shards(folder), model, batch, steps, kept)
-        parts = [measure(bench) for measure in (cost_of_ray, cost_of_records, scaling)]
+        parts = [measure(bench) for measure in (start, cost_of_ray, cost_of_records, scaling)]
     show([made for made, _ in parts], [figure for _, figures in parts for figure in figures])
 
 

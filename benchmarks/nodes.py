@@ -17,7 +17,18 @@ from ray.cluster_utils import Cluster
 
 LIMIT = 600  # seconds for what is awaited
 RAY = str(Path(sys.executable).with_name("ray"))
+COMPARED = 30  # steps after a change of workers
 NOTICE = 20  # seconds from the news that a node will go until it goes
+
+
+@dataclass(frozen=True)
+class Broken:
+    """How a run that was broken ended."""
+
+    status: int
+    # last step whose loss can be held against a run's with as many workers as before: sums in
+    # another order part by a factor of ten in twenty steps; None = all can
+    comparable: int | None = None
 
 
 @dataclass
@@ -67,48 +78,57 @@ def step_of(line: str) -> int:
     return int(told[1].replace(",", "")) if told else 0
 
 
-def workers_of(line: str) -> int:
-    """Returns with how many workers a training goes on, where a line tells; else 0."""
-    told = re.match(r"batch .* x (\d+) workers", line)
-    return int(told[1]) if told else 0
+@dataclass
+class Told:
+    """What the console has told of a run's starts."""
+
+    workers: list[int] = field(default_factory=list)  # of each start
+    resumed: list[int] = field(default_factory=list)  # after which steps
+
+    def read(self, line: str) -> None:
+        if found := re.match(r"batch .* x (\d+) workers", line):
+            self.workers.append(int(found[1]))
+        if found := re.match(r"resumed +after step ([\d,]+)", line):
+            self.resumed.append(int(found[1].replace(",", "")))
+
+    def ended(self, status: int, *workers: int) -> Broken:
+        """Returns how a run ended that must have gone on with so many workers in turn."""
+        if self.workers[: len(workers)] != [*workers]:
+            raise RuntimeError(f"it went on with {self.workers} workers, not with {workers}")
+        return Broken(status, self.resumed[0] + COMPARED)
 
 
-def lose_and_gain(nodes: Nodes, step: int, words: list[str]) -> int:
+def lose_and_gain(nodes: Nodes, step: int, words: list[str]) -> Broken:
     """Kills a node; once the training goes on with the others, brings another one."""
-    workers: list[int] = []
+    told = Told()
     for line in nodes.lines(words):
-        workers += [count] if (count := workers_of(line)) else []
-        if step_of(line) >= step and len(workers) == 1 and len(nodes.there) == 3:
+        told.read(line)
+        if step_of(line) >= step and len(told.workers) == 1 and len(nodes.there) == 3:
             nodes.remove(nodes.there[-1])
-        if step_of(line) and len(workers) == 2 and len(nodes.there) == 2:
+        if step_of(line) and len(told.workers) == 2 and len(nodes.there) == 2:
             nodes.add()
-    if workers != [3, 2, 3]:
-        raise RuntimeError(f"the training went on with {workers} workers, not with 3, 2, 3")
-    return nodes.status
+    return told.ended(nodes.status, 3, 2, 3)
 
 
-def drain(nodes: Nodes, step: int, words: list[str]) -> int:
+def drain(nodes: Nodes, step: int, words: list[str]) -> Broken:
     """Tells that a node will go, as a cloud does of spot machines, and takes it away then."""
-    workers: list[int] = []
-    told_at = None
+    told, since = Told(), None
     for line in nodes.lines(words):
-        workers += [count] if (count := workers_of(line)) else []
-        if step_of(line) >= step and told_at is None:
-            told_at = time.monotonic()
+        told.read(line)
+        if step_of(line) >= step and since is None:
+            since = time.monotonic()
             subprocess.run(
                 f"{RAY} drain-node --address {nodes.cluster.address} "
                 f"--node-id {nodes.there[-1].node_id} --reason DRAIN_NODE_REASON_PREEMPTION "
                 f"--reason-message reclaimed --deadline-remaining-seconds {NOTICE}".split(),
                 check=True,
             )
-        if told_at and len(nodes.there) == 3 and time.monotonic() - told_at > NOTICE:
+        if since and len(nodes.there) == 3 and time.monotonic() - since > NOTICE:
             nodes.remove(nodes.there[-1])
-    if workers[:2] != [3, 2]:
-        raise RuntimeError(f"the training went on with {workers} workers, not with 3, 2")
-    return nodes.status
+    return told.ended(nodes.status, 3, 2)
 
 
-def stop_job(nodes: Nodes, step: int, words: list[str]) -> int:
+def stop_job(nodes: Nodes, step: int, words: list[str]) -> Broken:
     """Submits a training as a job and stops it by `ray job stop`; 1 = it was stopped."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -133,4 +153,4 @@ def stop_job(nodes: Nodes, step: int, words: list[str]) -> int:
     while not (status := client.get_job_status(job)).is_terminal():
         time.sleep(0.5)
     print(client.get_job_logs(job))
-    return int(status == JobStatus.STOPPED)
+    return Broken(int(status == JobStatus.STOPPED))

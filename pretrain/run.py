@@ -58,6 +58,7 @@ def _pretrain(
     from dynamonet.model.files import locate
     from dynamonet.model.network import DynamoNet
     from dynamonet.report.page import write_report
+    from dynamonet.shards.shard_set import ShardSet
     from dynamonet.tracking.origin import DatasetUse
     from dynamonet.training.launch import launch
     from dynamonet.training.start import model_at

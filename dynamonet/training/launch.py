@@ -25,9 +25,9 @@ from dynamonet.tracking.runs import TrackedRun, closing, start_run
 from dynamonet.training.checkpoint.state import read_state
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.coordinator import Coordinator
+from dynamonet.training.distributed.failures import oom_kills
 from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
-from dynamonet.training.failures import oom_kills
 from dynamonet.training.logs.console import ConsoleLog, Progress
 from dynamonet.training.run_folder import (
     MODEL,

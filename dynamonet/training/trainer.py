@@ -21,7 +21,6 @@ from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.training.checkpoint.state import snapshot
 from dynamonet.training.checkpoint.store import CheckpointStore
-from dynamonet.training.copying import Copier
 from dynamonet.training.distributed.coordinator import Heartbeat
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
@@ -29,6 +28,7 @@ from dynamonet.training.logs.metrics import MetricWindow
 from dynamonet.training.measuring import BrokenOff, Measuring
 from dynamonet.training.numerics import nonfinite
 from dynamonet.training.perf.advice import PerfContext
+from dynamonet.training.perf.copying import Copier
 from dynamonet.training.perf.profiler import traced
 from dynamonet.training.schedule import Clock, rate_factor, set_rate
 from dynamonet.training.setup import set_up

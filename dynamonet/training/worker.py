@@ -12,8 +12,8 @@ import torch
 from ray.train.torch import get_device
 
 from dynamonet.errors import reason
+from dynamonet.training.distributed.failures import final_error, oom_kills
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.failures import final_error, oom_kills
 from dynamonet.training.task import Job
 from dynamonet.training.trainer import Trainer
 

@@ -1,1 +1,1 @@
-"""Ranks, the coordinator, resources on the cluster, and signals."""
+"""Ranks, the coordinator, resources on the cluster, failures, and signals."""

@@ -12,9 +12,9 @@ from torch.distributed import DistNetworkError
 
 from dynamonet.errors import UserError, reason
 from dynamonet.storage import StoreError
-from dynamonet.training import failures
+from dynamonet.training.distributed import failures
 from dynamonet.training.distributed.coordinator import CoordinatorState
-from dynamonet.training.failures import final_error, oom_kills
+from dynamonet.training.distributed.failures import final_error, oom_kills
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
 BUS = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's"

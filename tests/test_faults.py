@@ -20,7 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "fault",
-    ["one of two workers SIGKILL", "SIGKILL and a corrupt checkpoint", "a node drained"],
+    ["one of two workers SIGKILL", "SIGKILL and a corrupt checkpoint"],
 )
 def test_a_broken_training_has_the_losses_of_a_whole_one(
     place: tuple[Path, str], fault: str, monkeypatch: pytest.MonkeyPatch
