@@ -129,35 +129,31 @@ def ray_cluster(
     shutil.rmtree(temp, ignore_errors=True)
 
 
+def ray_job(
+    command: str, address: str, auth: dict[str, str], *words: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `ray job COMMAND` on a cluster."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("ray"), "job", command, "--address", address, *words],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=ROOT,
+        env={**os.environ, **auth},
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ray_job_submit_works_in_the_root_and_from_a_shipped_copy(
     ray_cluster: tuple[str, dict[str, str]], shard_set: Path, tmp_path: Path
 ) -> None:
     address, auth = ray_cluster
-    ray = Path(sys.executable).with_name("ray")
     short = [*TINY_MODEL, *"--max_steps 2 --holdout_share 0.3 --precision fp32".split()]
 
     def submit(options: list[str], *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                ray,
-                "job",
-                "submit",
-                "--address",
-                address,
-                *options,
-                "--",
-                "python",
-                "pretrain/run.py",
-                *words,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            cwd=ROOT,
-            env={**os.environ, **auth, **more},
-        )
+        whole = [*options, "--", "python", "pretrain/run.py", *words]
+        return ray_job("submit", address, {**auth, **more}, *whole)
 
     runs = tmp_path / "runs"
     plain = submit([], "--shards", str(shard_set), "--runs", str(runs), "--name", "plain", *short)
@@ -188,7 +184,7 @@ def test_ray_job_submit_works_in_the_root_and_from_a_shipped_copy(
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_ray_job_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
+def test_ray_job_stop_leaves_a_checkpoint_and_says_so(
     ray_cluster: tuple[str, dict[str, str]], shard_set: Path, tmp_path: Path
 ) -> None:
     address, auth = ray_cluster
@@ -199,10 +195,9 @@ def test_ray_job_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
     wait = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
 
     def jobs(command: str, *words: str) -> str:
-        ray = str(Path(sys.executable).with_name("ray"))
-        whole = [ray, "job", command, "--address", address, *words]
-        env = {**os.environ, **auth}
-        return subprocess.check_output(whole, text=True, timeout=120, cwd=ROOT, env=env)
+        done = ray_job(command, address, auth, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     own = ["--no-wait", "--submission-id", "own", "--runtime-env-json", wait, "--"]
     jobs("submit", *own, *words)

@@ -76,7 +76,7 @@ def cluster_checks(settings: PreflightSettings) -> list[Check]:
         counts = {"nodes": len(nodes), "CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0)}
         size = ", ".join(f"{what} {count:.0f}" for what, count in counts.items())
         checks = [Check("pass", "ray", f"{where}: {size}")]
-        checks += _resources(settings, [node["Resources"] for node in nodes], "the cluster")
+        checks += _resources(settings, cluster.nodes(), "the cluster")
         return checks + _nodes(settings, [node["NodeID"] for node in nodes])
 
 
