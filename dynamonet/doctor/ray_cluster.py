@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def _unreachable(address: Address) -> Check | None:
 
 
 def _resources(
-    settings: PreflightSettings, nodes: list[Mapping[str, float]], what: str
+    settings: PreflightSettings, nodes: Sequence[Mapping[str, float]], what: str
 ) -> list[Check]:
     from dynamonet.training.distributed.resources import worker_resources
 

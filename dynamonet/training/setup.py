@@ -22,6 +22,7 @@ from dynamonet.training.checkpoint.state import (
 from dynamonet.training.checkpoint.store import newest_sound
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision, choose_precision, wanted_dtype
+from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.memory import (
     checkpoint_activations,
     fitting_micro_batch,
@@ -51,7 +52,7 @@ class Setup:
     compiled: bool
 
     def lines(self, job: Job, rank: Rank) -> list[str]:
-        """Returns a line each about clips, batch, order of reading and device."""
+        """Returns a line each about clips, batch, order, device, work, and where it goes on."""
         settings, plan = job.task.settings, self.plan
         micro = self.train_step.micro_batch
         parts = plan.batch_size // micro
@@ -83,7 +84,23 @@ class Setup:
             f"{job.threads} threads each",
             f"order    {order}",
             f"device   {device}",
+            f"work     {self.train_step.perf.capacity}",
+            *([self._resumed(settings.max_minutes)] if self.state.step else ()),
         ]
+
+    def _resumed(self, most: float | None) -> str:
+        end = f" of {self.total_steps:,}" if most is None else f", {most:g} minutes in all"
+        return f"resumed  after step {self.state.step:,}{end}"
+
+    def perf_context(self, job: Job) -> PerfContext:
+        """Returns what advice on the training's speed depends on."""
+        return PerfContext.of(
+            job.task.settings,
+            self.precision,
+            compiled=self.compiled,
+            processes=job.processes,
+            threads=job.threads,
+        )
 
 
 def set_up(task: Task[Any], rank: Rank, home: Path) -> Setup:

@@ -27,7 +27,6 @@ from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.logs.metrics import MetricWindow
 from dynamonet.training.measuring import BrokenOff, Measuring
 from dynamonet.training.numerics import nonfinite
-from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.copying import Copier
 from dynamonet.training.perf.profiler import traced
 from dynamonet.training.schedule import Clock, rate_factor, set_rate
@@ -229,14 +228,7 @@ class Trainer:
 
     def _advise(self) -> None:
         """Names what holds the training up, once."""
-        context = PerfContext.of(
-            self.settings,
-            self.precision,
-            compiled=self.setup.compiled,
-            processes=self.job.processes,
-            threads=self.job.threads,
-        )
-        advice = self.perf.advice(context)
+        advice = self.perf.advice(self.setup.perf_context(self.job))
         self.advised = True
         logger.info(f"speed    {advice}")
         self.tracking.artifact(lambda: self.job.run.tag(advice=advice))
@@ -303,11 +295,6 @@ class Trainer:
         self.tracking.resume(self.state.unsent)
         for line in self.setup.lines(self.job, self.rank):
             logger.info(line)
-        logger.info(f"work     {self.perf.capacity}")
-        if self.state.step:
-            most = self.settings.max_minutes
-            end = f" of {self.total_steps:,}" if most is None else f", {most:g} minutes in all"
-            logger.info(f"resumed  after step {self.state.step:,}{end}")
 
     def _is_due(self, done: int) -> bool:
         return done % self.settings.log_every_steps == 0 or done == self.total_steps

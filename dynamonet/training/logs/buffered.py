@@ -65,8 +65,8 @@ class BufferedLogger:
             left: Saved = json.loads((self.home / UNSENT).read_text("utf-8"))
         except (OSError, ValueError):
             left = {}
-        for saved in (unsent, left):
-            self.metrics({int(step): values for step, values in saved.items()})
+        first, last = ({int(step): v for step, v in saved.items()} for saved in (unsent, left))
+        self.metrics(_merged(first, last))  # at once: both may have the same steps
         (self.home / UNSENT).unlink(missing_ok=True)
 
     def unsent(self) -> Saved:
