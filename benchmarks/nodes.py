@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 LIMIT = 600  # seconds for what is awaited
 RAY = str(Path(sys.executable).with_name("ray"))
-COMPARED = 30  # steps after a change of workers
+COMPARED = 20  # steps after a change of workers
 NOTICE = 20  # seconds from the news that a node will go until it goes
 
 
@@ -27,7 +27,7 @@ class Broken:
 
     status: int
     # last step whose loss can be held against a run's with as many workers as before: sums in
-    # another order part by a factor of ten in twenty steps; None = all can
+    # another order (1e-7) part by a factor of ten in five steps; None = all can
     comparable: int | None = None
 
 

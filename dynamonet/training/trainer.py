@@ -61,14 +61,12 @@ class Trainer:
         self.tracking = BufferedLogger(job.run, job.home)
         self.setup = setup = set_up(self.task, rank, job.home)
         self.reader, self.plan, self.total_steps = setup.reader, setup.plan, setup.total_steps
-        self.train_state, self.precision = setup.train_state, setup.precision
-        self.train_step, self.state = setup.train_step, setup.state
+        self.train_state, self.state = setup.train_state, setup.state
+        self.train_step, self.perf = setup.train_step, setup.train_step.perf
         self.heartbeat = Heartbeat(job.coordinator, rank.index)
-        clips = self.train_step.micro_batch
-        self.measuring = Measuring(
-            rank, setup.precision, clips, job.processes, lambda: self.heartbeat.stop
-        )
-        self.window, self.perf = MetricWindow(rank), self.train_step.perf
+        clips, stopped = self.train_step.micro_batch, lambda: self.heartbeat.stop
+        self.measuring = Measuring(rank, setup.precision, clips, job.processes, stopped)
+        self.window = MetricWindow(rank)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
         self.clock, self.saved_at = Clock(rank, settings.max_minutes), time.monotonic()
         self.advised = False
@@ -147,12 +145,12 @@ class Trainer:
         return self.rank.is_main and minutes is not None and spent >= 60 * minutes
 
     def _update(self, step: int, batch: ClipBatch, gradients: Gradients) -> None:
+        settings = self.settings.optimizer
         middle = self.clock.share_done * (step + 0.5) / (step + 1)  # of this step
-        factor = rate_factor(middle, self.settings.optimizer.warmup_share)
+        factor = rate_factor(middle, settings.warmup_share)
         set_rate(self.train_state.optimizer, factor)
         self.train_step.apply(gradients)
-        lr = self.settings.optimizer.lr * factor
-        self.window.add(step + 1, lr, len(batch), gradients.sums)
+        self.window.add(step + 1, settings.lr * factor, len(batch), gradients.sums)
 
     def _refuse(self, step: int, batch: ClipBatch, gradients: Gradients) -> None:
         """Leaves the weights as they are, and stops the run unless such steps are skipped."""
@@ -160,9 +158,8 @@ class Trainer:
         skips, most = self.settings.on_nonfinite == "skip", self.settings.max_skipped_share
         allowed = max(1, most * self.clock.expected_steps(step + 1))
         stops = not skips or self.state.skipped > allowed
-        text = ""
-        if stops or self.state.skipped <= nonfinite.MAX_KEPT:
-            text = self._replay(step, batch, gradients)
+        kept = stops or self.state.skipped <= nonfinite.MAX_KEPT
+        text = self._replay(step, batch, gradients) if kept else ""
         self.train_step.discard()
         if stops:
             how = f"{self.state.skipped} such steps, more than max_skipped_share = {most:g}. "
@@ -175,7 +172,7 @@ class Trainer:
         rows = [self.reader.sets.find(row)[0] for row in batch.row.tolist()]
         samples = [(row.shard, row.key) for row in rows]
         facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
-        facts |= {"gradient_norm": repr(float(gradients.norm))}
+        facts["gradient_norm"] = repr(float(gradients.norm))
         model = self.train_state.model if self.rank.is_main else None
         folder = nonfinite.write_replay(
             self.job.home, self.rank.index, batch, facts | found.facts(), model
@@ -185,9 +182,9 @@ class Trainer:
 
     def _end_step(self, done: int, request: StepRequest) -> bool:
         """Logs, evaluates and saves after a step, as far as each is due; tells whether to stop."""
-        over = request.stop or done == self.total_steps
         evaluates = self.task.evaluates_after(done, self.total_steps)
-        saves = over or request.save or done % self.settings.checkpoint_every_steps == 0
+        saves = request.stop or request.save or done == self.total_steps
+        saves = saves or done % self.settings.checkpoint_every_steps == 0
         saves = saves or (evaluates and self.task.best_by() is not None)
         if self._is_due(done) or self._ends_epoch(done) or saves:
             self._log(done)

@@ -81,7 +81,8 @@ def test_settings_of_the_update_change_the_weights(bench: Callable[..., Bench], 
 def test_fp16_scales_its_loss_and_the_scale_is_resumed(bench: Callable[..., Bench]) -> None:
     run, words = bench(), ["--precision", "fp16"]
     training = run.training(*words, "--max_steps", "1")
-    assert training.train_state.scaler.is_enabled() and training.precision.dtype == torch.float16
+    assert training.train_state.scaler.is_enabled()
+    assert training.setup.precision.dtype == torch.float16
     training.train_state.scaler.scale(torch.ones(1))
     training.train_state.scaler.update(64.0)
     training.run()
