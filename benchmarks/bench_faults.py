@@ -28,7 +28,7 @@ from benchmarks.report import Figure, Kept, show, table
 
 CHECKPOINT = 7  # steps between checkpoints, as in bench_resume
 TOLERANCE = 1e-3  # relative, where workers change: the same clips added up in another order
-LONG = 500  # steps: Ray looks for room to grow once a minute
+LONG = 900  # steps: Ray looks for room to grow once a minute
 Driver = subprocess.Popen[str]
 
 

@@ -43,7 +43,7 @@ READ = 24  # global batches of which the samples are compared
 TINY = (
     "--model.num_frames 8 --model.frame_px 32 --model.trunk.depth 10 --model.trunk.width 8 "
     "--model.trunk.stem_pool false --model.trunk.temporal_strides 1,2,2,1 --clips.canvas_px 32 "
-    f"--loader.batch_size 8 --loader.processes 1 --clips.colour_jitter 0.2 --epochs 100 "
+    f"--loader.batch_size 8 --loader.processes 1 --clips.colour_jitter 0.2 --epochs 1000 "
     f"--max_steps {STEPS} --checkpoint_every_steps 7 --log_every_steps 1 --precision fp32 "
     "--evaluate_every_steps 1000"
 ).split()
