@@ -193,12 +193,12 @@ def _answer(answers: Any, function: Callable[..., Any], arguments: tuple[Any, ..
     time.sleep(LIMIT)  # tensors among the answers are fetched from here; then it is killed
 
 
-def make_shards(folder: Path) -> str:
+def make_shards(folder: Path, videos: int = 63) -> str:
     from data_prep.shard import main as shard
     from demo.motion_videos import write_motion_videos
     from dynamonet import cluster
 
-    write_motion_videos(folder / "videos", train_videos=63, test_videos=9)
+    write_motion_videos(folder / "videos", train_videos=videos, test_videos=9)
     with cluster.connected():
         shard(
             f"--source {folder}/videos --output {folder}/set --runs {folder}/prep "

@@ -44,6 +44,8 @@ SIZES = {
 }
 NEVER = 10**6  # steps
 PACE = 200  # steps between evaluations and checkpoints by default
+# videos, and the share of them held out: the 64 clips that an evaluation takes by default
+VIDEOS, HELD_OUT = 256, 0.25
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def records(bench: Bench) -> dict[str, float]:
     """Returns the seconds of a step, of its share of the log, of an evaluation, a checkpoint."""
     kept = max(1, 2 * bench.steps // 5)
     more = f"--evaluate_every_steps {kept} --checkpoint_every_steps {kept} --log_every_steps 10"
-    found = Logged(bench.words("records", more))
+    found = Logged(bench.words("records", f"{more} --holdout_share {HELD_OUT}"))
     parts = {part: found.seconds(f"{part}_ms", 0.001) for part in STEP_PARTS}
     steps = {part: statistics.mean(values[1:] or values) for part, values in parts.items()}
     once = {part: statistics.mean(found.seconds(f"{part}_s")) for part in OTHER_PARTS}
@@ -242,7 +244,7 @@ def main() -> None:
         folder = Path(name)
         steps = int(os.environ.get("STEPS", steps))
         kept = Kept(f"training-{size}-{steps}")
-        bench = Bench(folder, make_shards(folder), model, batch, steps, kept)
+        bench = Bench(folder, make_shards(folder, VIDEOS), model, batch, steps, kept)
         parts = [measure(bench) for measure in (start, cost_of_ray, cost_of_records, scaling)]
     show([made for made, _ in parts], [figure for _, figures in parts for figure in figures])
 
