@@ -49,7 +49,7 @@ def train_worker(config: dict[str, Any]) -> None:
             if trainer is not None:
                 where += f" after step {trainer.heartbeat.step:,}"
             micro_batch = trainer.train_step.micro_batch if trainer is not None else 0
-            failure = final_error(error, where, micro_batch)
+            failure = final_error(error, where, micro_batch, rank.count)
             if failure is None:
                 lagging = coordinator.describe_lagging()
                 logger.error(f"failed   {where}: {reason(error)}. Workers: {lagging}")

@@ -5,6 +5,7 @@
     compile error                    of Dynamo, Inductor        it ends, and names the setting
     shared memory full               of a loader process        it ends, and says what to enlarge
     lost worker, device or process   of the group, of CUDA      Ray starts the workers again
+    group taken away by Ray          any, once it is gone       Ray starts the workers again
     store that does not answer       StoreError                 Ray starts the workers again
     anything else                    a fault of the program     it ends with the traceback
 
@@ -17,7 +18,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from torch.distributed import DistError
+import torch.distributed as dist
 
 from dynamonet.errors import UserError, reason
 from dynamonet.storage import StoreError
@@ -34,12 +35,16 @@ _COUNTERS = (  # of this container in both versions of cgroups, else of the mach
 )
 
 
-def final_error(error: Exception, where: str, micro_batch: int) -> Exception | None:
+def final_error(
+    error: Exception, where: str, micro_batch: int, workers: int = 1
+) -> Exception | None:
     """Returns what the driver raises for a worker's error; None = start the workers again.
 
     Args:
         where: Rank and step, to be named.
         micro_batch: Clips that went through the model at once; 0 = not known.
+        workers: With more than one, Ray takes their process group away in the midst of a step
+            when it is about to end them: to change their number, or for another's failure.
     """
     text = str(error)
     if isinstance(error, StoreError):
@@ -64,7 +69,8 @@ def final_error(error: Exception, where: str, micro_batch: int) -> Exception | N
             "lower loader.prefetch_batches or loader.processes.",
         )
     lost = isinstance(error, RuntimeError) and any(word in text for word in _LOST)
-    if lost or isinstance(error, DistError):
+    taken_away = workers > 1 and not dist.is_initialized()
+    if lost or taken_away or isinstance(error, dist.DistError):
         return None
     # as one that can always be pickled
     return RuntimeError("".join(traceback.format_exception(error)))

@@ -65,6 +65,13 @@ def test_a_fault_of_the_program_is_not_tried_again_and_keeps_its_traceback() -> 
     assert type(final) is RuntimeError and "test_failures.py" in str(final)
 
 
+def test_workers_whose_group_ray_has_taken_away_are_no_fault_of_the_program() -> None:
+    with pytest.raises(ValueError, match="not been initialized") as caught:
+        torch.distributed.all_reduce(torch.ones(1))
+    assert final_error(caught.value, "rank 0", 8, workers=2) is None
+    assert final_error(caught.value, "rank 0", 8, workers=1) is not None
+
+
 def test_an_error_without_words_has_a_reason() -> None:
     assert reason(TimeoutError()) == "TimeoutError" and reason(OSError("a\nb")) == "a"
 
