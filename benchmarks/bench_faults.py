@@ -28,7 +28,7 @@ from benchmarks.report import Figure, Kept, show, table
 
 CHECKPOINT = 7  # steps between checkpoints, as in bench_resume
 TOLERANCE = 1e-3  # relative, where workers change: the same clips added up in another order
-LONG = 900  # steps: Ray looks for room to grow once a minute
+LONG, GROWN = 300, 900  # steps: a node goes 20 s after it is told; Ray looks for room once a minute
 Driver = subprocess.Popen[str]
 
 
@@ -121,7 +121,7 @@ FAULTS: dict[str, Fault | NodeFault] = {
     "SIGKILL and a corrupt checkpoint": Fault(kill_and_corrupt, -signal.SIGKILL),
     "ray job stop": NodeFault(stop_job, 1, ONE_CORE, nodes=1),
     "a node drained": NodeFault(drain, 0, ELASTIC, nodes=3, steps=LONG),
-    "a node lost and one gained": NodeFault(lose_and_gain, 0, ELASTIC, nodes=3, steps=LONG),
+    "a node lost and one gained": NodeFault(lose_and_gain, 0, ELASTIC, nodes=3, steps=GROWN),
 }
 
 
@@ -163,11 +163,14 @@ def measure(name: str, number: int, folder: Path, shards: str) -> Row:
 
 def undisturbed(fault: Fault | NodeFault, folder: Path, shards: str) -> dict[int, float]:
     """Returns the losses of a run of a fault's settings that nothing breaks."""
-    runs = folder / "-".join(["whole", *(word.strip("-") for word in fault.words)])
-    words = [*command(shards, runs), *fault.words]
+    own = [*fault.words]
+    if isinstance(fault, NodeFault):
+        own += ["--max_steps", str(fault.steps)]
+    runs = folder / "-".join(["whole", *(word.strip("-") for word in own)])
+    words = [*command(shards, runs), *own]
     if not runs.exists() and isinstance(fault, NodeFault):
         with Nodes.started(fault.nodes) as nodes:
-            print(*nodes.lines([*words, "--max_steps", str(fault.steps)]))
+            print(*nodes.lines(words))
     elif not runs.exists():
         subprocess.run(words, check=True)
     return losses(runs)
