@@ -109,7 +109,7 @@ def upload(
         raise UserError(
             f"{repo_id}: cannot be uploaded to the hub: {error}", "Check `hf auth whoami`"
         ) from None
-    return str(done)
+    return done.commit_url
 
 
 def read_description(folder: Path) -> dict[str, Any]:

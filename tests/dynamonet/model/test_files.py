@@ -68,13 +68,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         def answer(self, *, with_body: bool) -> None:
             wanted = self.path.split("?")[0]
             file = folder / wanted.rsplit("/", 1)[-1]
-            if not wanted.startswith("/lab/model/resolve/main/") or not file.is_file():
+            asked = wanted == "/api/models/lab/model/revision/main"  # by versions before 1.0
+            if not asked and not (wanted.startswith("/lab/model/resolve/main/") and file.is_file()):
                 self.send_response(404)
                 self.send_header("X-Error-Code", "RepoNotFound")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            content = file.read_bytes()
+            content = b'{"id": "lab/model", "xetEnabled": false}' if asked else file.read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
