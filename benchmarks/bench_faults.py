@@ -28,7 +28,6 @@ from benchmarks.report import Figure, Kept, show, table
 
 CHECKPOINT = 7  # steps between checkpoints, as in bench_resume
 TOLERANCE = 1e-3  # relative, where workers change: the same clips added up in another order
-LONG, GROWN = 300, 900  # steps: a node goes 20 s after it is told; Ray looks for room once a minute
 Driver = subprocess.Popen[str]
 
 
@@ -49,7 +48,6 @@ class NodeFault:
     status: int
     words: tuple[str, ...]
     nodes: int  # of a core each
-    steps: int = STEPS
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,8 @@ ONE_CORE = ("--cpus_per_worker", "1", "--loader.processes", "0")
 # a batch that divides by two and three; parts of the same size on both
 ELASTIC = (*ONE_CORE, *"--num_workers 3 --min_workers 2".split())
 ELASTIC += ("--loader.batch_size", "12", "--micro_batch", "2")
+DRAINED = (*ELASTIC, "--max_steps", "300")  # a node goes 20 s after it is told
+GROWN = (*ELASTIC, "--max_steps", "900")  # Ray looks for room once a minute
 FAULTS: dict[str, Fault | NodeFault] = {
     "worker SIGKILL": Fault(kill_worker, 0),
     "one of two workers SIGKILL": Fault(kill_worker, 0, ("--num_workers", "2", *ONE_CORE)),
@@ -120,8 +120,8 @@ FAULTS: dict[str, Fault | NodeFault] = {
     "checkpoint not writable": Fault(block_checkpoint, 1),
     "SIGKILL and a corrupt checkpoint": Fault(kill_and_corrupt, -signal.SIGKILL),
     "ray job stop": NodeFault(stop_job, 1, ONE_CORE, nodes=1),
-    "a node drained": NodeFault(drain, 0, ELASTIC, nodes=3, steps=LONG),
-    "a node lost and one gained": NodeFault(lose_and_gain, 0, ELASTIC, nodes=3, steps=GROWN),
+    "a node drained": NodeFault(drain, 0, DRAINED, nodes=3),
+    "a node lost and one gained": NodeFault(lose_and_gain, 0, GROWN, nodes=3),
 }
 
 
@@ -144,7 +144,6 @@ def measure(name: str, number: int, folder: Path, shards: str) -> Row:
     runs = folder / f"{name.replace(' ', '-')}-{number}"
     words = [*command(shards, runs), *fault.words]
     if isinstance(fault, NodeFault):
-        words += ["--max_steps", str(fault.steps)]
         with Nodes.started(fault.nodes) as nodes:
             ended = fault.act(nodes, step, words)
     else:
@@ -163,11 +162,8 @@ def measure(name: str, number: int, folder: Path, shards: str) -> Row:
 
 def undisturbed(fault: Fault | NodeFault, folder: Path, shards: str) -> dict[int, float]:
     """Returns the losses of a run of a fault's settings that nothing breaks."""
-    own = [*fault.words]
-    if isinstance(fault, NodeFault):
-        own += ["--max_steps", str(fault.steps)]
-    runs = folder / "-".join(["whole", *(word.strip("-") for word in own)])
-    words = [*command(shards, runs), *own]
+    runs = folder / "-".join(["whole", *(word.strip("-") for word in fault.words)])
+    words = [*command(shards, runs), *fault.words]
     if not runs.exists() and isinstance(fault, NodeFault):
         with Nodes.started(fault.nodes) as nodes:
             print(*nodes.lines(words))
