@@ -12,8 +12,8 @@ from dynamonet.errors import UserError, run_entry
 from finetune.settings import CompareSettings
 
 if TYPE_CHECKING:
-    from finetune.evaluation.metrics import AccuracyComparison
-    from finetune.evaluation.run_results import TestedVideos
+    from finetune.evaluation.run_results import MeasuredRuns
+    from finetune.evaluation.statistics import Difference
 
 EXAMPLES = """examples:
   {compare} --a runs/finetune/scratch --b runs/finetune/pretrained
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 """
 
 
-def main(argv: list[str]) -> AccuracyComparison:
+def main(argv: list[str]) -> Difference:
     """Compares finished runs on the videos that both sides were tested on.
 
     Raises:
@@ -34,29 +34,41 @@ def main(argv: list[str]) -> AccuracyComparison:
         examples=EXAMPLES,
     )
     # here, because these take seconds that --help need not wait for
-    from finetune.evaluation.metrics import compare_accuracy
-    from finetune.evaluation.run_results import videos_of
+    from finetune.evaluation import protocol
+    from finetune.evaluation.run_results import measured_runs
+    from finetune.evaluation.statistics import accuracy_interval, difference
 
-    a, b = videos_of(options.a), videos_of(options.b)
+    a, b = measured_runs(options.a), measured_runs(options.b)
     _check_same(a, b)
-    comparison = compare_accuracy(a.right, b.right)
     console = Console()
-    for name, side, folders in (("A", a, options.a), ("B", b, options.b)):
-        text = f"{name}        top-1 {side.right.mean():.1%}, {len(folders)} run"
-        first, *others = folders
-        console.print(f"{text}{'s' if others else ''}: {first}", soft_wrap=True)
-    ends = comparison.difference, comparison.low, comparison.high
-    gain, low, high = (100 * each for each in ends)
+    for name, side in (("A", a), ("B", b)):
+        low, high = accuracy_interval(side.outcomes)
+        console.print(
+            f"{name}        top-1 {side.outcomes.mean:.1%} (95 % interval {low:.1%} to "
+            f"{high:.1%}): {protocol.line(side.protocols)}",
+            soft_wrap=True,
+        )
+    found = difference(a.outcomes, b.outcomes)
+    gain, low, high = (100 * each for each in (found.mean, found.low, found.high))
     console.print(
         f"[bold]B - A    {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, "
-        f"p = {comparison.p_value:.2g}[/bold]: {len(a.sources)} videos, of which A alone has "
-        f"{comparison.only_a:.1%} right and B alone {comparison.only_b:.1%}",
+        f"p = {found.p_value:.2g}[/bold]: over {_over(a, b)}",
         soft_wrap=True,
     )
-    return comparison
+    return found
 
 
-def _check_same(a: TestedVideos, b: TestedVideos) -> None:
+def _over(a: MeasuredRuns, b: MeasuredRuns) -> str:
+    """Says over what chance the interval speaks."""
+    groups, videos = a.outcomes.num_groups, len(a.sources)
+    over = f"{videos} videos" + (f" in {groups} groups" if groups < videos else "")
+    free = [side.outcomes.of_trainings()[1] for side in (a, b)]
+    if all(free):
+        return f"{over} and the seeds of both sides"
+    return f"{over}; other seeds may give another difference: give each side several runs"
+
+
+def _check_same(a: MeasuredRuns, b: MeasuredRuns) -> None:
     if (a.sources, a.labels) == (b.sources, b.labels):
         return
     both = len(set(a.sources) & set(b.sources))

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> list[Point]:
             "--pretrained none: the curve compares a pretrained model with a training from "
             "scratch; name a model, or `newest`"
         )
+    if not settings.test:
+        raise UserError("--test false: the curve is one of accuracies on the test part")
     if settings.recipe == "knn":
         raise UserError("--recipe knn: trains nothing, so there is no curve; choose another")
     shards = open_labelled(settings)

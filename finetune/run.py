@@ -13,7 +13,7 @@ from finetune.settings import FinetuneSettings
 from finetune.train.labelled_set import open_labelled
 
 if TYPE_CHECKING:
-    from finetune.train.experiment import FinetuneResult
+    from finetune.train.several import FinetuneResult
 
 EXAMPLES = """examples:
   {finetune} --dataset hmdb51 --split 1            on the newest pretrained model
@@ -47,9 +47,9 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     from dynamonet import cluster
 
     with cluster.connected(importing=cluster.HEAVY):  # one Ray for all seeds
-        from finetune.train.experiment import FinetuneResult, run_all
+        from finetune.train.several import run_all
 
-        return FinetuneResult(run_all(settings, shards, console))
+        return run_all(settings, shards, console)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from dynamonet.command_line import positional
 from dynamonet.model.config import ModelConfig
@@ -43,6 +43,18 @@ class AugmentSettings(Settings):
     )
 
 
+class SeedSettings(Settings):
+    """What a seed decides, each of which can be held still while the others vary; null = seed."""
+
+    labels: int | None = Field(
+        default=None, ge=0, description="Which videos label_share keeps, and val_share cuts off."
+    )
+    weights: int | None = Field(default=None, ge=0, description="The weights that start at random.")
+    order: int | None = Field(
+        default=None, ge=0, description="The order of clips, their crops and other changes."
+    )
+
+
 class FinetuneSettings(TrainSettings):
     """Fine-tunes a pretrained model on a labelled shard set and measures it."""
 
@@ -62,8 +74,18 @@ class FinetuneSettings(TrainSettings):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="One run for each of these seeds; null = seed alone."
     )
+    hold: SeedSettings = Field(
+        default=SeedSettings(), description="Seeds of parts of the training alone."
+    )
     test_part: Literal["test", "val"] = Field(
         default="test", description="Part that is measured; Kinetics publishes labels of val only."
+    )
+    test: bool = Field(
+        default=True, description="Measure the test part at the end; off to choose settings."
+    )
+    allow_seen_test_videos: bool = Field(
+        default=False,
+        description="Measure though the weights were trained on test videos; the result says so.",
     )
     label_share: float = Field(
         default=1.0,
@@ -71,12 +93,12 @@ class FinetuneSettings(TrainSettings):
         le=1,
         description="Share of each class's training videos that is used; the seed says which.",
     )
-    val_share: float = Field(
-        default=0.0,
+    val_share: float | None = Field(
+        default=None,
         ge=0,
         lt=1,
         description="Share of training videos, whole groups, by which the best step is chosen and "
-        "that is not trained on; 0 = the set's own val part, else the last step.",
+        "that is not trained on; null = the set's own val part, else 0.1; 0 = none.",
     )
     validate_every_steps: int = Field(
         default=200, ge=1, description="Steps between two measurements on those."
@@ -154,6 +176,19 @@ class FinetuneSettings(TrainSettings):
         return self.aux_weight if self.recipe == "full" else 0.0
 
     @property
+    def labels_seed(self) -> int:
+        """Which videos are kept, and which are validated on."""
+        return self.seed if self.hold.labels is None else self.hold.labels
+
+    @property
+    def weights_seed(self) -> int:
+        return self.seed if self.hold.weights is None else self.hold.weights
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed if self.hold.order is None else self.hold.order
+
+    @property
     def this_split(self) -> int:
         """The split of a single run."""
         assert self.split != "all"
@@ -190,8 +225,22 @@ class CurveSettings(FinetuneSettings):
         default=ScratchSettings(), description="What trainings from scratch have of their own."
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        default=(0, 1, 2), description="Seeds of each point; null = seed alone."
+        default=(0, 1, 2), min_length=1, description="Seeds of each point; null = 0, 1, 2."
     )
+    val_share: float | None = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of training videos that choose the best step; they are labels too, "
+        "which the curve does not count. 0, null = none.",
+    )
+
+    @field_validator("seeds", "val_share", mode="before")
+    @classmethod
+    def _own_defaults(cls, value: object, info: ValidationInfo) -> object:
+        """A file of settings of a single run has null here."""
+        assert info.field_name is not None
+        return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("shares")
     @classmethod

@@ -73,6 +73,11 @@ class RowSet:
     def __and__(self, other: RowSet) -> RowSet:
         return RowSet(self.bits & other.bits)
 
+    def holds(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Tells which of some rows are chosen."""
+        byte, bit = np.divmod(np.asarray(rows, np.int64), 8)
+        return (self.bits.reshape(-1)[byte] >> (7 - bit) & 1).astype(bool)
+
     def places(self, rows: ArrayLike) -> Ints:
         """Returns how many chosen rows come before each of some rows."""
         found = []

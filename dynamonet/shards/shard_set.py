@@ -24,6 +24,7 @@ from dynamonet.shards.settings import FrameSettings, LoaderSettings
 from dynamonet.shards.tar_reader import TarCache, TarReader, choose_cache
 from dynamonet.storage import Folder
 from dynamonet.tracking.origin import Origin
+from dynamonet.tracking.seen import Digests, shortened
 
 TAR_NAME = re.compile(r"[\w-][\w.-]*\.tar")  # never a path
 
@@ -185,6 +186,17 @@ class JoinedSets:
             RowSet.of_masks(fits(*columns) for columns in part.index.parts(*names))
             for part in self.parts
         )
+
+    def source_digests(self, rows: RowSet) -> Digests:
+        """Returns which source videos some rows are of."""
+        found: set[str] = set()
+        for part in self.parts:
+            first = part.first
+            for (digests,) in part.index.parts("source_digest"):
+                places = np.arange(first, first + len(digests))
+                found |= set(digests[rows.holds(places)].tolist())
+                first += len(digests)
+        return shortened(found)
 
     def find(self, row: int) -> tuple[Row, TarReader]:
         """Returns what the index says of a row, and its set's tars."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -84,6 +84,14 @@ class TrackedRun:
     def tag(self, **tags: str) -> None:
         batch = [RunTag(TAG + key, value) for key, value in tags.items()]
         self.client.log_batch(self.run_id, tags=batch)
+
+    def put_below(self, above: TrackedRun) -> None:
+        """Shows the run below another in MLflow's pages."""
+        self.client.set_tag(self.run_id, "mlflow.parentRunId", above.run_id)
+
+    def tags(self) -> dict[str, str]:
+        """Returns the run's own tags, by their names as `tag` takes them."""
+        return _own_tags(self.client.get_run(self.run_id))
 
     def log_metrics(
         self, rows: Mapping[int, Mapping[str, float]], *, after: Mapping[str, int] | None = None
@@ -252,6 +260,46 @@ def closing(run: TrackedRun) -> Iterator[TrackedRun]:
         run.finish("FINISHED")
     except Exception as error:  # MLflow's own, SQLAlchemy's, requests' and others
         logger.warning(f"tracking {run.uri} was not told that the run is done: {reason(error)}")
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run as a search finds it."""
+
+    run_id: str
+    experiment_id: str
+    started: int  # in milliseconds since the epoch
+    tags: dict[str, str]  # its own, by their names as `TrackedRun.tag` takes them
+
+
+def tagged(uri: str, name: str, value: str, *, measured: str | None = None) -> list[FoundRun]:
+    """Returns the runs of all experiments that have a tag, the oldest first.
+
+    Args:
+        measured: A metric that they must have.
+    """
+    client, found, page = MlflowClient(uri), list[FoundRun](), None
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    while True:
+        runs = client.search_runs(
+            experiments,
+            f"tags.`{TAG}{name}` = '{value}'",
+            order_by=["attributes.start_time ASC"],
+            page_token=page,
+        )
+        found += [
+            FoundRun(run.info.run_id, run.info.experiment_id, run.info.start_time, _own_tags(run))
+            for run in runs
+            if measured is None or measured in run.data.metrics
+        ]
+        page = runs.token
+        if not page:
+            return found
+
+
+def _own_tags(run: Run) -> dict[str, str]:
+    tags = run.data.tags
+    return {key.removeprefix(TAG): tags[key] for key in tags if key.startswith(TAG)}
 
 
 def newest_finished(uri: str, experiment: str, stage: str) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from dynamonet.settings import to_yaml
 from dynamonet.shards.settings import default_processes
 from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
+from dynamonet.tracking.seen import Digests, write_seen
 from dynamonet.training.checkpoint.state import read_state
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.coordinator import Coordinator
@@ -37,7 +38,6 @@ from dynamonet.training.run_folder import (
     stage_folder,
     write_state,
 )
-from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Job, Task
 from dynamonet.training.worker import MEMORY, train_worker
 
@@ -61,12 +61,14 @@ def launch(
     parents: list[Origin],
     datasets: list[DatasetUse],
     console: Console,
+    above: TrackedRun | None = None,
 ) -> TrainingResult:
     """Trains a task to its end on Ray Train, resuming an unfinished run of the same settings.
 
     Args:
         subject: Begins the name of a new run, e.g. the data set's.
         parents: The runs that made what this one builds on.
+        above: The run below which a new one stands in the tracking store.
 
     Raises:
         UserError: the resources are not there, the run's name is taken by another run, or
@@ -79,7 +81,7 @@ def launch(
         if state.status == RunStatus.FINISHED:
             console.print(f"already  run {state.name} is finished; use another --name to run again")
             return TrainingResult(folder / MODEL, TrackedRun(**state.mlflow), folder)
-        run = _tracked(stage, state, folder, settings, parents, datasets)
+        run = _tracked(stage, state, folder, task, parents, datasets, above)
         state.mlflow = asdict(run)
         if not state.origin:  # a resumed run keeps how it began
             state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
@@ -91,7 +93,7 @@ def launch(
                 _fit(task, folder, state, console, signals)
                 _check_end(folder, console, signals)
                 best_by = task.best_by() if task.keeps_best() else None
-                _keep_model(folder, run, best_by)
+                _keep_model(folder, run, best_by, task.seen())
         except KeyboardInterrupt:
             write_state(folder, state, RunStatus.STOPPED)
             raise
@@ -106,15 +108,17 @@ def _tracked(
     stage: str,
     state: RunState,
     folder: Path,
-    settings: TrainSettings,
+    task: Task[Any],
     parents: list[Origin],
     datasets: list[DatasetUse],
+    above: TrackedRun | None,
 ) -> TrackedRun:
     if state.mlflow:
         run = TrackedRun(**state.mlflow)
         run.reopen()
         return run
-    return start_run(
+    settings = task.settings
+    run = start_run(
         stage,
         state.name,
         settings,
@@ -124,6 +128,10 @@ def _tracked(
         parents=[parent.id for parent in parents],
         datasets=datasets,
     )
+    run.tag(**task.tags())
+    if above is not None:
+        run.put_below(above)
+    return run
 
 
 def _fit(
@@ -250,7 +258,7 @@ def _check_end(folder: Path, console: Console, signals: StopSignals) -> None:
     raise UserError(f"{folder}: the training ended without its last checkpoint")
 
 
-def _keep_model(folder: Path, run: TrackedRun, best_by: str | None) -> None:
+def _keep_model(folder: Path, run: TrackedRun, best_by: str | None, seen: list[Digests]) -> None:
     """Copies the finished model, whole, out of the last checkpoint or the best one; logs it."""
     source = best(folder, best_by) or newest(folder)
     assert source is not None
@@ -259,6 +267,7 @@ def _keep_model(folder: Path, run: TrackedRun, best_by: str | None) -> None:
     growing.mkdir()
     for file in source.glob("model.*"):
         shutil.copy2(file, growing / file.name)
+    write_seen(growing, *seen)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     growing.rename(folder / MODEL)
     try:

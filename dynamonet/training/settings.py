@@ -134,6 +134,16 @@ class TrainSettings(StageSettings):
             raise ValueError(f"min_workers is above num_workers = {self.num_workers}")
         return self
 
+    @property
+    def weights_seed(self) -> int:
+        """Decides the weights that start at random."""
+        return self.seed
+
+    @property
+    def order_seed(self) -> int:
+        """Decides the order of clips and how they are changed."""
+        return self.seed
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Returns how many steps the whole training takes at most, at least one."""
         steps = max(1, round(self.epochs * steps_per_epoch))

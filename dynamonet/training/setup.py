@@ -21,7 +21,11 @@ from dynamonet.training.checkpoint.state import (
 )
 from dynamonet.training.checkpoint.store import newest_sound
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.numerics.precision import Precision, choose_precision, wanted_dtype
+from dynamonet.training.numerics.precision import (
+    Precision,
+    choose_precision,
+    forward_precision,
+)
 from dynamonet.training.perf.advice import PerfContext
 from dynamonet.training.perf.memory import (
     checkpoint_activations,
@@ -112,7 +116,7 @@ def set_up(task: Task[Any], rank: Rank, home: Path) -> Setup:
     """
     settings = task.settings
     reader = task.training_data()
-    plan = reader.plan(settings.loader, rank.count, settings.seed, task.shares())
+    plan = reader.plan(settings.loader, rank.count, settings.order_seed, task.shares())
     total_steps = settings.total_steps(plan.steps)
     start = rank.broadcast(newest_sound(home) if rank.is_main else None)
     train_state, precision, train_step = _build(task, rank, start, plan.batch_size)
@@ -134,7 +138,7 @@ def _build(
         share: Clips of a rank each step.
     """
     settings = task.settings
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.weights_seed)
     model = task.build_model().to(rank.device)
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if settings.activation_checkpointing:
@@ -142,9 +146,10 @@ def _build(
     wanted = (read_state(start).micro_batch if start else settings.micro_batch) or share
     micro = largest_divisor(share, wanted)
     if rank.device.type == "cuda":  # elsewhere PyTorch does not tell
+        form = forward_precision(model, settings.precision, rank.device)
 
         def attempt(clips: int) -> None:
-            _try(task, model, clips)
+            _try(task, model, form, share, clips)
 
         micro = fitting_micro_batch(share, wanted, attempt, rank)
     if start and micro < wanted <= share:
@@ -162,38 +167,46 @@ def _build(
     return train_state, precision, TrainStep(task, train_state, precision, rank, micro, perf)
 
 
-def _try(task: Task[Any], model: DynamoNet, clips: int) -> None:
-    """Trains and evaluates on empty clips, with the memory of the optimiser taken.
+def _try(task: Task[Any], model: DynamoNet, precision: Precision, share: int, clips: int) -> None:
+    """Trains and evaluates on empty clips, beside what else takes memory then.
+
+    That is the optimiser, the step's whole batch, and the next one on its way.
+
+    Args:
+        share: Clips of a rank each step.
+        clips: Of those, that go through the model at once.
 
     Raises:
         torch.OutOfMemoryError: it does not fit.
     """
     device = next(model.parameters()).device
-    reserved: list[torch.Tensor] = []
     kept = [buffer.clone() for buffer in model.buffers()]
+    taken: list[object] = []  # in a list, so that an error's traceback does not keep it
     try:
         size = RESERVED * sum(p.numel() for p in model.parameters())
-        reserved.append(torch.empty(size, device=device))
-        frames, side = task.training_data().num_frames, model.config.frame_px
-        shape = (clips, 3, frames, side, side)
-        empty = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last_3d)
-        dtype = wanted_dtype(task.settings.precision, device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss, _ = task.loss(model.train(), empty, _blank(clips, frames))
+        taken += [torch.empty(size, device=device), _blank(task, model, share, device)]
+        batch = _blank(task, model, share, device).parts(clips)[0]
+        frames = batch.render()
+        with precision.autocast():
+            loss, _ = task.loss(model.train(), frames, batch)
         loss.backward()
         del loss
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            task.rehearse(model.eval(), empty)
+        with torch.no_grad(), precision.autocast():
+            task.rehearse(model.eval(), frames)
     finally:
+        taken.clear()
         model.train()
         model.zero_grad(set_to_none=True)
         copy_all(kept, model.buffers())
 
 
-def _blank(clips: int, frames: int) -> ClipBatch:
+def _blank(task: Task[Any], model: DynamoNet, clips: int, device: torch.device) -> ClipBatch:
+    """Returns black clips as they come from the loader, on a device."""
+    frames, side = task.training_data().num_frames, model.config.frame_px
+    jitter = task.settings.clips.colour_jitter
     return ClipBatch(
-        pixels=torch.zeros((clips, frames, 2, 2, 3), dtype=torch.uint8),
-        colour=None,
-        label=torch.zeros(clips, dtype=torch.int64),
+        pixels=torch.zeros((clips, frames, side, side, 3), dtype=torch.uint8, device=device),
+        colour=torch.ones((clips, 3), device=device) if jitter else None,
+        label=torch.zeros(clips, dtype=torch.int64, device=device),
         row=torch.zeros(clips, dtype=torch.int64),
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.tracking.runs import TrackedRun
+from dynamonet.tracking.seen import Digests, read_seen
 from dynamonet.training.distributed.coordinator import Coordinator
 from dynamonet.training.logs.console import Progress
 from dynamonet.training.logs.metrics import Evaluation, Sums
@@ -27,6 +28,7 @@ class Task(ABC, Generic[S]):
     """What a stage brings to the loop: model, data, objective, evaluation. Picklable."""
 
     settings: S
+    pretrained: str | None  # folder of the model that it starts from
 
     @abstractmethod
     def check(self) -> None:
@@ -86,6 +88,17 @@ class Task(ABC, Generic[S]):
         Every rank takes its share.
         """
         return None
+
+    def tags(self) -> dict[str, str]:
+        """Returns what the tracking store can find the run by."""
+        return {}
+
+    def seen(self) -> list[Digests]:
+        """Returns which source videos training learns from, its starting weights' included."""
+        reader = self.training_data()
+        own = reader.sets.source_digests(reader.rows)
+        before = read_seen(Path(self.pretrained)) if self.pretrained else None
+        return [own] if before is None else [own, before]
 
     def describe(self) -> dict[str, Any]:
         """Returns JSON-able facts to store beside the model."""

@@ -141,7 +141,7 @@ class TrainStep:
         """Returns the seed of a part's randomness; it depends on its place in the global batch."""
         share = self.task.settings.loader.batch_size // self.rank.count
         place = self.rank.index * (share // self.micro_batch) + part
-        return sample_seed(self.task.settings.seed, step, place)
+        return sample_seed(self.task.settings.order_seed, step, place)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.train_state.model.parameters() if p.grad is not None]

@@ -20,8 +20,9 @@ from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.measuring import Measuring
-from finetune.evaluation.metrics import Predictions, interval
+from finetune.evaluation.metrics import Predictions
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
+from finetune.evaluation.statistics import Outcomes, accuracy_interval
 
 TOP = 5
 PREDICTIONS, PER_CLASS = "test/predictions.parquet", "test/per_class.csv"
@@ -42,6 +43,12 @@ class ViewPlan:
             for clip in range(self.clips)
             for offset in offsets
         ]
+
+
+def views_line(num_frames: int, views: ViewPlan) -> str:
+    """Says how each segment is looked at."""
+    crops = f"{views.crops} crop{'s' if views.crops > 1 else ''}"
+    return f"{num_frames} frames x {views.clips} clips x {crops}"
 
 
 def softmax(output: Output) -> Tensor:
@@ -83,7 +90,8 @@ def predict_videos(
 
 
 def _by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predictions:
-    names, labels = shards.table["source"].to_pylist(), shards.columns["label"]
+    names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
+    labels, group_of = shards.columns["label"], dict(zip(names, given, strict=True))
     gathered: dict[str, list[list[float]]] = {}
     label_of: dict[str, int] = {}
     for row, probabilities in sorted(views, key=lambda item: item[0]):
@@ -92,6 +100,7 @@ def _by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predict
     sources = sorted(gathered)
     return Predictions(
         sources=sources,
+        groups=[group_of[source] or source for source in sources],
         labels=np.array([label_of[s] for s in sources]),
         probabilities=np.array([np.mean(gathered[s], 0) for s in sources]),
         views=np.array([len(gathered[s]) for s in sources]),
@@ -100,7 +109,7 @@ def _by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predict
 
 def metrics_of(predictions: Predictions, part: str) -> dict[str, float]:
     """Returns all numbers of a part (test, val), each named `part/...`."""
-    low, high = interval(predictions.correct.astype(float))
+    low, high = accuracy_interval(Outcomes.of_one(predictions.correct, predictions.groups))
     metrics = {
         "top1": predictions.top(1),
         "top1_low": low,
@@ -159,6 +168,7 @@ def _table(predictions: Predictions, classes: list[str]) -> bytes:
     table = pa.table(
         {
             "source": predictions.sources,
+            "group": predictions.groups,
             "label": [classes[i] for i in predictions.labels],
             "predicted": [classes[i] for i in order[:, 0]],
             "correct": predictions.correct,

@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracy, intervals, calibration, confusion, A against B."""
+"""What predictions are worth: accuracy, calibration, confusion."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
-CONFIDENCE = 0.95
-RESAMPLES = 9999
 CALIBRATION_BINS = 15  # Source: Guo et al. 2017
 
 
@@ -20,6 +17,7 @@ class Predictions:
     """What a model says of each test video. V videos, N classes."""
 
     sources: list[str]
+    groups: list[str]  # of each; videos of one group are not independent
     labels: NDArray[np.int64]  # (V,)
     probabilities: Floats  # (V, N), averaged over views
     views: NDArray[np.int64]  # (V,) clips x crops that were averaged
@@ -78,63 +76,3 @@ class Predictions:
         """Returns the mean distance of confidence and accuracy. Source: ECE, Guo et al. 2017."""
         distances = [abs(said - right) * count for said, right, count in self.calibration()]
         return sum(distances) / max(1, len(self.labels))
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean, by resampling the values (percentile bootstrap).
-
-    Args:
-        values: (V,), one for each video: right or wrong, or the share of runs that were right.
-    """
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    bounds = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        batch=max(1, 2_000_000 // len(values)),
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(bounds.low), float(bounds.high)
-
-
-@dataclass(frozen=True)
-class AccuracyComparison:
-    """B against A on the same videos."""
-
-    difference: float  # mean accuracy of B less that of A
-    low: float  # its 95 % interval
-    high: float
-    p_value: float  # of a difference at least as large where neither is better
-    only_a: float  # share of videos, weighted by runs, that A alone has right
-    only_b: float
-
-
-def compare_accuracy(a: Floats, b: Floats) -> AccuracyComparison:
-    """Compares two models, or two sets of runs, video by video.
-
-    The interval resamples videos; the test swaps A and B at random on each video. With one run
-    on each side the test is McNemar's, exact up to the number of swaps drawn.
-
-    Args:
-        a, b: (V,), right or wrong, or the share of runs that were right; the same videos.
-    """
-    gain = b - a
-    low, high = interval(gain)
-    p_value = 1.0
-    if gain.any():
-        p_value = stats.permutation_test(
-            (gain,),
-            np.mean,
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            batch=max(1, 2_000_000 // len(gain)),
-            rng=np.random.default_rng(0),
-        ).pvalue
-    only_a, only_b = np.maximum(-gain, 0).mean(), np.maximum(gain, 0).mean()
-    return AccuracyComparison(
-        float(gain.mean()), low, high, float(p_value), float(only_a), float(only_b)
-    )

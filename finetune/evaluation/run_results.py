@@ -1,51 +1,63 @@
-"""Finished runs of stage 3 as they lie on disk: which test videos each had right."""
+"""Measured runs of stage 3 as they lie on disk: which test videos each had right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
 from finetune.evaluation.evaluator import PREDICTIONS
+from finetune.evaluation.protocol import Protocol
+from finetune.evaluation.statistics import Outcomes, numbered
 
 
 @dataclass(frozen=True)
-class TestedVideos:
-    """Test videos, and how many of the runs that were tested on each had it right."""
+class MeasuredRuns:
+    """What some runs say of the test videos."""
 
     sources: list[str]  # sorted
     labels: list[str]
-    right: NDArray[np.float64]  # (V,), from 0 to 1
+    protocols: list[Protocol]  # of each run
+    outcomes: Outcomes
 
 
-def videos_of(folders: Sequence[Path]) -> TestedVideos:
-    """Averages the runs in some folders, video by video.
+def measured_runs(folders: Sequence[Path]) -> MeasuredRuns:
+    """Reads the runs in some folders.
 
     Raises:
-        UserError: a run has no predictions, or they are damaged.
+        UserError: a run was not measured, or its files are damaged.
     """
     label_of: dict[str, str] = {}
-    right: dict[str, list[bool]] = {}
-    for folder in folders:
-        rows = _read(folder)
-        for source, label, correct in zip(*rows, strict=True):
+    group_of: dict[str, str] = {}
+    runs = [_read(folder) for folder in folders]
+    for folder, rows in zip(folders, runs, strict=True):
+        for row in rows:
+            source, label = row["source"], row["label"]
             if label_of.setdefault(source, label) != label:
                 raise UserError(
                     f"{folder}: {source} is {label!r} here and {label_of[source]!r} in another of "
                     "the runs; compare runs on the same labels"
                 )
-            right.setdefault(source, []).append(correct)
+            group_of[source] = row["group"]
     sources = sorted(label_of)
-    shares = np.array([np.mean(right[source]) for source in sources])
-    return TestedVideos(sources, [label_of[source] for source in sources], shares)
+    place = {source: number for number, source in enumerate(sources)}
+    right = np.full((len(runs), len(sources)), np.nan)
+    for number, rows in enumerate(runs):
+        for row in rows:
+            right[number, place[row["source"]]] = row["correct"]
+    protocols = [Protocol.read(folder) for folder in folders]
+    splits = np.array([each.test.split for each in protocols])
+    groups = numbered([group_of[source] for source in sources])
+    labels = [label_of[source] for source in sources]
+    return MeasuredRuns(sources, labels, protocols, Outcomes(right, splits, groups))
 
 
-def _read(folder: Path) -> tuple[list[str], list[str], list[bool]]:
+def _read(folder: Path) -> list[dict[str, Any]]:
     file = folder / PREDICTIONS
     if not file.is_file():
         raise UserError(
@@ -53,7 +65,6 @@ def _read(folder: Path) -> tuple[list[str], list[str], list[bool]]:
             "finetune/run.py prints it"
         )
     try:
-        table = pq.read_table(file, columns=["source", "label", "correct"])
+        return pq.read_table(file, columns=["source", "label", "group", "correct"]).to_pylist()
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{file}: damaged, or not of this program: {error}") from None
-    return tuple(column.to_pylist() for column in table.columns)  # type: ignore[return-value]

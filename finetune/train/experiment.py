@@ -1,27 +1,24 @@
-"""One run of stage 3, or one for each split and seed, and what they say together."""
+"""One run of stage 3: weights, training, test, and the line that says what its accuracy is."""
 
 from __future__ import annotations
 
-import json
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from dynamonet import cluster
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.storage import atomic_file
 from dynamonet.tracking.origin import DatasetUse
+from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.launch import launch
 from dynamonet.training.start import Pretrained, transfer
-from finetune.evaluation.metrics import interval
-from finetune.evaluation.run_results import videos_of
+from finetune.evaluation import protocol
+from finetune.evaluation.evaluator import views_line
+from finetune.evaluation.leakage import Seen, find_seen, labels_spent
+from finetune.evaluation.protocol import Protocol, Times
 from finetune.pretrained.load import find_pretrained, pretrained_weights
 from finetune.settings import FinetuneSettings
 from finetune.train.objective import Finetuning
@@ -34,32 +31,82 @@ class Result:
     settings: FinetuneSettings
     folder: Path
     model: Path
-    metrics: dict[str, float]  # of the test part
+    run: TrackedRun
+    metrics: dict[str, float]  # of the test part; of the validation part where nothing was tested
+    protocol: Protocol | None  # None: nothing was tested
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
-    """What stage 3 found."""
+class Start:
+    """A task, the weights that it starts from, and what those have seen of its test part."""
 
-    runs: list[Result]  # one for each split and seed
+    task: Finetuning
+    pretrained: Pretrained | None
+    seen: Seen
 
-    @property
-    def model(self) -> Path:
-        """The folder of the first run's model."""
-        return self.runs[0].model
+    @classmethod
+    def of(cls, settings: FinetuneSettings, shards: ShardSet) -> Start:
+        """Finds the weights and compares what they were trained on with the test part.
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The mean of each metric over the runs."""
-        names = self.runs[0].metrics
-        return {name: float(np.mean([run.metrics[name] for run in self.runs])) for name in names}
+        Raises:
+            UserError: there are none, or they have seen test videos and may not.
+        """
+        pretrained = find_pretrained(settings)
+        place = str(pretrained.folder) if pretrained else None
+        task = Finetuning(settings, shards.folder.path, place)
+        seen = Seen(())
+        if pretrained and settings.test:
+            seen = find_seen(pretrained, shards, task.parts.test)
+            if not settings.allow_seen_test_videos:
+                seen.refuse(task.test_part.videos, str(pretrained.folder))
+        return cls(task, pretrained, seen)
+
+    def words(self) -> str:
+        """Says what the training starts from."""
+        if self.pretrained is None:
+            return "from scratch"
+        origin = self.pretrained.origin
+        uses = [use for use in origin.datasets if use.context != "evaluation"] if origin else []
+        names = ", ".join(f"{use.name} ({use.digest[:8]})" for use in uses) or "unknown data"
+        labels = labels_spent(origin)
+        how = "pretrained on" if origin is None or origin.stage == "pretrain" else "trained on"
+        return f"{self.pretrained.folder} {how} {names}{', ' if labels else ''}{labels}"
+
+    def protocol(self, times: Times) -> Protocol:
+        """Returns all that the accuracy depends on."""
+        task, settings, parts = self.task, self.task.settings, self.task.parts
+        names = task.data.table["source"].to_pylist()
+
+        def videos(rows: Sequence[int]) -> int:
+            return len({names[row] for row in rows})
+
+        chosen = "the last step"
+        if task.keeps_best():
+            chosen = f"the best step by {videos(parts.validation.tolist())} validation videos"
+        held = [f"{k} {v}" for k, v in dict(settings.hold).items() if v is not None]
+        return Protocol(
+            test=task.test_part,
+            times=times,
+            views=views_line(task.architecture.num_frames, task.views),
+            recipe=settings.recipe,
+            train_videos=videos(parts.train.tolist()),
+            chosen=chosen,
+            seed=f"{settings.seed}" + (f" (held: {', '.join(held)})" if held else ""),
+            start=self.words(),
+            seen=str(self.seen),
+        )
 
 
-def run_once(settings: FinetuneSettings, shards: ShardSet, console: Console) -> Result:
+def run_once(
+    settings: FinetuneSettings, shards: ShardSet, console: Console, above: TrackedRun | None = None
+) -> Result:
     """Trains and tests once, and prints where the results are.
 
+    Args:
+        above: The run below which it stands in the tracking store.
+
     Raises:
-        UserError: the weights do not fit, or see `launch`.
+        UserError: the weights do not fit, or have seen test videos; or see `launch`.
     """
     path = shards.folder.path
     console.print(
@@ -67,8 +114,8 @@ def run_once(settings: FinetuneSettings, shards: ShardSet, console: Console) -> 
         f"split {settings.split} of {shards.num_splits}",
         soft_wrap=True,
     )
-    pretrained = find_pretrained(settings)
-    task = Finetuning(settings, path, str(pretrained.folder) if pretrained else None)
+    start = Start.of(settings, shards)
+    task, pretrained = start.task, start.pretrained
     if pretrained:
         console.print(f"weights  {pretrained.folder}", soft_wrap=True)
         fitted = DynamoNet(task.architecture)
@@ -87,15 +134,28 @@ def run_once(settings: FinetuneSettings, shards: ShardSet, console: Console) -> 
         parents=[origin for origin in made_by if origin],
         datasets=[DatasetUse(name, path, shards.digest, "training")],
         console=console,
+        above=above,
     )
-    metrics = done.run.metrics("test/")
-    line = f"{accuracy(metrics)}: {protocol(task, pretrained)}"
-    done.run.tag(protocol=line)
-    console.print(f"[bold]test     {line}[/bold]", soft_wrap=True)
+    found = tell(done.run, done.folder, start, console) if settings.test else None
+    metrics = done.run.metrics("test/" if settings.test else "val/")
+    if not settings.test:
+        console.print("test     not measured (--test false); choose settings by val/top1")
+    if "top1" in (validated := done.run.metrics("val/")):
+        console.print(f"val      top-1 {validated['top1']:.1%}")
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
-    return Result(settings, done.folder, done.model, metrics)
+    return Result(settings, done.folder, done.model, done.run, metrics, found)
+
+
+def tell(run: TrackedRun, folder: Path, start: Start, console: Console) -> Protocol:
+    """Prints and keeps the accuracy of a measured run, with all that it depends on."""
+    found = start.protocol(Times.of(run))
+    found.write(folder)
+    line = f"{accuracy(run.metrics('test/'))}: {protocol.line([found])}"
+    run.tag(protocol=line)
+    console.print(f"[bold]test     {line}[/bold]", soft_wrap=True)
+    return found
 
 
 def accuracy(metrics: dict[str, float]) -> str:
@@ -105,102 +165,3 @@ def accuracy(metrics: dict[str, float]) -> str:
         f"top-1 {metrics['top1']:.1%} (95 % interval {metrics['top1_low']:.1%} to "
         f"{metrics['top1_high']:.1%}){more}, mean of classes {metrics['class_mean']:.1%}"
     )
-
-
-def protocol(task: Finetuning, pretrained: Pretrained | None) -> str:
-    """Returns all that an accuracy depends on."""
-    settings, parts, names = task.settings, task.parts, task.data.table["source"].to_pylist()
-
-    def videos(rows: np.ndarray) -> int:
-        return len({names[row] for row in rows})
-
-    chosen = "the last step"
-    if len(parts.validation):
-        chosen = f"the best step by {videos(parts.validation)} validation videos"
-    data = "from scratch"
-    if pretrained is not None:
-        origin = pretrained.origin
-        sets = [f"{use.name} ({use.digest[:8]})" for use in origin.datasets] if origin else []
-        data = f"{pretrained.folder} pretrained on {', '.join(sets) or 'unknown data'}"
-    return (
-        f"{videos(parts.test)} {settings.test_part} videos of split {settings.split}, tested "
-        f"once, {task.architecture.num_frames} frames x {settings.test_clips} clips x "
-        f"{settings.test_crops} crop{'s' if settings.test_crops > 1 else ''}; "
-        f"{settings.recipe}, {videos(parts.train)} training videos, {chosen}, "
-        f"seed {settings.seed}, {data}"
-    )
-
-
-def single_runs(settings: FinetuneSettings, num_splits: int) -> list[FinetuneSettings]:
-    """Returns the settings of each run: one for each split and each seed asked for."""
-    splits = range(1, num_splits + 1) if settings.split == "all" else [settings.split]
-    seeds = settings.seeds or (settings.seed,)
-    several = len(splits) * len(seeds) > 1
-    runs = []
-    for split, seed in product(splits, seeds):
-        name = settings.name
-        if name is not None and several:
-            name = f"{name}-split{split}-seed{seed}"
-        update = {"split": split, "seed": seed, "seeds": None, "name": name}
-        runs.append(settings.model_copy(update=update))
-    return runs
-
-
-def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> list[Result]:
-    """Does every run asked for, on one Ray, and prints what several say together."""
-    runs = single_runs(settings, shards.num_splits)
-    if len(runs) == 1:
-        return [run_once(runs[0], shards, console)]
-    done = []
-    with cluster.connected():
-        for number, single in enumerate(runs, 1):
-            text = f"run {number} of {len(runs)}: split {single.split}, seed {single.seed}"
-            console.rule(text, align="left")
-            done.append(run_once(single, shards, console))
-    _summarise(settings, done, console)
-    return done
-
-
-def _summarise(settings: FinetuneSettings, results: list[Result], console: Console) -> None:
-    """Prints every run, their mean, spread and interval, and writes them beside the runs."""
-    table = Table(title="Each run on its test part")
-    for column in ("split", "seed", "top-1", "mean of classes", "videos"):
-        table.add_column(column, justify="right")
-    for result in results:
-        own, scores_of = result.settings, result.metrics
-        table.add_row(
-            str(own.split),
-            str(own.seed),
-            f"{scores_of['top1']:.1%}",
-            f"{scores_of['class_mean']:.1%}",
-            f"{scores_of['videos']:.0f}",
-        )
-    scores = [result.metrics["top1"] for result in results]
-    videos = videos_of([result.folder for result in results])
-    low, high = interval(videos.right)
-    console.print(table)
-    console.print(
-        f"[bold]all      top-1 {np.mean(scores):.1%}, deviation {np.std(scores, ddof=1):.1%} over "
-        f"{len(results)} runs; 95 % interval {low:.1%} to {high:.1%} over {len(videos.sources)} "
-        "videos[/bold]",
-        soft_wrap=True,
-    )
-    name = (
-        settings.name
-        or f"{settings.shards_name().rsplit('/', 1)[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
-    file = results[0].folder.parent / f"{name}.summary.json"
-    content = {
-        "top1_mean": float(np.mean(scores)),
-        "top1_deviation": float(np.std(scores, ddof=1)),
-        "top1_interval": [low, high],
-        "videos": len(videos.sources),
-        "runs": [
-            {"folder": str(r.folder), "split": r.settings.split, "seed": r.settings.seed}
-            | r.metrics
-            for r in results
-        ],
-    }
-    with atomic_file(file) as growing:
-        growing.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    console.print(f"written  {file}", soft_wrap=True)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice, pairwise, product
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
-from dynamonet import cluster
+from dynamonet.errors import UserError
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
-from finetune.evaluation.metrics import AccuracyComparison, compare_accuracy, interval
-from finetune.evaluation.run_results import videos_of
+from dynamonet.training.run_folder import stage_folder
+from finetune.evaluation import protocol
+from finetune.evaluation.leakage import labels_spent
+from finetune.evaluation.run_results import measured_runs
+from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
 from finetune.pretrained.load import find_pretrained
 from finetune.settings import CurveSettings, FinetuneSettings
-from finetune.train.experiment import Result, run_all, single_runs
 from finetune.train.objective import Finetuning
+from finetune.train.several import below_one, group_name, run_each, single_runs
 from finetune.train.splits import Splits
 
 SCRATCH, PRETRAINED = "from scratch", "pretrained"
@@ -31,24 +32,27 @@ SCRATCH, PRETRAINED = "from scratch", "pretrained"
 
 @dataclass(frozen=True)
 class Point:
-    """All runs of one share of the labels."""
+    """All runs of one share of the labels, by the way of starting."""
 
     share: float
     train_videos: int
-    top1: dict[str, list[float]]  # way of starting -> accuracy of each run
-    intervals: dict[str, tuple[float, float]]  # over test videos, runs averaged
-    gain: AccuracyComparison  # of pretrained against scratch
+    outcomes: dict[str, Outcomes]
+
+    @property
+    def gain(self) -> Difference:
+        """Of pretrained against scratch."""
+        return difference(self.outcomes[SCRATCH], self.outcomes[PRETRAINED])
 
 
 def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> list[Point]:
     """Trains all points, prints the table, and writes CSV and picture.
 
     Raises:
-        UserError: as a fine-tuning does.
+        UserError: two shares give the same videos, or as a fine-tuning does.
     """
     pretrained = find_pretrained(settings)
     assert pretrained is not None
-    name = settings.name or f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = group_name(settings, "curve")
     plain = {k: v for k, v in dict(settings).items() if k in FinetuneSettings.model_fields}
     base = FinetuneSettings.model_construct(**plain)
     task = Finetuning(base, shards.folder.path, str(pretrained.folder))
@@ -58,78 +62,98 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         ),
         PRETRAINED: base.model_copy(update={"pretrained": str(pretrained.folder)}),
     }
-    each = len(single_runs(base, shards.num_splits))
-    trainings = len(settings.shares) * len(ways) * each
-    console.print(f"curve    {name}: {trainings} trainings", soft_wrap=True)
-    points, folder = [], Path()
-    with cluster.connected():
-        for share in settings.shares:
-            done: dict[str, list[Result]] = {}
-            for way, single in ways.items():
-                console.rule(f"{share:.0%} of the labels, {way}", align="left")
-                short = "scratch" if way == SCRATCH else way
-                own = f"{name}-{100 * share:g}-{short}"
-                update = {"label_share": share, "name": own}
-                done[way] = run_all(single.model_copy(update=update), shards, console)
-            points.append(_point(share, done, shards))
-            folder = done[SCRATCH][0].folder.parent
-    _show(points, console)
-    for file, content in (
-        (folder / f"{name}.csv", _csv(points)),
-        (folder / f"{name}.png", _png(points, shards)),
-    ):
-        with atomic_file(file) as growing:
-            growing.write_bytes(content)
-        console.print(f"written  {file}", soft_wrap=True)
+    videos = _train_videos(settings, base, shards)
+    plan: dict[tuple[float, str], list[FinetuneSettings]] = {}
+    for share, (way, single) in product(settings.shares, ways.items()):
+        short = "scratch" if way == SCRATCH else way
+        update = {"label_share": share, "name": f"{name}-{100 * share:g}-{short}"}
+        plan[share, way] = single_runs(single.model_copy(update=update), shards.num_splits)
+    runs = [single for each in plan.values() for single in each]
+    console.print(f"curve    {name}: {len(runs)} trainings", soft_wrap=True)
+    if spent := labels_spent(pretrained.origin):
+        console.print(f"labels   the pretrained model was {spent} besides", soft_wrap=True)
+    with below_one(name, settings, console) as above:
+        left = iter(run_each(runs, shards, name, console, above))
+        done = {key: list(islice(left, len(each))) for key, each in plan.items()}
+        found = {key: measured_runs([run.folder for run in each]) for key, each in done.items()}
+        points = [
+            Point(share, videos[share], {way: found[share, way].outcomes for way in ways})
+            for share in settings.shares
+        ]
+        _show(points, console)
+        for way in ways:
+            measured = [run for share in settings.shares for run in found[share, way].protocols]
+            console.print(f"{way:12} {protocol.line(measured)}", soft_wrap=True)
+        folder = stage_folder(settings, "finetune")
+        for file, content in (
+            (folder / f"{name}.csv", _csv(points)),
+            (folder / f"{name}.png", _png(points, shards)),
+        ):
+            with atomic_file(file) as growing:
+                growing.write_bytes(content)
+            above.log_bytes(content, file.name)
+            console.print(f"written  {file}", soft_wrap=True)
     return points
 
 
-def _point(share: float, done: dict[str, list[Result]], shards: ShardSet) -> Point:
-    videos = {way: videos_of([run.folder for run in runs]) for way, runs in done.items()}
-    rows = Splits.of(shards, done[SCRATCH][0].settings).train
-    names = shards.table["source"].take(rows).to_pylist()
-    return Point(
-        share=share,
-        train_videos=len(set(names)),
-        top1={way: [run.metrics["top1"] for run in runs] for way, runs in done.items()},
-        intervals={way: interval(tested.right) for way, tested in videos.items()},
-        gain=compare_accuracy(videos[SCRATCH].right, videos[PRETRAINED].right),
-    )
+def _train_videos(
+    settings: CurveSettings, base: FinetuneSettings, shards: ShardSet
+) -> dict[float, int]:
+    """Returns how many videos each share trains on, of the first split and seed.
+
+    Raises:
+        UserError: two shares give the same ones.
+    """
+    names = shards.table["source"].to_pylist()
+    first, counts = single_runs(base, shards.num_splits)[0], dict[float, int]()
+    for share in settings.shares:
+        rows = Splits.of(shards, first.model_copy(update={"label_share": share})).train
+        counts[share] = len({names[row] for row in rows})
+    for few, many in pairwise(settings.shares):
+        if counts[few] == counts[many]:
+            raise UserError(
+                f"--shares {few:g} and {many:g}: both are {counts[few]} videos, at least one of "
+                "each class; leave one of them out"
+            )
+    return counts
 
 
 def _show(points: Sequence[Point], console: Console) -> None:
-    table = Table(title="Top-1 on the test part: mean of runs, and 95 % interval over videos")
+    table = Table(title="Top-1 on the test part: mean of runs, and its 95 % interval")
     for column in ("labels", "videos", SCRATCH, PRETRAINED, "gain in points", "p"):
         table.add_column(column, justify="right")
     for point in points:
-        cells = [
-            f"{np.mean(point.top1[way]):.1%} ({low:.1%} to {high:.1%})"
-            for way, (low, high) in point.intervals.items()
-        ]
+        cells = []
+        for outcomes in point.outcomes.values():
+            low, high = accuracy_interval(outcomes)
+            cells.append(f"{outcomes.mean:.1%} ({low:.1%} to {high:.1%})")
         gain = point.gain
         table.add_row(
             f"{point.share:.0%}",
             str(point.train_videos),
             *cells,
-            f"{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
+            f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
             f"{gain.p_value:.2g}",
         )
     console.print(table)
-    saved = labels_saved(points)
-    if saved is not None:
-        console.print(f"[bold]{saved}[/bold]", soft_wrap=True)
+    saved = labels_saved(points) or "no interval says that pretraining saves labels here"
+    console.print(f"[bold]{saved}[/bold]", soft_wrap=True)
 
 
 def labels_saved(points: Sequence[Point]) -> str | None:
-    """Says with how few labels the pretrained model is as good as the other with many, if it is."""
-    for many in reversed(points):
-        level = np.mean(many.top1[SCRATCH])
-        few = next((p for p in points if np.mean(p.top1[PRETRAINED]) >= level), None)
-        if few is not None and few.share < many.share:
-            return (
-                f"pretrained with {few.share:.0%} of the labels is at least as good as from "
-                f"scratch with {many.share:.0%}"
-            )
+    """Says with how few labels the pretrained model is better than the other with many, if it is.
+
+    It is where the whole interval of the difference says so.
+    """
+    for many, few in product(reversed(points), points):
+        if few.share < many.share:
+            gain = difference(many.outcomes[SCRATCH], few.outcomes[PRETRAINED])
+            if gain.low >= 0:
+                return (
+                    f"pretrained with {few.share:.0%} of the labels is at least as good as from "
+                    f"scratch with {many.share:.0%}: {100 * gain.mean:+.1f} points, 95 % interval "
+                    f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+                )
     return None
 
 
@@ -138,11 +162,11 @@ def _csv(points: Sequence[Point]) -> bytes:
     head = ("label_share", "train_videos", "start", "top1_mean", "top1_deviation")
     rows: list[tuple[object, ...]] = [(*head, "top1_low", "top1_high", "runs")]
     for point in points:
-        for way, scores in point.top1.items():
-            spread = np.std(scores, ddof=1) if len(scores) > 1 else 0.0
-            numbers = (np.mean(scores), spread, *point.intervals[way])
-            cells = (f"{value:.4f}" for value in numbers)
-            rows.append((point.share, point.train_videos, way, *cells, len(scores)))
+        for way, outcomes in point.outcomes.items():
+            spread = outcomes.deviation
+            ends = [f"{end:.4f}" for end in accuracy_interval(outcomes)]
+            cells = (f"{outcomes.mean:.4f}", "" if spread is None else f"{spread:.4f}", *ends)
+            rows.append((point.share, point.train_videos, way, *cells, len(outcomes.right)))
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()
 
@@ -160,12 +184,13 @@ def draw_curve(points: Sequence[Point], name: str) -> Figure:
     axis = figure.subplots()
     shares = [point.share for point in points]
     for way, colour in ((SCRATCH, "0.45"), (PRETRAINED, "tab:blue")):
-        mean = [float(np.mean(point.top1[way])) for point in points]
-        low, high = zip(*(point.intervals[way] for point in points), strict=True)
+        mean = [point.outcomes[way].mean for point in points]
+        ends = (accuracy_interval(point.outcomes[way]) for point in points)
+        low, high = zip(*ends, strict=True)
         axis.plot(shares, mean, color=colour, marker="o", label=way)
         axis.fill_between(shares, low, high, color=colour, alpha=0.2, linewidth=0)
         for point in points:
-            scores = point.top1[way]
+            scores = point.outcomes[way].each
             axis.scatter([point.share] * len(scores), scores, s=10, color=colour, alpha=0.5)
     axis.set_xscale("log")
     axis.xaxis.set_minor_locator(NullLocator())
@@ -173,7 +198,7 @@ def draw_curve(points: Sequence[Point], name: str) -> Figure:
     axis.set_xticks(shares, labels)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set(xlabel="share of labels, and training videos", ylabel="top-1 on the test part")
-    axis.set_title(f"{name}: mean of runs, 95 % interval over test videos", fontsize=10)
+    axis.set_title(f"{name}: mean of runs, 95 % interval", fontsize=10)
     axis.legend()
     axis.grid(alpha=0.3)
     return figure

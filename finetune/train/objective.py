@@ -19,10 +19,13 @@ from dynamonet.model.config import LossName, ModelConfig
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
 from dynamonet.shards.reader import ClipReader
+from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
+from dynamonet.tracking.seen import Digests, shortened
 from dynamonet.training.features import KnnBank, clip_features, descriptor
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
+from dynamonet.training.run_folder import settings_digest
 from dynamonet.training.start import transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
@@ -34,8 +37,9 @@ from finetune.evaluation.evaluator import (
     softmax,
 )
 from finetune.evaluation.metrics import Predictions
+from finetune.evaluation.protocol import TEST_PART, TEST_SETTINGS, MeasuredPart
 from finetune.pretrained.load import pretrained_config, pretrained_loss, pretrained_weights
-from finetune.settings import FinetuneSettings
+from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train.augment import augment
 from finetune.train.splits import Splits
 
@@ -190,7 +194,9 @@ class Finetuning(Task[FinetuneSettings]):
         predictions = predict_videos(model, reader, self.data, views, measuring)
         return Evaluation(metrics_of(predictions, "val"), {}, {})
 
-    def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
+    def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation | None:
+        if not self.settings.test:
+            return None
         reader = self.reader(self.parts.test)
         predictions = self.predict(model, reader, measuring)
         if not measuring.rank.is_main:
@@ -207,8 +213,28 @@ class Finetuning(Task[FinetuneSettings]):
             def classify(output: Output) -> Tensor:
                 return bank.votes(descriptor(output), len(self.data.classes))
 
-        views = ViewPlan(self.settings.test_clips, self.settings.test_crops)
-        return predict_videos(model, reader, self.data, views, measuring, classify)
+        return predict_videos(model, reader, self.data, self.views, measuring, classify)
+
+    @property
+    def views(self) -> ViewPlan:
+        """How each test segment is looked at."""
+        return ViewPlan(self.settings.test_clips, self.settings.test_crops)
+
+    @cached_property
+    def test_part(self) -> MeasuredPart:
+        settings, rows = self.settings, RowSet.of(self.parts.test, len(self.data))
+        return MeasuredPart.of(self.data, rows, settings.test_part, settings.this_split)
+
+    def tags(self) -> dict[str, str]:
+        """Says which videos are tested, and with which settings, seeds aside."""
+        plain = {"seed": 0, "seeds": None, "hold": SeedSettings()}
+        digest = settings_digest(self.settings.model_copy(update=plain))
+        return {TEST_PART: self.test_part.digest, TEST_SETTINGS: digest}
+
+    def seen(self) -> list[Digests]:
+        """Returns the validation videos too, which the weights are chosen by."""
+        chosen_by = self.data.table["source_digest"].take(self.parts.validation).to_pylist()
+        return [*super().seen(), shortened(chosen_by)]
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,7 @@
 
 training part  ├── validation   val_share of its groups, class by class; never trained on
                └── training     label_share of each class's videos
-test part                       looked at once, at the end
+test part                       looked at at the end, and each time is counted
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dynamonet.shards.shard_set import ShardSet
 from finetune.settings import FinetuneSettings
 
 Rows = NDArray[np.int64]
+VAL_SHARE = 0.1  # of a set without a val part, where it has enough groups
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,23 @@ class Splits:
                 f"{place}: split {split} has no {settings.test_part} video here; the model could "
                 "not be measured"
             )
-        validation = train[:0]
-        if settings.val_share:
-            train, validation = kept_apart(shards, train, settings.val_share)
-        elif settings.test_part != "val":
+        validation, share, seed = train[:0], settings.val_share, settings.labels_seed
+        if share is None and settings.test_part != "val":
             validation = shards.rows(split=split, part="val").numbers()
-        labelled = labelled_share(shards, train, settings.label_share, settings.seed)
+        if share or (share is None and not len(validation)):
+            try:
+                train, validation = kept_apart(shards, train, share or VAL_SHARE, seed)
+            except UserError:
+                if share:
+                    raise  # it was asked for
+        labelled = labelled_share(shards, train, settings.label_share, seed)
         return cls(labelled, validation, test)
 
 
-def kept_apart(shards: ShardSet, rows: Rows, share: float) -> tuple[Rows, Rows]:
-    """Cuts a share of each class's groups off; a video without a group is one of its own.
+def kept_apart(shards: ShardSet, rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Cuts a share of each class's groups off, others for another seed.
+
+    A video without a group is one of its own.
 
     A group with several classes goes wholly. A class with one group alone stays in the first part.
 
@@ -75,7 +82,9 @@ def kept_apart(shards: ShardSet, rows: Rows, share: float) -> tuple[Rows, Rows]:
     cut: set[str] = set()
     for members in _by_class(shards, groups).values():
         if len(members) > 1:
-            cut |= set(_drawn(members)[: min(len(members) - 1, math.ceil(share * len(members)))])
+            cut |= set(
+                _drawn(members, seed)[: min(len(members) - 1, math.ceil(share * len(members)))]
+            )
     apart = np.array([groups[int(row)] in cut for row in rows], bool)
     stay = rows[~apart]
     lost = set(shards.columns["label"][rows].tolist()) - set(shards.columns["label"][stay].tolist())
@@ -114,7 +123,7 @@ def _by_class(shards: ShardSet, names: dict[int, str]) -> dict[int, set[str]]:
     return groups
 
 
-def _drawn(names: Iterable[str], seed: int = 0) -> list[str]:
+def _drawn(names: Iterable[str], seed: int) -> list[str]:
     """Returns names in a random order that depends on each name and the seed alone."""
     salt = seed.to_bytes(8, "big")
 

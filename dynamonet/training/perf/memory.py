@@ -47,9 +47,9 @@ def fitting_micro_batch(
             short = False
         except torch.OutOfMemoryError:
             short = True
+        torch.cuda.empty_cache()
         if not rank.any(short)[0]:
             return micro
-        torch.cuda.empty_cache()
         if micro == 1:
             raise UserError(
                 "out of memory with one clip at a time. Set activation_checkpointing, "

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 
 from dynamonet.command_line import load
 from dynamonet.model.network import DynamoNet
+from dynamonet.training import setup
 from dynamonet.training.checkpoint.state import MovingAverage, TrainState
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
@@ -177,3 +178,26 @@ def test_what_waits_or_mixes_devices_is_found(
     monkeypatch.setattr(Pretraining, "loss", mixes)
     with pytest.raises(RuntimeError, match="device"):
         run(task, device)
+
+
+@pytest.mark.parametrize(("stage", "words"), [("pretrain", PRETRAININGS[0]), ("finetune", "")])
+def test_the_trial_of_memory_takes_what_a_step_takes_and_leaves_no_trace(
+    tasks: Any, monkeypatch: pytest.MonkeyPatch, stage: str, words: str
+) -> None:
+    task = tasks(stage, [*TINY_MODEL, *words.split(), "--clips.colour_jitter", "0.2"])
+    model = task.build_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rendered: list[torch.Size] = []
+    render = ClipBatch.render
+
+    def seen(self: ClipBatch) -> Tensor:
+        assert self.colour is not None
+        rendered.append(self.pixels.shape)
+        return render(self)
+
+    monkeypatch.setattr(ClipBatch, "render", seen)
+    setup._try(task, model, Precision(torch.float32, "cpu"), 4, 2)
+    side = model.config.frame_px
+    assert rendered == [(2, task.training_data().num_frames, side, side, 3)]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())

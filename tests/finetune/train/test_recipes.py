@@ -30,8 +30,8 @@ from dynamonet.training.schedule import make_optimizer
 from dynamonet.video.transforms import View
 from finetune.evaluation.evaluator import ViewPlan
 from finetune.settings import FinetuneSettings
-from finetune.train.experiment import single_runs
 from finetune.train.objective import Finetuning
+from finetune.train.several import single_runs
 from finetune.train.splits import Splits, kept_apart, labelled_share
 from tests.conftest import moving_frames, tracked, training_alone, write_video
 
@@ -172,6 +172,7 @@ def test_the_best_step_by_validation_is_tested_and_nothing_else(
     task = Finetuning(settings(*words), str(shard_set), str(model))
     alone = Measuring(Rank(0, 1, torch.device("cpu")), FP32, clips=4)
     again = task.test(DynamoNet.from_pretrained(chosen), alone)
+    assert again is not None
     (found.home / "again.parquet").write_bytes(again.files["test/predictions.parquet"])
     rows = pq.read_table(found.home / "again.parquet").to_pylist()
     for row, other in zip(rows, found.predictions, strict=True):
@@ -211,7 +212,7 @@ def test_validation_is_cut_by_whole_groups_and_leaves_every_class_its_training(
     grouped: ShardSet,
 ) -> None:
     rows = grouped.rows(split=1, part="train").numbers()
-    stay, apart = kept_apart(grouped, rows, 0.3)
+    stay, apart = kept_apart(grouped, rows, 0.3, 0)
     assert sorted([*stay, *apart]) == rows.tolist()
     groups = grouped.table["group"].to_pylist()
     assert not {groups[row] for row in stay} & {groups[row] for row in apart}
@@ -219,12 +220,12 @@ def test_validation_is_cut_by_whole_groups_and_leaves_every_class_its_training(
     assert set(labels[stay]) == set(labels[rows])
     lonely = grouped.classes.index("lonely")
     assert lonely not in labels[apart] and len(set(labels[apart])) == 3
-    assert [row.tolist() for row in kept_apart(grouped, rows, 0.3)] == [
+    assert [row.tolist() for row in kept_apart(grouped, rows, 0.3, 0)] == [
         stay.tolist(),
         apart.tolist(),
     ]
     with pytest.raises(UserError, match=r"val_share = 0.9 cannot be cut.*(would lose all|no pair)"):
-        kept_apart(grouped, np.array([row for row in rows if labels[row] == lonely]), 0.9)
+        kept_apart(grouped, np.array([row for row in rows if labels[row] == lonely]), 0.9, 0)
 
 
 def test_a_smaller_share_of_labels_lies_in_a_larger_one(grouped: ShardSet) -> None:

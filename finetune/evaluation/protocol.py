@@ -1,0 +1,137 @@
+"""All that an accuracy depends on, in one line and in a file beside the predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from dynamonet.digest import digest_of_bytes
+from dynamonet.errors import UserError
+from dynamonet.shards.rows import RowSet
+from dynamonet.shards.shard_set import ShardSet
+from dynamonet.storage import atomic_file
+from dynamonet.tracking.runs import TrackedRun, tagged
+
+FILE = "test/protocol.json"
+TEST_PART, TEST_SETTINGS = "test_part", "test_settings"  # tags of a run
+
+
+@dataclass(frozen=True)
+class MeasuredPart:
+    """The videos that a model is measured on."""
+
+    shards: str  # the set's name and the beginning of its digest
+    part: str  # test or val
+    split: int
+    videos: int
+    groups: int
+    digest: str  # of the source videos
+
+    @classmethod
+    def of(cls, shards: ShardSet, rows: RowSet, part: str, split: int) -> MeasuredPart:
+        found = shards.table.select(["source", "source_digest", "group"]).take(rows.numbers())
+        group = pc.call_function("coalesce", [found["group"], found["source"]])
+        digests = sorted(set(found["source_digest"].to_pylist()))
+        return cls(
+            shards=f"{shards.folder.path.rsplit('/', 1)[-1]} ({shards.digest[:8]})",
+            part=part,
+            split=split,
+            videos=len(set(found["source"].to_pylist())),
+            groups=len(set(group.to_pylist())),
+            digest=digest_of_bytes("".join(digests).encode()),
+        )
+
+
+@dataclass(frozen=True)
+class Times:
+    """How often a test part has been looked at, by what the tracking store knows."""
+
+    nth: int = 1  # measurement of these videos, this one included
+    settings: int = 1  # different settings that were measured so far, seeds aside
+
+    @classmethod
+    def of(cls, run: TrackedRun) -> Times:
+        """Counts the measured runs that began before a run, and itself."""
+        tags = run.tags()
+        same = tagged(run.uri, TEST_PART, tags[TEST_PART], measured="test/top1")
+        own = next(each for each in same if each.run_id == run.run_id)
+        before = [each for each in same if each.started < own.started]
+        settings = {each.tags.get(TEST_SETTINGS) for each in (*before, own)}
+        return cls(1 + len(before), len(settings))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What one accuracy depends on."""
+
+    test: MeasuredPart
+    times: Times
+    views: str  # of each segment
+    recipe: str
+    train_videos: int
+    chosen: str  # by what the weights were chosen
+    seed: str
+    start: str  # the weights that it began with
+    seen: str  # whether they had seen test videos
+
+    def write(self, folder: Path) -> None:
+        """Writes it into a run's folder."""
+        with atomic_file(folder / FILE) as growing:
+            growing.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Protocol:
+        """Reads it from a run's folder.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = folder / FILE
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            test, times = MeasuredPart(**found.pop("test")), Times(**found.pop("times"))
+            return cls(test=test, times=times, **found)
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder}: no {FILE}; expected the folder of a measured run, as "
+                "finetune/run.py prints it"
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: damaged, or not of this program: {error}") from None
+
+
+def line(runs: Sequence[Protocol]) -> str:
+    """Says all that the mean of some runs depends on; what differs between them is listed."""
+
+    def each(of: Callable[[Protocol], object]) -> str:
+        return ", ".join(dict.fromkeys(str(of(run)) for run in runs))
+
+    first = runs[0].test
+    several = len({run.test.split for run in runs}) > 1
+    groups = "" if first.groups == first.videos else f" in {each(lambda r: r.test.groups)} groups"
+    times = max((run.times for run in runs), key=lambda times: times.nth)
+    seen = each(lambda r: r.seen)
+    return (
+        f"{each(lambda r: r.test.videos)} {first.part} videos{groups} of "
+        f"split{'s' if several else ''} {each(lambda r: r.test.split)} of "
+        f"{each(lambda r: r.test.shards)}, {_times(times)}, {each(lambda r: r.views)}; "
+        f"{each(lambda r: r.recipe)}, {each(lambda r: r.train_videos)} training videos, "
+        f"{each(lambda r: r.chosen)}, seed {each(lambda r: r.seed)}, {each(lambda r: r.start)}"
+        f"{'; ' if seen else ''}{seen}"
+    )
+
+
+def _times(times: Times) -> str:
+    if times.nth == 1:
+        return "measured for the first time"
+    return f"the {_ordinal(times.nth)} time on these videos, {times.settings} settings so far"
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in (11, 12, 13):
+        return f"{number}th"
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"

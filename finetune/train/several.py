@@ -1,0 +1,175 @@
+"""Several runs, one for each split and seed, and what they say together."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dynamonet import cluster
+from dynamonet.shards.shard_set import ShardSet
+from dynamonet.storage import atomic_file
+from dynamonet.tracking.runs import TrackedRun, closing, start_run, tagged
+from dynamonet.tracking.store import tracking_uri
+from dynamonet.training.run_folder import stage_folder
+from finetune.evaluation import protocol
+from finetune.evaluation.run_results import measured_runs
+from finetune.evaluation.statistics import accuracy_interval
+from finetune.settings import FinetuneSettings
+from finetune.train.experiment import Result, Start, accuracy, run_once
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What stage 3 found."""
+
+    runs: list[Result]  # one for each split and seed
+
+    @property
+    def model(self) -> Path:
+        """The folder of the first run's model."""
+        return self.runs[0].model
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean of each metric over the runs, and the interval of the mean accuracy."""
+        names = self.runs[0].metrics
+        found = {name: float(np.mean([run.metrics[name] for run in self.runs])) for name in names}
+        if len(self.runs) > 1 and self.runs[0].protocol:
+            outcomes = measured_runs([run.folder for run in self.runs]).outcomes
+            found["top1_low"], found["top1_high"] = accuracy_interval(outcomes)
+            if outcomes.deviation is not None:
+                found["top1_deviation"] = outcomes.deviation
+        return found
+
+
+def single_runs(settings: FinetuneSettings, num_splits: int) -> list[FinetuneSettings]:
+    """Returns the settings of each run: one for each split and each seed asked for."""
+    splits = range(1, num_splits + 1) if settings.split == "all" else [settings.split]
+    seeds = settings.seeds or (settings.seed,)
+    several = len(splits) * len(seeds) > 1
+    runs = []
+    for split, seed in product(splits, seeds):
+        name = settings.name
+        if name is not None and several:
+            name = f"{name}-split{split}-seed{seed}"
+        update = {"split": split, "seed": seed, "seeds": None, "name": name}
+        runs.append(settings.model_copy(update=update))
+    return runs
+
+
+def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> FinetuneResult:
+    """Does every run asked for, on one Ray, and prints what several say together."""
+    runs = single_runs(settings, shards.num_splits)
+    if len(runs) == 1:
+        return FinetuneResult([run_once(runs[0], shards, console)])
+    name = group_name(settings, settings.shards_name().rsplit("/", 1)[-1])
+    with below_one(name, settings, console) as above:
+        found = FinetuneResult(run_each(runs, shards, name, console, above))
+        above.log_metrics({0: {f"test/{k}": v for k, v in found.metrics.items()}})
+        if found.runs[0].protocol:
+            _summarise(found, name, above, console)
+    return found
+
+
+def group_name(settings: FinetuneSettings, subject: str) -> str:
+    return settings.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@contextmanager
+def below_one(name: str, settings: FinetuneSettings, console: Console) -> Iterator[TrackedRun]:
+    """Opens the run of the tracking store that several stand below; the same for the same name."""
+    results = str(stage_folder(settings, "finetune") / f"{name}.summary.json")
+    uri = tracking_uri(settings.runs_path())
+    if before := tagged(uri, "results", results):
+        run = TrackedRun(uri, before[-1].run_id, before[-1].experiment_id, name)
+        run.reopen()
+    else:
+        run = start_run(
+            "finetune",
+            name,
+            settings,
+            experiment=settings.experiment,
+            runs_path=settings.runs_path(),
+            results=results,
+            parents=[],
+            datasets=[],
+        )
+    with closing(run):
+        yield run
+    console.print(f"MLflow   {run.ui_command()}", soft_wrap=True)
+
+
+def run_each(
+    runs: Sequence[FinetuneSettings],
+    shards: ShardSet,
+    name: str,
+    console: Console,
+    above: TrackedRun,
+) -> list[Result]:
+    """Does some runs one after the other, a line each; what else they print goes into a file.
+
+    Raises:
+        UserError: as one run does; all are looked at before the first begins.
+    """
+    for single in runs:
+        Start.of(single, shards)
+    log = stage_folder(runs[0], "finetune") / f"{name}.log"
+    console.print(f"log      {log}", soft_wrap=True)
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done: list[Result] = []
+    with (
+        cluster.connected(),
+        log.open("a", encoding="utf-8") as file,
+        Progress(*columns, console=console, speed_estimate_period=86_400) as progress,
+    ):
+        task = progress.add_task("", total=len(runs))
+        for single in runs:
+            began = time.monotonic()
+            result = run_once(single, shards, Console(file=file, width=120), above)
+            done.append(result)
+            progress.advance(task)
+            minutes = (time.monotonic() - began) / 60
+            what = accuracy(result.metrics) if result.protocol else _validated(result)
+            console.print(f"{result.folder.name}  {what}, {minutes:.1f} minutes", soft_wrap=True)
+    return done
+
+
+def _validated(result: Result) -> str:
+    return f"validation top-1 {result.metrics['top1']:.1%}" if result.metrics else "not measured"
+
+
+def _summarise(found: FinetuneResult, name: str, above: TrackedRun, console: Console) -> None:
+    """Prints the mean with all that it depends on, and writes it beside the runs."""
+    metrics, runs = found.metrics, found.runs
+    spread = metrics.get("top1_deviation")
+    over = f", deviation {spread:.1%} over seeds" if spread is not None else ", one seed a split"
+    line = (
+        f"{accuracy(metrics)}, mean of {len(runs)} runs{over}: "
+        f"{protocol.line([run.protocol for run in runs if run.protocol])}"
+    )
+    above.tag(protocol=line)
+    console.print(f"[bold]all      {line}[/bold]", soft_wrap=True)
+    file = runs[0].folder.parent / f"{name}.summary.json"
+    content = {
+        "protocol": line,
+        "top1_mean": metrics["top1"],
+        "top1_deviation": spread,
+        "top1_interval": [metrics["top1_low"], metrics["top1_high"]],
+        "runs": [
+            {"folder": str(r.folder), "split": r.settings.split, "seed": r.settings.seed}
+            | r.metrics
+            for r in runs
+        ],
+    }
+    with atomic_file(file) as growing:
+        growing.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    console.print(f"written  {file}", soft_wrap=True)
