@@ -108,7 +108,7 @@ def line(runs: Sequence[Protocol]) -> str:
     """Says all that the mean of some runs depends on; what differs between them is listed."""
 
     def each(of: Callable[[Protocol], object]) -> str:
-        return ", ".join(dict.fromkeys(str(of(run)) for run in runs))
+        return ", ".join(dict.fromkeys(text for run in runs if (text := str(of(run)))))
 
     first = runs[0].test
     several = len({run.test.split for run in runs}) > 1
