@@ -10,6 +10,7 @@ COMMANDS = {
     "verify": ("data_prep.verify", "check a set of shards, and repair it"),
     "pretrain": ("pretrain.run", "stage 2: pretraining on unlabelled shards"),
     "finetune": ("finetune.run", "stage 3: a classifier on labelled shards"),
+    "measure": ("finetune.measure", "the accuracy of a finished model on a labelled set"),
     "predict": ("finetune.predict", "a finished model on video files"),
     "search": ("finetune.search", "similar, odd and label-worthy videos by their features"),
     "compare": ("finetune.compare", "is one fine-tuned model better than another?"),

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from dynamonet.command_line import positional
 from dynamonet.model.config import ModelConfig
 from dynamonet.settings import Settings, whole_number
+from dynamonet.stage import StageSettings
 from dynamonet.training.settings import FormatName, TrainSettings
 
 
@@ -248,6 +249,37 @@ class CurveSettings(FinetuneSettings):
         if not value or list(value) != sorted(set(value)):
             raise ValueError("expected different shares, the smallest first, e.g. 0.01,0.1,1")
         return value
+
+
+class MeasureSettings(StageSettings):
+    """Measures a finished model on a labelled set, with all that the test of a training leaves."""
+
+    model: str = positional(
+        "Folder of a fine-tuned model or of its run, or its Hugging Face hub id."
+    )
+    shards: str = Field(description="The labelled set: bare name below shards_root, or path.")
+    split: int = Field(default=1, ge=1, description="Which of the set's splits, from 1.")
+    part: Literal["test", "val"] = Field(default="test", description="Part that is measured.")
+    clips: int = Field(
+        default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
+    )
+    crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
+        default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
+    )
+    allow_seen_test_videos: bool = Field(
+        default=False,
+        description="Measure though the model was trained on these videos; the result says so.",
+    )
+    batch_size: int = Field(default=8, ge=1, description="Clips run together.")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="auto = a GPU where there is one."
+    )
+    precision: FormatName = Field(default="auto", description="Of the trunk; auto = as trained.")
+    processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Processes that read and decode; null = from the cores, 0 = none.",
+    )
 
 
 class CompareSettings(Settings):

@@ -20,7 +20,7 @@ from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
 from dynamonet.video.decode import Box, Bytes
 from dynamonet.video.transforms import ClipBatch, View, stack_colours
-from finetune.evaluation.evaluator import metrics_of
+from finetune.evaluation.evaluator import metrics_of, predict_videos
 from finetune.evaluation.metrics import Predictions
 from finetune.train.objective import Finetuning
 from pretrain.objective import Pretraining
@@ -179,5 +179,6 @@ class Classification(Finetuning):
 
     def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         part = self.parts.validation if self.validates else self.parts.test
-        self.outcome.append(self.predict(model, self.reader(part), measuring))
+        how = self.data, self.views, measuring, self.classes_of(model, measuring)
+        self.outcome.append(predict_videos(model, self.reader(part), *how))
         return Evaluation(metrics_of(self.outcome[-1], "test"), {}, {})

@@ -43,6 +43,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creatin
 
 logger = logging.getLogger(__name__)
 TAG = "dynamonet."
+_SCRIPTS = {"data_prep": "data_prep/shard.py", "measure": "finetune/measure.py"}
 _PARAM_CHARS = 6000  # MLflow's limit on a parameter's value
 _BATCH = 1000  # MLflow's limit on metrics in one call
 
@@ -217,7 +218,9 @@ def _show_origin(run: TrackedRun, stage: str, parents: list[str]) -> None:
     """Fills what MLflow's pages show: the script, the commit, and links to the parents."""
     client = run.client
     commit = code_version().split()[-1].removesuffix("+changes")
-    script = {"data_prep": "data_prep/shard.py"}.get(stage, f"{stage}/run.py")
+    script = {"data_prep": "data_prep/shard.py", "measure": "finetune/measure.py"}.get(
+        stage, f"{stage}/run.py"
+    )
     tags = {"mlflow.source.name": script, "mlflow.source.git.commit": commit}
     links = []
     for parent in parents:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.measuring import Measuring
 
+KNN_FILE = "neighbours.safetensors"
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Source: InstDisc (Wu et al. 2018), whose k is 200
 
 
@@ -32,6 +36,25 @@ class KnnBank:
         """Remembers features (N, D) and their labels (N,)."""
         mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
         return cls((features - mean) / deviation, labels, mean, deviation)
+
+    @classmethod
+    def read(cls, folder: Path) -> KnnBank | None:
+        """Reads what `to_bytes` made from a model's folder; None where it has none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = folder / KNN_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls(**load_file(path))
+        except Exception as error:  # safetensors raises its own untyped errors
+            raise UserError(f"{path}: damaged: {error}") from None
+
+    def to_bytes(self) -> bytes:
+        """Returns the content of the file that goes with a model."""
+        return save({field.name: getattr(self, field.name).contiguous() for field in fields(self)})
 
     def standardised(self, features: Tensor) -> Tensor:
         """Returns features (M, D) as the known ones were scaled."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from dynamonet.errors import UserError
 from dynamonet.settings import flatten
+from dynamonet.stage import Places
 from dynamonet.storage import is_uri
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.settings import TrainSettings
@@ -63,7 +64,7 @@ class RunState:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-def stage_folder(settings: TrainSettings, stage: str) -> Path:
+def stage_folder(settings: Places, stage: str) -> Path:
     """Returns the folder of a stage's runs, made if missing.
 
     Raises:

@@ -51,12 +51,6 @@ def views_line(num_frames: int, views: ViewPlan) -> str:
     return f"{num_frames} frames x {views.clips} clips x {crops}"
 
 
-def softmax(output: Output) -> Tensor:
-    """Returns the classifier's probabilities (B, N) in double precision, on the CPU."""
-    assert output.logits is not None
-    return output.logits.double().softmax(1).cpu()
-
-
 @torch.no_grad()
 def predict_videos(
     model: DynamoNet,
@@ -64,7 +58,7 @@ def predict_videos(
     shards: ShardSet,
     views: ViewPlan,
     measuring: Measuring,
-    classify: Callable[[Output], Tensor] = softmax,
+    classify: Callable[[Output], Tensor],
 ) -> Predictions:
     """Averages probabilities over the views of each video (all its segments).
 
@@ -124,9 +118,15 @@ def metrics_of(predictions: Predictions, part: str) -> dict[str, float]:
     return {f"{part}/{name}": value for name, value in metrics.items()}
 
 
-def evaluate_test(predictions: Predictions, reader: ClipReader, shards: ShardSet) -> Evaluation:
-    """Makes numbers, tables and pictures of the test part; reads a few clips again to draw them."""
-    classes, matrix = shards.classes, predictions.confusion()
+def evaluate_test(
+    predictions: Predictions, reader: ClipReader, shards: ShardSet, classes: list[str]
+) -> Evaluation:
+    """Makes numbers, tables and pictures of the test part; reads a few clips again to draw them.
+
+    Args:
+        classes: What labels and probabilities are numbered by.
+    """
+    matrix = predictions.confusion()
     pairs = predictions.confused(_PAIRS_LISTED)
     figures = {
         "test/confusion.png": draw_confusion(matrix, classes),
@@ -134,7 +134,7 @@ def evaluate_test(predictions: Predictions, reader: ClipReader, shards: ShardSet
     }
     if pairs:
         figures["test/confused.png"] = draw_confused(
-            predictions, pairs[:_PAIRS_DRAWN], reader, shards
+            predictions, pairs[:_PAIRS_DRAWN], reader, shards, classes
         )
     files = {
         PER_CLASS: _csv(

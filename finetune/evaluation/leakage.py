@@ -43,7 +43,7 @@ class Seen:
 
     def __str__(self) -> str:
         if self.videos:
-            return f"{len(self.videos)} TEST VIDEOS WERE SEEN IN PRETRAINING"
+            return f"{len(self.videos)} TEST VIDEOS WERE SEEN IN TRAINING"
         return self.unknown
 
 

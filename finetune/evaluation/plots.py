@@ -60,6 +60,7 @@ def draw_confused(
     pairs: list[tuple[int, int, int]],
     reader: ClipReader,
     shards: ShardSet,
+    classes: list[str],
 ) -> Figure:
     """Draws filmstrips of the surest mistakes of each pair of classes.
 
@@ -67,7 +68,7 @@ def draw_confused(
         pairs: (true class, predicted class, videos), as `Predictions.confused` gives them.
         reader: Of the rows that were predicted.
     """
-    names, classes = shards.table["source"].to_pylist(), shards.classes
+    names = shards.table["source"].to_pylist()
     row_of = {
         names[row]: int(row) for row in reader.rows.numbers()[::-1]
     }  # a video's first segment

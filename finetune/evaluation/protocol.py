@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -58,9 +59,8 @@ class Times:
         """Counts the measured runs that began before a run, and itself."""
         tags = run.tags()
         same = tagged(run.uri, TEST_PART, tags[TEST_PART], measured="test/top1")
-        own = next(each for each in same if each.run_id == run.run_id)
-        before = [each for each in same if each.started < own.started]
-        settings = {each.tags.get(TEST_SETTINGS) for each in (*before, own)}
+        before = list(takewhile(lambda each: each.run_id != run.run_id, same))  # oldest first
+        settings = {each.tags.get(TEST_SETTINGS) for each in before} | {tags[TEST_SETTINGS]}
         return cls(1 + len(before), len(settings))
 
 
@@ -72,7 +72,7 @@ class Protocol:
     times: Times
     views: str  # of each segment
     recipe: str
-    train_videos: int
+    train_videos: int | None  # None: nothing was trained here
     chosen: str  # by what the weights were chosen
     seed: str
     start: str  # the weights that it began with
@@ -104,6 +104,15 @@ class Protocol:
             raise UserError(f"{path}: damaged, or not of this program: {error}") from None
 
 
+def accuracy(metrics: dict[str, float]) -> str:
+    """Returns the accuracies with the interval of the first."""
+    more = f", top-5 {metrics['top5']:.1%}" if "top5" in metrics else ""
+    return (
+        f"top-1 {metrics['top1']:.1%} (95 % interval {metrics['top1_low']:.1%} to "
+        f"{metrics['top1_high']:.1%}){more}, mean of classes {metrics['class_mean']:.1%}"
+    )
+
+
 def line(runs: Sequence[Protocol]) -> str:
     """Says all that the mean of some runs depends on; what differs between them is listed."""
 
@@ -114,15 +123,21 @@ def line(runs: Sequence[Protocol]) -> str:
     several = len({run.test.split for run in runs}) > 1
     groups = "" if first.groups == first.videos else f" in {each(lambda r: r.test.groups)} groups"
     times = max((run.times for run in runs), key=lambda times: times.nth)
-    seen = each(lambda r: r.seen)
-    return (
+    trained = each(lambda r: r.train_videos or "")
+    parts = (
+        each(lambda r: r.recipe),
+        trained and f"{trained} training videos",
+        each(lambda r: r.chosen),
+        (seeds := each(lambda r: r.seed)) and f"seed {seeds}",
+        each(lambda r: r.start),
+    )
+    measured = (
         f"{each(lambda r: r.test.videos)} {first.part} videos{groups} of "
         f"split{'s' if several else ''} {each(lambda r: r.test.split)} of "
-        f"{each(lambda r: r.test.shards)}, {_times(times)}, {each(lambda r: r.views)}; "
-        f"{each(lambda r: r.recipe)}, {each(lambda r: r.train_videos)} training videos, "
-        f"{each(lambda r: r.chosen)}, seed {each(lambda r: r.seed)}, {each(lambda r: r.start)}"
-        f"{'; ' if seen else ''}{seen}"
+        f"{each(lambda r: r.test.shards)}, {_times(times)}, {each(lambda r: r.views)}"
     )
+    made = ", ".join(part for part in parts if part)
+    return "; ".join(part for part in (measured, made, each(lambda r: r.seen)) if part)
 
 
 def _times(times: Times) -> str:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dynamonet.errors import UserError
 from dynamonet.model.files import locate, read_description, weights_digest
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
@@ -25,6 +23,7 @@ from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.settings import FormatName
 from dynamonet.video.files import VideoFile
 from dynamonet.video.transforms import ClipBatch, denormalise
+from finetune.evaluation.classifier import Classes, find_device
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
 from finetune.prediction.sliding_window import WindowPlan
 
@@ -80,14 +79,13 @@ class Predictor:
         origin = str(self.folder)
         self.clips = validate(ClipSettings, description.get("clips", {}), origin=origin)
         self.frames = validate(FrameSettings, description.get("frames", {}), origin=origin)
-        self.device = _device(device)
+        self.device = find_device(device)
         model = DynamoNet.from_pretrained(self.folder).to(self.device)
         self.model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.precision = forward_precision(self.model, precision, self.device)
         self.config = model.config
-        self.classes = _classes(
-            self.folder, description.get("classes", []), self.config.num_classes
-        )
+        self.says = Classes.of(self.folder, self.config.num_classes)
+        self.classes = self.says.names
         self.batch_size, self.pictures = batch_size, pictures
 
     def clip_text(self) -> str:
@@ -120,8 +118,8 @@ class Predictor:
             output = self.model(frames, predict_frames=False)
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
         shares = pictures = [None] * len(clips)
-        if output.logits is not None:
-            shares = output.logits.double().softmax(1).cpu().numpy()
+        if self.classes:
+            shares = self.says(output).numpy()
         if self.pictures:
             middle = denormalise(frames[:, :, frames.shape[2] // 2]).permute(0, 2, 3, 1)
             pictures = (middle * 255).round().byte().cpu().numpy()
@@ -242,22 +240,3 @@ def mean(clips: list[ClipPrediction]) -> ClipPrediction:
         dmr=np.stack([clip.dmr for clip in clips]).mean(0),
         picture=clips[len(clips) // 2].picture,
     )
-
-
-def _classes(folder: Path, names: list[str], count: int | None) -> list[str]:
-    """Returns the class names, numbers where a model was saved without names."""
-    if count is None:
-        return []
-    if names and len(names) != count:
-        raise UserError(
-            f"{folder}: {len(names)} class names for a classifier of {count}; model.json must "
-            "list one name for each class, in the order of training"
-        )
-    return names or [f"class {number}" for number in range(count)]
-
-
-def _device(wanted: Literal["auto", "cpu", "gpu"]) -> torch.device:
-    there = torch.cuda.is_available()
-    if wanted == "gpu" and not there:
-        raise UserError("--device gpu: PyTorch finds no GPU here; expected one, or --device cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")

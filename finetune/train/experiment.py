@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,17 @@ from dynamonet.report.page import write_report
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.tracking.runs import TrackedRun
+from dynamonet.training.features import KNN_FILE
 from dynamonet.training.launch import launch
+from dynamonet.training.run_folder import MODEL
 from dynamonet.training.start import Pretrained, transfer
 from finetune.evaluation import protocol
 from finetune.evaluation.evaluator import views_line
 from finetune.evaluation.leakage import Seen, find_seen, labels_spent
-from finetune.evaluation.protocol import Protocol, Times
+from finetune.evaluation.protocol import Protocol, Times, accuracy
 from finetune.pretrained.load import find_pretrained, pretrained_weights
 from finetune.settings import FinetuneSettings
-from finetune.train.objective import Finetuning
+from finetune.train.objective import NEIGHBOURS, Finetuning
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,9 @@ def run_once(
         console=console,
         above=above,
     )
+    if (neighbours := done.folder / NEIGHBOURS).is_file():
+        shutil.copy2(neighbours, done.model / KNN_FILE)  # so that the model can predict
+        done.run.log_bytes(neighbours.read_bytes(), f"{MODEL}/{KNN_FILE}")
     found = tell(done.run, done.folder, start, console) if settings.test else None
     metrics = done.run.metrics("test/" if settings.test else "val/")
     if not settings.test:
@@ -156,12 +162,3 @@ def tell(run: TrackedRun, folder: Path, start: Start, console: Console) -> Proto
     run.tag(protocol=line)
     console.print(f"[bold]test     {line}[/bold]", soft_wrap=True)
     return found
-
-
-def accuracy(metrics: dict[str, float]) -> str:
-    """Returns the accuracies with the interval of the first."""
-    more = f", top-5 {metrics['top5']:.1%}" if "top5" in metrics else ""
-    return (
-        f"top-1 {metrics['top1']:.1%} (95 % interval {metrics['top1_low']:.1%} to "
-        f"{metrics['top1_high']:.1%}){more}, mean of classes {metrics['class_mean']:.1%}"
-    )

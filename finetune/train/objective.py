@@ -22,27 +22,27 @@ from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.seen import Digests, shortened
-from dynamonet.training.features import KnnBank, clip_features, descriptor
+from dynamonet.training.features import KNN_FILE, KnnBank, clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.run_folder import settings_digest
 from dynamonet.training.start import transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
+from finetune.evaluation.classifier import Classes
 from finetune.evaluation.evaluator import (
     ViewPlan,
     evaluate_test,
     metrics_of,
     predict_videos,
-    softmax,
 )
-from finetune.evaluation.metrics import Predictions
 from finetune.evaluation.protocol import TEST_PART, TEST_SETTINGS, MeasuredPart
 from finetune.pretrained.load import pretrained_config, pretrained_loss, pretrained_weights
 from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train.augment import augment
 from finetune.train.splits import Splits
 
+NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
 TRUNK_RATE = 0.1  # of a pretrained trunk. Source: Hara's fine-tuning
 
 
@@ -191,29 +191,29 @@ class Finetuning(Task[FinetuneSettings]):
     def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         """Measures on the validation part, by one view of each segment."""
         reader, views = self.reader(self.parts.validation), ViewPlan(clips=1, crops=1)
-        predictions = predict_videos(model, reader, self.data, views, measuring)
+        classes = self.classes_of(model, measuring)
+        predictions = predict_videos(model, reader, self.data, views, measuring, classes)
         return Evaluation(metrics_of(predictions, "val"), {}, {})
 
     def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation | None:
         if not self.settings.test:
             return None
         reader = self.reader(self.parts.test)
-        predictions = self.predict(model, reader, measuring)
+        classes = self.classes_of(model, measuring)
+        predictions = predict_videos(model, reader, self.data, self.views, measuring, classes)
         if not measuring.rank.is_main:
             return Evaluation(metrics_of(predictions, "test"), {}, {})
-        return evaluate_test(predictions, reader, self.data)
+        found = evaluate_test(predictions, reader, self.data, self.data.classes)
+        if classes.neighbours is not None:
+            found.files[NEIGHBOURS] = classes.neighbours.to_bytes()
+        return found
 
-    def predict(self, model: DynamoNet, reader: ClipReader, measuring: Measuring) -> Predictions:
-        """Predicts videos as the test does: by all the views that the settings ask for."""
-        classify = softmax
-        if self.settings.recipe == "knn":
-            known, rows = self.training_data(), self.parts.train.tolist()
-            bank = KnnBank.of(*clip_features(model, known, rows, measuring))
-
-            def classify(output: Output) -> Tensor:
-                return bank.votes(descriptor(output), len(self.data.classes))
-
-        return predict_videos(model, reader, self.data, self.views, measuring, classify)
+    def classes_of(self, model: DynamoNet, measuring: Measuring) -> Classes:
+        """Returns how a model says its classes; nearest neighbours are looked for first."""
+        if self.settings.recipe != "knn":
+            return Classes(self.data.classes)
+        known, rows = self.reader(self.parts.train), self.parts.train.tolist()
+        return Classes(self.data.classes, KnnBank.of(*clip_features(model, known, rows, measuring)))
 
     @property
     def views(self) -> ViewPlan:

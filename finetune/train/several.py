@@ -21,10 +21,11 @@ from dynamonet.tracking.runs import TrackedRun, closing, start_run, tagged
 from dynamonet.tracking.store import tracking_uri
 from dynamonet.training.run_folder import stage_folder
 from finetune.evaluation import protocol
+from finetune.evaluation.protocol import accuracy
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import accuracy_interval
 from finetune.settings import FinetuneSettings
-from finetune.train.experiment import Result, Start, accuracy, run_once
+from finetune.train.experiment import Result, Start, run_once
 
 
 @dataclass(frozen=True)

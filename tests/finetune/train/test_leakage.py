@@ -18,7 +18,7 @@ from dynamonet.tracking.seen import read_seen, shortened, write_seen
 from dynamonet.training.start import model_at
 from finetune import run
 from finetune.evaluation.leakage import find_seen
-from finetune.settings import FinetuneSettings
+from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train.objective import Finetuning
 from finetune.train.several import FinetuneResult
 from pretrain import run as pretraining
@@ -78,7 +78,7 @@ def test_weights_that_have_seen_test_videos_are_refused_or_named(
     assert not (runs / "finetune/leak").exists()
     (result,) = finetune(shard_set, runs, *words, "--allow_seen_test_videos").runs
     tags = MlflowClient(result.run.uri).get_run(result.run.run_id).data.tags
-    assert tags["dynamonet.protocol"].endswith("1 TEST VIDEOS WERE SEEN IN PRETRAINING")
+    assert tags["dynamonet.protocol"].endswith("1 TEST VIDEOS WERE SEEN IN TRAINING")
     (place / "trained_on.npy").write_bytes(b"no numbers")
     with pytest.raises(UserError, match=r"trained_on.npy: damaged"):
         finetune(shard_set, runs, *words)
@@ -140,8 +140,8 @@ def test_several_runs_stand_below_one_with_the_mean_of_their_accuracies(
     found = finetune(shard_set, tmp_path, *own)
     printed = capsys.readouterr().out
     assert printed.count("minutes") == 2 and "mean of 2 runs, deviation" in printed
-    assert "seed 0, 1" in printed and "loss " not in printed  # it is in the log
-    assert "loss " in (tmp_path / "finetune/pair.log").read_text()
+    assert "seed 0, 1" in printed and "weights " not in printed  # it is in the log
+    assert "weights " in (tmp_path / "finetune/pair.log").read_text()
     client = MlflowClient(found.runs[0].run.uri)
     above = {client.get_run(each.run.run_id).data.tags["mlflow.parentRunId"] for each in found.runs}
     (parent,) = [client.get_run(each) for each in above]
@@ -157,9 +157,8 @@ def test_several_runs_stand_below_one_with_the_mean_of_their_accuracies(
 
 def test_what_a_seed_decides_can_be_held_still(shard_set: Path) -> None:
     def task(seed: int, **hold: int) -> Finetuning:
-        settings = FinetuneSettings(
-            pretrained="none", seed=seed, label_share=0.5, hold={"labels": None, **hold}
-        )  # type: ignore[arg-type]
+        held = SeedSettings(**hold)
+        settings = FinetuneSettings(pretrained="none", seed=seed, label_share=0.5, hold=held)
         return Finetuning(settings, str(shard_set), None)
 
     free = {tuple(task(seed).parts.train.tolist()) for seed in range(8)}
