@@ -75,6 +75,10 @@ class PrepSettings(StageSettings):
     """Cuts raw videos into segments and writes them as WebDataset shards."""
 
     configs = "data_prep"
+    usual = tuple(
+        "source output dataset lists group_pattern segment_seconds cut encode.short_side_px "
+        "near_duplicates exclude name".split()
+    )
 
     source: str | None = Field(
         default=None, description="Folder of raw videos, searched to any depth."

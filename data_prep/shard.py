@@ -60,10 +60,12 @@ def shard(settings: PrepSettings) -> ShardSet:
     from data_prep.report.page import write_set_page
     from dynamonet import cluster
     from dynamonet.shards import index, shard_set
+    from dynamonet.tracking.store import tracking_uri
 
     if settings.cut == "shots":
         check_installed()
     console, started = Console(), time.time()
+    tracking_uri(settings.runs_path())  # where nothing can be written nothing should be begun
     output = settings.output_path()
     console.print(f"videos   {absolute(settings.source or '')}\nshards   {output}", soft_wrap=True)
     try:

@@ -7,6 +7,7 @@ argparse reads the words and pydantic the values, so that all mistakes are named
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,17 +64,21 @@ def load(
     options, extra = parser.parse_known_args(_fold_switches(argv, fields))
     _refuse_unknown(extra, fields)
     words = vars(options)
-    wants_help, prints = words.pop("help", False), words.pop("print_config", False)
+    wants_help, wants_all = words.pop("help", False), words.pop("help_all", False)
+    prints = words.pop("print_config", False)
     name = words.pop("config", None)
     given = {key: _plain(value, fields[key]) for key, value in words.items()}
     if name is None and stage is not None:
         name = default_config(given.get("dataset"), stage)
     in_file = dotted(read_yaml(name, stage)) if name and stage else {}
-    if wants_help:
+    if wants_help or wants_all:
         effective = {key: field.get_default() for key, field in fields.items()} | in_file | given
         with suppress(SettingsError):  # a mistake does not keep the help from the user
             effective |= flatten(_build(model, in_file, given, name))
-        _parser(fields, prog, about, examples, stage, effective).print_help()
+        shown = fields if wants_all or not model.usual else {k: fields[k] for k in model.usual}
+        if len(shown) < len(fields):
+            examples = f"--help-all shows all {len(fields)} settings, by group.\n\n{examples}"
+        _parser(shown, prog, about, examples, stage, effective).print_help()
         sys.exit(0)
     settings = _build(model, in_file, given, name)
     if prints:
@@ -180,6 +185,7 @@ def _parser(
     words = [key.upper() for key, field in fields.items() if _is_positional(field)]
     parser.usage = " ".join(["%(prog)s", *words, "[--key value ...]"])
     parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
+    parser.add_argument("--help-all", action="store_true", help="show all settings and exit")
     if stage is not None:
         about = f"YAML file, or the name of one in configs/{stage}/: "
         about += ", ".join(config_names(stage))
@@ -194,7 +200,7 @@ def _parser(
         value = (shown or {}).get(key)
         default = "" if value is PydanticUndefined else f" (default: {in_yaml(value)})"
         options: dict[str, Any] = {"help": f"{field.description}{default}".replace("%", "%%")}
-        several = _holds_words(field)
+        several = _is_list(field)
         if _is_positional(field):
             options |= {"nargs": "*" if several else "?", "metavar": key.upper()}
             groups[head].add_argument(key, **options)
@@ -212,11 +218,13 @@ def _is_positional(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra.get("positional"))
 
 
-def _holds_words(field: FieldInfo) -> bool:
-    """Tells whether a field takes several words; other lists are one word with commas."""
-    hint = _bare(field)
-    is_tuple = typing.get_origin(hint) is tuple
-    return is_tuple and (typing.get_args(hint)[0] is Path or _is_positional(field))
+def _is_list(field: FieldInfo) -> bool:
+    return typing.get_origin(_bare(field)) is tuple
+
+
+def _holds_names(field: FieldInfo) -> bool:
+    """Tells whether a list is one of names, in which a comma is a letter like any other."""
+    return typing.get_args(_bare(field))[0] is Path or _is_positional(field)
 
 
 def _bare(field: FieldInfo) -> Any:
@@ -230,7 +238,7 @@ def _metavar(field: FieldInfo) -> str:
         if typing.get_origin(option) is Literal:
             names += [str(value) for value in typing.get_args(option)]
         elif typing.get_origin(option) is tuple:
-            names.append("A,B,...")
+            names.append("A")
         elif option is not type(None):
             names.append({int: "N", float: "X"}.get(option, "TEXT"))
     return "|".join(names)
@@ -239,11 +247,11 @@ def _metavar(field: FieldInfo) -> str:
 def _plain(value: Any, field: FieldInfo) -> Any:
     """Turns words of the command line into what the field's type reads."""
     nullable = type(None) in members(field.annotation)
-    if nullable and value == "null":
+    if nullable and value in ("null", ["null"]):
         return None
-    if typing.get_origin(_bare(field)) is not tuple or _holds_words(field):
+    if not _is_list(field) or _holds_names(field):
         return value
-    return [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
+    return [part for word in value for part in re.split(r"[,\s]+", word.strip("[]()")) if part]
 
 
 def _fold_switches(argv: Sequence[str], fields: Mapping[str, FieldInfo]) -> list[str]:

@@ -28,7 +28,7 @@ from dynamonet.errors import UserError, need, run_entry
 from dynamonet.model.files import locate, read_description
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import Settings
-from dynamonet.storage import atomic_file
+from dynamonet.storage import atomic_file, check_output
 from dynamonet.video.transforms import MEAN, STD, normalise
 
 METADATA = "dynamonet"  # name of the description in an ONNX file
@@ -180,6 +180,7 @@ class ExportSettings(Settings):
 
     model: str = positional("Folder of a model, or its Hugging Face hub id.")
     output: Path = Field(description="FILE.onnx or FILE.pt2 to write.")
+    overwrite: bool = Field(default=False, description="Replace an output that is there already.")
 
 
 def main(argv: list[str]) -> Exported:
@@ -189,6 +190,7 @@ def main(argv: list[str]) -> Exported:
         argv,
         prog=command("export"),
     )
+    check_output("--output", settings.output, overwrite=settings.overwrite)
     done = export(settings.model, settings.output)
     print(f"{done.file}: {done.file.stat().st_size / 1e6:.1f} MB")
     print(f"its results differ from the model's by at most {done.difference:.1g} (relative)")

@@ -7,6 +7,7 @@ the command line.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from dynamonet.errors import SettingsError
 
@@ -23,6 +25,7 @@ class Settings(BaseModel):
     """Base of every settings model: frozen, unknown keys refused, defaults checked too."""
 
     configs: ClassVar[str | None] = None  # folder below configs/ with files of such settings
+    usual: ClassVar[tuple[str, ...]] = ()  # keys that --help shows; none = all
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
     )
@@ -62,6 +65,8 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, 
         if text.startswith("Input should be "):
             text = text.removeprefix("Input should be ")
             text = text if expected.get(key) else f"expected {text}"
+        if item["type"] == "literal_error":
+            text += _closest_value(item)
         if item["type"] == "missing" and key:
             expected[key] = [f"missing: {known[key].description}"]
             continue
@@ -69,6 +74,12 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, 
         if key:
             inputs[key] = f", found {item['input']!r}"
     return [(key, " or ".join(texts) + inputs.get(key, "")) for key, texts in expected.items()]
+
+
+def _closest_value(item: ErrorDetails) -> str:
+    known = re.findall("'([^']*)'", item.get("ctx", {}).get("expected", ""))
+    near = difflib.get_close_matches(str(item["input"]), known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def closest(key: str, known: Iterable[str]) -> str:

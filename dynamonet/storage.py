@@ -83,6 +83,26 @@ def atomic_file(file: Path) -> Iterator[Path]:
         growing.unlink(missing_ok=True)
 
 
+def check_output(option: str, file: Path | None, *endings: str, overwrite: bool) -> None:
+    """Refuses a file that could not be written, or is there already, before any work is done.
+
+    Args:
+        option: As it is typed, e.g. `--output`.
+        endings: One of which its name must have; none = any.
+
+    Raises:
+        UserError: what is wrong, and what to do.
+    """
+    if file is None:
+        return
+    if endings and file.suffix not in endings:
+        raise UserError(f"{option} {file}: expected a name ending in {', '.join(endings)}")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.absolute().parent}; make it first")
+    if file.exists() and not overwrite:
+        raise UserError(f"{option} {file}: is there already; name another, or give --overwrite")
+
+
 def is_uri(path: str) -> bool:
     """Tells `s3://bucket/x` from a local path."""
     return "://" in path

@@ -6,15 +6,16 @@ from dynamonet.lazy import offer
 
 if TYPE_CHECKING:
     from finetune.predict import predict
+    from finetune.prediction.settings import PredictSettings
     from finetune.run import finetune
-    from finetune.settings import FinetuneSettings, PredictSettings
+    from finetune.settings import FinetuneSettings
 
 __all__ = ["FinetuneSettings", "PredictSettings", "finetune", "predict"]
 
 offer(
     __name__,
     FinetuneSettings="finetune.settings",
-    PredictSettings="finetune.settings",
+    PredictSettings="finetune.prediction.settings",
     finetune="finetune.run",
     predict="finetune.predict",
 )

@@ -9,7 +9,7 @@ from rich.console import Console
 from dynamonet.command_line import load
 from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
-from finetune.settings import CompareSettings
+from finetune.evaluation.settings import CompareSettings
 
 if TYPE_CHECKING:
     from finetune.evaluation.run_results import MeasuredRuns

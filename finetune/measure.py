@@ -9,7 +9,7 @@ from rich.console import Console
 from dynamonet.command_line import load
 from dynamonet.commands import command
 from dynamonet.errors import run_entry
-from finetune.settings import MeasureSettings
+from finetune.evaluation.settings import MeasureSettings
 
 if TYPE_CHECKING:
     from finetune.evaluation.measurement import Measured

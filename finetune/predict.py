@@ -9,8 +9,9 @@ from rich.console import Console
 from dynamonet.command_line import load
 from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
+from dynamonet.storage import check_output
 from dynamonet.video.files import find_videos
-from finetune.settings import PredictSettings
+from finetune.prediction.settings import PredictSettings
 
 if TYPE_CHECKING:
     from finetune.prediction.predictor import Predictor
@@ -90,15 +91,10 @@ def predict(options: PredictSettings) -> FilePredictions:
 
 def _check_outputs(options: PredictSettings) -> None:
     """Refuses outputs that could not be written, before anything is read."""
-    if options.output is not None and options.output.suffix not in KINDS:
-        raise UserError(f"--output {options.output}: expected a name ending in {', '.join(KINDS)}")
-    if options.features is not None and options.features.suffix != ".parquet":
-        raise UserError(f"--features {options.features}: expected a name ending in .parquet")
+    check_output("--output", options.output, *KINDS, overwrite=options.overwrite)
+    check_output("--features", options.features, ".parquet", overwrite=options.overwrite)
     if options.features is not None and options.features == options.output:
         raise UserError(f"--output and --features both name {options.output}; give two names")
-    for file in (options.output, options.features):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{file}: there is no folder {file.absolute().parent}; make it first")
     if options.filmstrip is not None:
         try:
             options.filmstrip.mkdir(parents=True, exist_ok=True)

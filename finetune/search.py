@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dynamonet.command_line import load
 from dynamonet.commands import command, fill
 from dynamonet.errors import SettingsError, UserError, run_entry
-from finetune.settings import LabelNextSettings, NearestSettings, OutlierSettings
+from dynamonet.storage import check_output
+from finetune.retrieval.settings import LabelNextSettings, NearestSettings, OutlierSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,18 +64,19 @@ def main(argv: list[str]) -> list[Hit]:
         prog=f"{command('search')} {name}",
         examples=EXAMPLES,
     )
-    for file in (options.output, options.gallery):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{file}: there is no folder {file.absolute().parent}; make it first")
-    if options.output is not None and options.output.suffix not in (".csv", ".json"):
-        raise UserError(f"--output {options.output}: expected a name ending in .csv or .json")
+    added = getattr(options, "labelled", None) is not None and options.labelled == options.output
+    check_output("--output", options.output, ".csv", ".json", overwrite=options.overwrite or added)
+    check_output("--gallery", options.gallery, overwrite=options.overwrite)
     from finetune.retrieval.features import read_features
 
     windows = read_features(options.features, options.by)
     hits = search(windows, options)
     _show(hits)
     if options.output is not None:
-        _write(options.output, hits, windows, labels=search is label_next)
+        if search is label_next and options.output.suffix == ".csv":
+            _write_labels(options.output, hits, windows, added=added)
+        else:
+            _write(options.output, [asdict(hit) for hit in hits])
         print(f"written  {options.output}")
     if options.gallery is not None:
         from finetune.retrieval.gallery import write_gallery
@@ -153,24 +155,31 @@ def _hits(windows: FeatureTable, order: list[int] | np.ndarray, far: object) -> 
     return hits
 
 
-def _write(file: Path, hits: list[Hit], windows: FeatureTable, labels: bool) -> None:
-    from dynamonet.storage import atomic_file
-    from finetune.retrieval.queries import below, common_folder
+def _write_labels(file: Path, hits: list[Hit], windows: FeatureTable, *, added: bool) -> None:
+    """Writes the videos with a column to fill in, below the rows that a person wrote."""
+    from finetune.retrieval.queries import below, common_folder, read_labels
 
-    rows = [asdict(hit) for hit in hits]
-    if labels and file.suffix == ".csv":
-        base = common_folder(windows.paths)
-        rows = [{"path": below(hit.path, base), "label": ""} for hit in hits]
-        print(
-            "fill in the column label, then\n"
-            f"  {command('shard')} --source {base} --dataset folder --lists {file}"
-        )
+    base = common_folder(windows.paths)
+    before = read_labels(file) if added else []
+    rows = [{"path": below(hit.path, base), "label": ""} for hit in hits]
+    there = {row["path"] for row in before}
+    _write(file, [*before, *(row for row in rows if row["path"] not in there)])
+    print(
+        "fill in the column label, then\n"
+        f"  {command('shard')} --source {base} --dataset folder --lists {file}"
+    )
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    from dynamonet.storage import atomic_file
+
     with atomic_file(file) as growing:
         if file.suffix == ".json":
             growing.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
             return
+        names = dict.fromkeys(name for row in rows for name in row)
         with growing.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, rows[0])
+            writer = csv.DictWriter(stream, list(names))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -1,17 +1,14 @@
-"""Settings of stage 3, and what its predictions can be asked."""
+"""Settings of stage 3."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from dynamonet.command_line import positional
-from dynamonet.model.config import ModelConfig
+from dynamonet.model.config import NetworkConfig
 from dynamonet.settings import Settings, whole_number
-from dynamonet.stage import StageSettings
-from dynamonet.training.settings import FormatName, TrainSettings
+from dynamonet.training.settings import TrainSettings
 
 
 class AugmentSettings(Settings):
@@ -60,6 +57,10 @@ class FinetuneSettings(TrainSettings):
     """Fine-tunes a pretrained model on a labelled shard set and measures it."""
 
     configs = "finetune"
+    usual = tuple(
+        "dataset shards split pretrained recipe label_share seeds max_minutes optimizer.lr name "
+        "dry_run".split()
+    )
 
     epochs: float = Field(default=60.0, gt=0, description="Passes over the data.")
     dataset: Literal["hmdb51", "ucf101", "kinetics400", "folder"] = Field(
@@ -83,6 +84,11 @@ class FinetuneSettings(TrainSettings):
     )
     test: bool = Field(
         default=True, description="Measure the test part at the end; off to choose settings."
+    )
+    dry_run: bool = Field(
+        default=False,
+        description="Say what would be trained, on how much, and take two steps for an estimate of "
+        "minutes and memory; nothing is kept.",
     )
     allow_seen_test_videos: bool = Field(
         default=False,
@@ -113,7 +119,7 @@ class FinetuneSettings(TrainSettings):
     min_loaded_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of trunk and filter weights that must fit."
     )
-    model: ModelConfig | None = Field(
+    model: NetworkConfig | None = Field(
         default=None, description="The network; null = as pretrained, or the default from scratch."
     )
     recipe: Literal["full", "linear", "attentive", "knn"] = Field(
@@ -218,6 +224,11 @@ class ScratchSettings(Settings):
 class CurveSettings(FinetuneSettings):
     """Compares pretrained with from scratch at growing shares of the labels."""
 
+    usual = tuple(
+        "dataset shards split pretrained shares seeds max_steps max_minutes scratch.lr name "
+        "dry_run".split()
+    )
+
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
         description="Shares of each class's training videos.",
@@ -249,120 +260,3 @@ class CurveSettings(FinetuneSettings):
         if not value or list(value) != sorted(set(value)):
             raise ValueError("expected different shares, the smallest first, e.g. 0.01,0.1,1")
         return value
-
-
-class MeasureSettings(StageSettings):
-    """Measures a finished model on a labelled set, with all that the test of a training leaves."""
-
-    model: str = positional(
-        "Folder of a fine-tuned model or of its run, or its Hugging Face hub id."
-    )
-    shards: str = Field(description="The labelled set: bare name below shards_root, or path.")
-    split: int = Field(default=1, ge=1, description="Which of the set's splits, from 1.")
-    part: Literal["test", "val"] = Field(default="test", description="Part that is measured.")
-    clips: int = Field(
-        default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
-    )
-    crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
-    )
-    allow_seen_test_videos: bool = Field(
-        default=False,
-        description="Measure though the model was trained on these videos; the result says so.",
-    )
-    batch_size: int = Field(default=8, ge=1, description="Clips run together.")
-    device: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="auto = a GPU where there is one."
-    )
-    precision: FormatName = Field(default="auto", description="Of the trunk; auto = as trained.")
-    processes: int | None = Field(
-        default=None,
-        ge=0,
-        description="Processes that read and decode; null = from the cores, 0 = none.",
-    )
-
-
-class CompareSettings(Settings):
-    """Compares two fine-tuned models video by video, with an interval and a paired test."""
-
-    a: tuple[Path, ...] = Field(
-        min_length=1, description="Folders of finished fine-tuning runs, e.g. seeds: averaged."
-    )
-    b: tuple[Path, ...] = Field(min_length=1, description="The same of the other side.")
-
-
-class PredictSettings(Settings):
-    """Tells what a finished model sees in videos, window by window."""
-
-    model: str = positional("Folder of a model, or its Hugging Face hub id.")
-    videos: tuple[str, ...] = positional("Videos, or folders searched to any depth.", min_length=1)
-    window_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=3600,
-        description="Length of a window, whose clips are averaged; null and least: what a clip "
-        "covers.",
-    )
-    step_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=3600,
-        description="From one window's start to the next; null = the window's length.",
-    )
-    top: int = Field(default=5, ge=1, description="Classes to tell.")
-    batch_size: int = Field(
-        default=8, ge=1, description="Clips run together, of several videos too."
-    )
-    device: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="auto = a GPU where there is one."
-    )
-    precision: FormatName = Field(default="auto", description="Of the trunk; auto = as trained.")
-    processes: int | None = Field(
-        default=None,
-        ge=0,
-        description="Processes that read and decode; null = from the cores, 0 = none.",
-    )
-    output: Path | None = Field(
-        default=None, description="FILE.json, FILE.csv or FILE.parquet to write."
-    )
-    filmstrip: Path | None = Field(default=None, description="Folder for a picture of each video.")
-    features: Path | None = Field(
-        default=None, description="FILE.parquet to write the features of each window to."
-    )
-
-
-class SearchSettings(Settings):
-    """What each command of `finetune/search.py` can be told."""
-
-    features: Path = positional("The file that predict.py --features wrote.")
-    by: Literal["features", "dmr", "both"] = Field(
-        default="both", description="What distances are computed from."
-    )
-    output: Path | None = Field(default=None, description="FILE.csv or FILE.json to write.")
-    gallery: Path | None = Field(default=None, description="FILE.html to write, with pictures.")
-
-
-class NearestSettings(SearchSettings):
-    """The windows nearest to a query."""
-
-    query: str = Field(description="VIDEO or VIDEO@SECONDS, in the file or new.")
-    model: str | None = Field(
-        default=None, description="The model of the features, for a video that is not in the file."
-    )
-    top: int = Field(default=20, ge=1, description="Windows to find.")
-
-
-class OutlierSettings(SearchSettings):
-    """The windows farthest from those of all other videos."""
-
-    neighbours: int = Field(default=10, ge=1, description="Nearest windows that are averaged.")
-    top: int = Field(default=20, ge=1, description="Windows to find.")
-
-
-class LabelNextSettings(SearchSettings):
-    """The videos to label next: diverse, and unlike labelled ones."""
-
-    labelled: Path | None = Field(
-        default=None, description="CSV of path[,label]: the videos that are labelled already."
-    )
-    budget: int = Field(default=20, ge=1, description="Videos to choose.")

@@ -39,6 +39,10 @@ class PretrainSettings(PreflightSettings):
     """Pretrains a 3D-CNN with dynamic motion filters on a shard set."""
 
     configs = "pretrain"
+    usual = tuple(
+        "shards pretrained epochs max_steps max_minutes loader.batch_size optimizer.lr num_workers "
+        "probe.shards name".split()
+    )
 
     split: int = Field(
         default=1,

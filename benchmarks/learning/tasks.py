@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.learning.networks import VicReg, VideoMae
 from dynamonet.errors import need
+from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
@@ -80,7 +81,7 @@ class VicRegPretraining(_Peer):
         return reader
 
     def build_model(self) -> DynamoNet:
-        return VicReg(self.settings.model)
+        return VicReg(ModelConfig.of(self.settings.model))
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         losses = need("lightly.loss", "peers", "VICReg is taken from lightly")
@@ -109,7 +110,7 @@ class VideoMaePretraining(_Peer):
     """Hidden patches are predicted from the others."""
 
     def build_model(self) -> DynamoNet:
-        return VideoMae(self.settings.model)
+        return VideoMae(ModelConfig.of(self.settings.model))
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         assert isinstance(model, VideoMae)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dynamonet.model.config import ModelConfig
+from dynamonet.model.config import NetworkConfig
 from dynamonet.training.settings import TrainSettings
 
 
@@ -36,7 +36,7 @@ class PreflightSettings(TrainSettings):
         description="Share of an epoch that each set gets, in any unit; null = by their segments, "
         "so that an epoch takes each once.",
     )
-    model: ModelConfig = Field(default=ModelConfig(), description="The network.")
+    model: NetworkConfig = Field(default=NetworkConfig(), description="The network.")
 
     @field_validator("shards", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from dynamonet.doctor.check import Check, PreflightSettings
-from dynamonet.model.config import ModelConfig
+from dynamonet.model.config import NetworkConfig
 
 SHOWN = "torch torchvision ray mlflow pyarrow webdataset av pytorchvideo".split()
 DRIVER = Path("/proc/driver/nvidia/version")  # there when the kernel's NVIDIA driver is loaded
@@ -110,7 +110,7 @@ def precision(settings: PreflightSettings) -> list[Check]:
 
     gpu = torch.cuda.is_available() and settings.device != "cpu"
     where = torch.device("cuda" if gpu else "cpu")
-    config: ModelConfig = settings.model
+    config: NetworkConfig = settings.model
     model = DynamoNet(config).to(where)
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     clips = max(1, settings.loader.batch_size // settings.num_workers)

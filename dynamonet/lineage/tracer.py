@@ -20,13 +20,13 @@ from mlflow.entities import LifecycleStage
 
 from dynamonet.errors import UserError
 from dynamonet.lineage import evidence
-from dynamonet.model.files import DESCRIPTION
+from dynamonet.model.files import DESCRIPTION, MODEL
 from dynamonet.shards.card import CARD
 from dynamonet.storage import Folder
 from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.tracking.store import store_uri
 from dynamonet.training.checkpoint.state import read_origin
-from dynamonet.training.run_folder import MODEL, RUN_FILE
+from dynamonet.training.run_folder import RUN_FILE
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -91,8 +91,8 @@ class FilterConfig(Settings):
         return value
 
 
-class ModelConfig(Settings):
-    """Everything needed to rebuild a model; saved beside its weights."""
+class NetworkConfig(Settings):
+    """A network without its classifier."""
 
     num_frames: int = Field(default=16, ge=2, description="Frames T of a clip.")
     frame_px: int = Field(default=112, ge=16, description="Height and width of a clip in pixels.")
@@ -107,6 +107,16 @@ class ModelConfig(Settings):
     )
     trunk: TrunkConfig = Field(default=TrunkConfig(), description="The 3D-CNN.")
     filters: FilterConfig = Field(default=FilterConfig(), description="The dynamic motion filters.")
+
+    @property
+    def frames_beyond(self) -> int:
+        """Frames after the clip that the loss needs."""
+        return self.horizon if self.targets == "future" else 1
+
+
+class ModelConfig(NetworkConfig):
+    """Everything needed to rebuild a model; saved beside its weights."""
+
     use_dmr: bool = Field(
         default=True, description="The classifier reads the DMR as well as the features."
     )
@@ -119,7 +129,12 @@ class ModelConfig(Settings):
         default=None, ge=1, description="Classes; null = no classifier."
     )
 
+    @classmethod
+    def of(cls, network: NetworkConfig, **classifier: Any) -> ModelConfig:
+        """Returns a network's description with that of a classifier; none unless it is given."""
+        return cls(**{**dict(network), **classifier})
+
     @property
-    def frames_beyond(self) -> int:
-        """Frames after the clip that the loss needs."""
-        return self.horizon if self.targets == "future" else 1
+    def network(self) -> NetworkConfig:
+        """The same without the classifier."""
+        return NetworkConfig(**{name: getattr(self, name) for name in NetworkConfig.model_fields})

@@ -19,6 +19,7 @@ from dynamonet.errors import UserError, need
 FORMAT_VERSION = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_digest"  # key in the description
+MODEL = "model"  # folder of the finished model in that of its run
 LOSS = "loss"  # key in the description of a pretrained model: how frames were compared
 _OWN_KEYS = ("format_version", WEIGHTS_DIGEST, "model")
 BROUGHT = {"motion": Path(__file__).parent / "motion"}  # models that the package brings
@@ -65,8 +66,8 @@ def locate(place: str | Path) -> Path:
     """Returns a model's folder; a Hugging Face hub id is downloaded, once.
 
     Args:
-        place: `motion`, the model that the package brings; a folder; or `owner/name` or
-            `owner/name@revision` on the hub.
+        place: `motion`, the model that the package brings; a folder, or that of a run; or
+            `owner/name` or `owner/name@revision` on the hub.
 
     Raises:
         UserError: neither; or it looks like a hub id and `huggingface_hub` is not installed.
@@ -74,6 +75,8 @@ def locate(place: str | Path) -> Path:
     if str(place) in BROUGHT:
         return BROUGHT[str(place)]
     folder = Path(place).expanduser().absolute()
+    if not (folder / DESCRIPTION).is_file() and (folder / MODEL / DESCRIPTION).is_file():
+        return folder / MODEL
     match = None if folder.exists() else _HUB_ID.fullmatch(str(place))
     if match is None:
         return folder

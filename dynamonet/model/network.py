@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dynamonet.errors import UserError
 from dynamonet.model.classifier import Classifier
-from dynamonet.model.config import ModelConfig
+from dynamonet.model.config import ModelConfig, NetworkConfig
 from dynamonet.model.files import (
     DESCRIPTION,
     facts,
@@ -65,8 +65,9 @@ def frame_differences(clip: Tensor) -> Tensor:
 class DynamoNet(nn.Module):
     """The whole network; needs neither labels nor the next frame to run."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        config = config if isinstance(config, ModelConfig) else ModelConfig.of(config)
         self.config = config
         self.trunk = Trunk(config.trunk, config.num_frames)
         future = config.targets == "future"

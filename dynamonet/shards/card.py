@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -103,7 +105,8 @@ def read_card(folder: Folder, name: str = CARD) -> Card:
     """
     if folder.size(name) is None:
         raise UserError(
-            f"{folder.path}: no shards here (expected {CARD}, its tables and tars)",
+            f"{folder.path}: no shards here (expected {CARD}, its tables and tars)"
+            f"{similar_set(folder)}",
             f"Make them with\n  {command('shard')} --source VIDEOS --output {folder.path}",
         )
     try:
@@ -120,6 +123,16 @@ def read_card(folder: Folder, name: str = CARD) -> Card:
         f"reads {FORMAT} versions {READABLE[0]} to {READABLE[-1]}",
         "Make the shards again with this version.",
     )
+
+
+def similar_set(folder: Folder) -> str:
+    """Returns a hint at the set beside a missing one whose name is most like it; else nothing."""
+    parent, name = Path(folder.path).parent, Path(folder.path).name
+    if not folder.is_local or not parent.is_dir():
+        return ""
+    sets = [each.parent.name for each in parent.glob(f"*/{CARD}")]
+    near = difflib.get_close_matches(name, sets, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def readable_cards(folder: Folder) -> Iterator[Card]:

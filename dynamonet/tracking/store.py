@@ -22,9 +22,17 @@ def tracking_uri(runs_path: str) -> str:
     """
     uri = store_uri(runs_path)
     file = sqlite_file(uri)
-    if file and file == Path(runs_path) / STORE and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _make(file)
+    if file and file == Path(runs_path) / STORE:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--runs {runs_path}: cannot be made: {error.strerror}; name another folder"
+            ) from None
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise UserError(f"--runs {runs_path}: may not be written to; name another folder")
+        if not file.exists():
+            _make(file)
     return uri
 
 

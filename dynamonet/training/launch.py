@@ -18,6 +18,7 @@ from rich.console import Console
 
 from dynamonet import cluster
 from dynamonet.errors import Stopped, UserError, find_user_error
+from dynamonet.model.files import MODEL
 from dynamonet.settings import to_yaml
 from dynamonet.shards.settings import default_processes
 from dynamonet.tracking.origin import DatasetUse, Origin
@@ -31,7 +32,6 @@ from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.console import ConsoleLog, Progress
 from dynamonet.training.run_folder import (
-    MODEL,
     RunState,
     RunStatus,
     acquire_run,

@@ -31,7 +31,7 @@ from dynamonet.tracking.origin import DatasetUse
 from dynamonet.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
-RUN_FILE, MODEL = "run.json", "model"
+RUN_FILE = "run.json"
 # what may change between a run and its resumption without making it another run
 FREE_KEYS = frozenset(
     "name runs shards_root experiment num_workers device cpus_per_worker resume log_every_steps "

@@ -9,12 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import ModelConfig
-from dynamonet.model.files import DESCRIPTION
+from dynamonet.model.config import NetworkConfig
+from dynamonet.model.files import DESCRIPTION, MODEL
 from dynamonet.model.network import DynamoNet
 from dynamonet.tracking.origin import Origin
 from dynamonet.training.checkpoint.state import read_origin
-from dynamonet.training.run_folder import MODEL
 
 PARTS = ("trunk", "motion")  # what pretraining teaches; a classifier always starts fresh
 
@@ -85,7 +84,7 @@ def model_at(place: Path) -> Pretrained:
     )
 
 
-def check_input(place: Path, seen: str, config: ModelConfig) -> None:
+def check_input(place: Path, seen: str, config: NetworkConfig) -> None:
     """Refuses weights that were trained on another input than a model has.
 
     Raises:

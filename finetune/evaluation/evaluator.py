@@ -29,6 +29,11 @@ PREDICTIONS, PER_CLASS = "test/predictions.parquet", "test/per_class.csv"
 _PAIRS_LISTED, _PAIRS_DRAWN = 20, 4
 
 
+def crop_offsets(crops: int) -> list[float]:
+    """Returns where squares lie along the longer side, from 0 to 1."""
+    return [0.5] if crops == 1 else np.linspace(0, 1, crops).tolist()
+
+
 @dataclass(frozen=True)
 class ViewPlan:
     """How each segment is looked at: clips spread evenly x squares along the longer side."""
@@ -37,7 +42,7 @@ class ViewPlan:
     crops: int
 
     def requests(self, row: int) -> list[Request]:
-        offsets = [0.5] if self.crops == 1 else np.linspace(0, 1, self.crops).tolist()
+        offsets = crop_offsets(self.crops)
         return [
             Request(row, clip=clip, num_clips=self.clips, offset=offset)
             for clip in range(self.clips)

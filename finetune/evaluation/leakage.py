@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.model.files import MODEL
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import Origin
 from dynamonet.tracking.seen import Digests, read_seen, shortened
-from dynamonet.training.run_folder import MODEL
 from dynamonet.training.start import Pretrained
 
 NAMED = 3  # videos in a message

@@ -40,7 +40,7 @@ from finetune.evaluation.protocol import (
     Times,
     accuracy,
 )
-from finetune.settings import MeasureSettings
+from finetune.evaluation.settings import MeasureSettings
 
 
 @dataclass(frozen=True)

@@ -98,32 +98,34 @@ class Predictor:
         )
 
     def reading(
-        self, window_seconds: float | None = None, step_seconds: float | None = None
+        self,
+        window_seconds: float | None = None,
+        step_seconds: float | None = None,
+        crops: int = 1,
     ) -> Reading:
         """Returns how its videos are read; see `WindowPlan.of` for window and step."""
         clip = self.config.num_frames, self.config.frame_px
-        return Reading(self.frames, self.clips, *clip, window_seconds, step_seconds)
+        return Reading(self.frames, self.clips, *clip, window_seconds, step_seconds, crops)
 
     @torch.no_grad()
     def look(self, clips: list[CutClip]) -> list[ClipPrediction]:
-        """Runs a batch of clips through the model."""
-        batch = ClipBatch(
-            pixels=torch.stack([clip.pixels for clip in clips]),
-            colour=None,
-            label=torch.full((len(clips),), -1),
-            row=torch.arange(len(clips)),
-        )
+        """Runs a batch of clips through the model; the crops of each are averaged."""
+        crops = clips[0].pixels.shape[1] // self.config.frame_px
+        pixels = torch.stack([part for clip in clips for part in clip.pixels.chunk(crops, 1)])
+        count = len(pixels)
+        batch = ClipBatch(pixels, None, torch.full((count,), -1), torch.arange(count))
         frames = batch.to(self.device).render()
         with self.precision.autocast():
             output = self.model(frames, predict_frames=False)
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
-        shares = pictures = [None] * len(clips)
+        shares = pictures = [None] * count
         if self.classes:
             shares = self.says(output).numpy()
         if self.pictures:
             middle = denormalise(frames[:, :, frames.shape[2] // 2]).permute(0, 2, 3, 1)
             pictures = (middle * 255).round().byte().cpu().numpy()
-        return [ClipPrediction(*row) for row in zip(shares, pooled, dmr, pictures, strict=True)]
+        views = [ClipPrediction(*row) for row in zip(shares, pooled, dmr, pictures, strict=True)]
+        return [mean(views[first : first + crops]) for first in range(0, count, crops)]
 
 
 class _Windows:

@@ -24,6 +24,7 @@ from dynamonet.video.files import VideoFile, open_source, why_empty
 from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.transforms import View
+from finetune.evaluation.evaluator import crop_offsets
 from finetune.prediction.sliding_window import Clip, ClipCutter, WindowPlan
 
 
@@ -37,6 +38,7 @@ class Reading:
     frame_px: int
     window_seconds: float | None = None  # see `WindowPlan.of`
     step_seconds: float | None = None
+    crops: int = 1  # squares of each frame, below one another in a clip's pixels
 
     def plan(self, rate: float) -> WindowPlan:
         """Returns where the windows of a video lie that gives `rate` frames a second."""
@@ -60,7 +62,7 @@ class CutClip:
     video: int
     start: int  # its first frame's number
     frames: int  # that have been read
-    pixels: Tensor  # (T, S, S, 3) uint8, RGB
+    pixels: Tensor  # (T, crops x S, S, 3) uint8, RGB
 
 
 @dataclass
@@ -146,9 +148,10 @@ class VideoClips(IterableDataset[Message]):
                 yield CutClip(number, clip.start, seen, torch.from_numpy(clip.pixels))
 
     def _squares(self, frames: Iterable[VideoFrame | Damage], ended: Ended) -> Iterator[Bytes]:
-        """Cuts out of each frame what an evaluation sees of it, (S, S, 3)."""
+        """Cuts out of each frame what an evaluation sees of it, (crops x S, S, 3)."""
         side = self.reading.frame_px
         view = View.centred(min(1.0, side / self.reading.clips.canvas_px))
+        offsets = crop_offsets(self.reading.crops)
         try:
             for frame in frames:
                 if isinstance(frame, Damage):
@@ -156,8 +159,10 @@ class VideoClips(IterableDataset[Message]):
                     continue
                 ended.frames += 1
                 ended.size = (frame.width, frame.height)
-                box = view.box(Box.centred_square(frame.height, frame.width))
-                yield view.scaled(rgb(frame, box)[None].copy(), side)[0].numpy()
+                size = frame.height, frame.width
+                boxes = [view.box(Box.centred_square(*size, offset=each)) for each in offsets]
+                squares = [view.scaled(rgb(frame, box)[None].copy(), side)[0] for box in boxes]
+                yield torch.cat(squares).numpy()
         except (FFmpegError, ValueError) as error:  # of a filter that refuses the frames
             ended.damage.append(Damage(ended.frames / ended.rate, reason(error)))
 

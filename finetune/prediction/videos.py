@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from dynamonet.video.files import VideoFile
 from finetune.prediction.filmstrip import Filmstrip, clock, guesses
 from finetune.prediction.predictor import Predictor, WindowPrediction, predict_windows
 from finetune.prediction.reading import Ended
+from finetune.prediction.settings import PredictSettings
 from finetune.prediction.writers import (
     ClassScore,
     FeatureRows,
@@ -28,9 +30,9 @@ from finetune.prediction.writers import (
     WindowScores,
     features_file,
 )
-from finetune.settings import PredictSettings
 
 _ROWS_SHOWN = 30  # windows of a video that are printed
+_CLASSES_SHOWN = 10  # of many videos
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def predict_files(
         found = predict_windows(
             predictor,
             videos,
-            predictor.reading(options.window_seconds, options.step_seconds),
+            predictor.reading(options.window_seconds, options.step_seconds, options.crops),
             processes=options.processes,
         )
         for number, items in itertools.groupby(found, key=lambda item: item[0]):
@@ -81,11 +83,16 @@ def predict_files(
                 print_line(console, f"\n{video.name}: cannot be read: {report}")
                 continue
             reports.append(report)
-            _show(console, report, predictor.classes)
+            if len(videos) == 1 and not options.quiet:
+                _show(console, report, predictor.classes)
+            elif not (options.quiet or options.output or options.features):
+                _show_line(console, report)
             if strip is not None:
                 print_line(console, f"written  {strip}")
         if not reports:
             raise UserError(f"nothing could be read:\n  {lines(failed)}")
+    if len(videos) > 1 and not options.quiet:
+        _summarise(console, reports, failed)
     if features is not None:
         print_line(console, f"written  {options.features}: {features.count:,} rows")
     return FilePredictions(reports, failed)
@@ -181,6 +188,30 @@ def _show(console: Console, video: VideoScores, classes: list[str]) -> None:
     console.print(table)
     if every > 1:
         print_line(console, f"  (one window of {every} is shown; --output FILE writes all)")
+
+
+def _show_line(console: Console, video: VideoScores) -> None:
+    """Prints a line for one of many videos."""
+    count = "1 window" if len(video.windows) == 1 else f"{len(video.windows):,} windows"
+    notes = "".join(f"; {note}" for note in video.notes)
+    said = guesses(video.top[:1]) or "no classes"
+    print_line(console, f"{video.video}  {said}  ({clock(video.seconds)}, {count}{notes})")
+
+
+def _summarise(console: Console, reports: list[VideoScores], failed: dict[str, str]) -> None:
+    """Prints how many videos there were, and how often each class was the likeliest."""
+    seconds = sum(report.seconds for report in reports)
+    windows = sum(len(report.windows) for report in reports)
+    print_line(
+        console,
+        f"\nall      {len(reports):,} videos, {clock(seconds)}, {windows:,} windows; "
+        f"{len(failed):,} could not be read",
+    )
+    likeliest = Counter(report.top[0].class_name for report in reports if report.top)
+    named = [f"{name} {count:,}" for name, count in likeliest.most_common(_CLASSES_SHOWN)]
+    if likeliest:
+        more = ", ..." if len(likeliest) > _CLASSES_SHOWN else ""
+        print_line(console, f"likeliest {', '.join(named)}{more}")
 
 
 def _top(

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import BOTTLENECK_FROM, ModelConfig, TrunkConfig
+from dynamonet.model.config import BOTTLENECK_FROM, NetworkConfig, TrunkConfig
 from dynamonet.model.trunk import BLOCKS, Trunk
 from dynamonet.settings import validate
 from dynamonet.video.transforms import MEAN, STD
@@ -54,11 +54,11 @@ class ConvertedBackbone:
         kind = f"{self.trunk.kind}-{self.trunk.depth}, width {self.trunk.width}"
         return "; ".join([f"{self.family.title} ({kind})", *self.notes])
 
-    def model(self) -> ModelConfig:
+    def model(self) -> NetworkConfig:
         """Returns the default model on such a trunk."""
-        return ModelConfig(input="rgb", trunk=self.trunk)
+        return NetworkConfig(input="rgb", trunk=self.trunk)
 
-    def weights(self, config: ModelConfig) -> Tensors:
+    def weights(self, config: NetworkConfig) -> Tensors:
         """Returns the weights under the names of a model, then the file's others."""
         own = shapes_of(config.trunk)
 

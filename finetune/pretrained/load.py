@@ -9,12 +9,19 @@ from torch import Tensor
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
-from dynamonet.model.config import LossName, ModelConfig
-from dynamonet.model.files import DESCRIPTION, LOSS, WEIGHTS, locate, read_description, read_weights
+from dynamonet.model.config import LossName, ModelConfig, NetworkConfig
+from dynamonet.model.files import (
+    DESCRIPTION,
+    LOSS,
+    MODEL,
+    WEIGHTS,
+    locate,
+    read_description,
+    read_weights,
+)
 from dynamonet.settings import validate
 from dynamonet.tracking.runs import download, newest_finished
 from dynamonet.tracking.store import tracking_uri
-from dynamonet.training.run_folder import MODEL
 from dynamonet.training.start import Pretrained, check_input, model_at
 from finetune.pretrained.convert import convert_backbone
 from finetune.pretrained.weight_files import SUFFIXES, read_tensors
@@ -54,7 +61,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
     return model_at(locate(wanted))
 
 
-def pretrained_config(place: Path) -> ModelConfig:
+def pretrained_config(place: Path) -> NetworkConfig:
     """Returns the architecture of a model's folder, or of a file of weights.
 
     Raises:
@@ -62,7 +69,7 @@ def pretrained_config(place: Path) -> ModelConfig:
     """
     if place.is_file():
         return convert_backbone(read_tensors(place), str(place)).model()
-    return validate(ModelConfig, read_description(place)["model"], origin=str(place))
+    return validate(ModelConfig, read_description(place)["model"], origin=str(place)).network
 
 
 def pretrained_loss(place: Path) -> LossName:
@@ -70,7 +77,7 @@ def pretrained_loss(place: Path) -> LossName:
     return "mse" if place.is_file() else read_description(place).get(LOSS, "mse")
 
 
-def pretrained_weights(place: Path, config: ModelConfig) -> dict[str, Tensor]:
+def pretrained_weights(place: Path, config: NetworkConfig) -> dict[str, Tensor]:
     """Returns the weights of a model's folder or of a file, under the names of a model.
 
     Args:

@@ -71,16 +71,30 @@ def windows_of_new(
     return windows.scaled(parts)
 
 
-def labelled_videos(windows: FeatureTable, file: Path) -> np.ndarray:
-    """Returns the numbers of the videos of a CSV of path[,label]; without an empty label."""
+def read_labels(file: Path) -> list[dict[str, str]]:
+    """Reads a CSV of path[,label,...] as it is.
+
+    Raises:
+        UserError: it cannot be read, has no such column, or a row of another length.
+    """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--labelled {file}: cannot be read: {error}") from None
     if rows and "path" not in rows[0]:
         raise UserError(f"--labelled {file}: no column path; it has {', '.join(rows[0])}")
-    names = [row["path"] for row in rows if row.get("label") is None or row["label"].strip()]
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise UserError(f"--labelled {file}: row {number} has more values than columns")
+    return [{name: value or "" for name, value in row.items()} for row in rows]
+
+
+def labelled_videos(windows: FeatureTable, file: Path) -> np.ndarray:
+    """Returns the numbers of the videos of a CSV of path[,label]; without an empty label."""
+    rows = read_labels(file)
+    names = [row["path"] for row in rows if "label" not in row or row["label"].strip()]
     base, group = common_folder(windows.paths), windows.group
     lookup = dict(zip(windows.videos, group, strict=True))
     lookup |= dict(zip(windows.paths, group, strict=True))

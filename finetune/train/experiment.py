@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dynamonet.model.files import MODEL
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.shard_set import ShardSet
@@ -16,7 +17,6 @@ from dynamonet.tracking.origin import DatasetUse
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.features import KNN_FILE
 from dynamonet.training.launch import launch
-from dynamonet.training.run_folder import MODEL
 from dynamonet.training.start import Pretrained, transfer
 from finetune.evaluation import protocol
 from finetune.evaluation.evaluator import views_line

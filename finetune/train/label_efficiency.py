@@ -23,6 +23,7 @@ from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
 from finetune.pretrained.load import find_pretrained
 from finetune.settings import CurveSettings, FinetuneSettings
+from finetune.train.dry_run import dry_run
 from finetune.train.objective import Finetuning
 from finetune.train.several import below_one, group_name, run_each, single_runs
 from finetune.train.splits import Splits
@@ -69,6 +70,9 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         update = {"label_share": share, "name": f"{name}-{100 * share:g}-{short}"}
         plan[share, way] = single_runs(single.model_copy(update=update), shards.num_splits)
     runs = [single for each in plan.values() for single in each]
+    if settings.dry_run:
+        dry_run(runs, shards, console)
+        return []
     console.print(f"curve    {name}: {len(runs)} trainings", soft_wrap=True)
     if spent := labels_spent(pretrained.origin):
         console.print(f"labels   the pretrained model was {spent} besides", soft_wrap=True)

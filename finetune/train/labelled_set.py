@@ -18,14 +18,15 @@ def open_labelled(settings: FinetuneSettings) -> ShardSet:
     Raises:
         UserError: there is none, or it has no labels; the message has the command that makes it.
     """
-    from dynamonet.shards.card import CARD
+    from dynamonet.shards.card import CARD, similar_set
     from dynamonet.shards.shard_set import ShardSet
     from dynamonet.storage import Folder
 
     path = settings.shards_path(settings.shards_name())
     if Folder.at(path).size(CARD) is None:
         raise UserError(
-            f"{path}: no shards of {settings.dataset} here. Make them with\n"
+            f"{path}: no shards of {settings.dataset} here{similar_set(Folder.at(path))}\n"
+            "Make them with\n"
             f"  {command('shard')} --source VIDEOS --dataset {settings.dataset} "
             f"--output {path}"
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import LossName, ModelConfig
+from dynamonet.model.config import LossName, ModelConfig, NetworkConfig
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
 from dynamonet.shards.reader import ClipReader
@@ -63,12 +63,11 @@ class Finetuning(Task[FinetuneSettings]):
         return Splits.of(self.data, self.settings)
 
     @cached_property
-    def architecture(self) -> ModelConfig:
-        """The network's description, without its classifier."""
+    def architecture(self) -> NetworkConfig:
         if self.settings.model is not None:
             return self.settings.model
         if self.pretrained is None:
-            return ModelConfig()
+            return NetworkConfig()
         return pretrained_config(Path(self.pretrained))
 
     @cached_property
@@ -86,13 +85,13 @@ class Finetuning(Task[FinetuneSettings]):
     def classifier_config(self) -> ModelConfig:
         """Returns the network's description, with its classifier."""
         settings, classes = self.settings, len(self.data.classes)
-        update = {
+        classifier = {
             "num_classes": None if settings.recipe == "knn" else classes,
             "pooling": "attentive" if settings.recipe == "attentive" else "mean",
             "use_dmr": settings.use_dmr,
             "dropout": settings.dropout,
         }
-        return self.architecture.model_copy(update=update)
+        return ModelConfig.of(self.architecture, **classifier)
 
     def build_model(self) -> DynamoNet:
         settings, model = self.settings, DynamoNet(self.classifier_config())

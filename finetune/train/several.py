@@ -25,6 +25,7 @@ from finetune.evaluation.protocol import accuracy
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import accuracy_interval
 from finetune.settings import FinetuneSettings
+from finetune.train.dry_run import dry_run
 from finetune.train.experiment import Result, Start, run_once
 
 
@@ -70,6 +71,9 @@ def single_runs(settings: FinetuneSettings, num_splits: int) -> list[FinetuneSet
 def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> FinetuneResult:
     """Does every run asked for, on one Ray, and prints what several say together."""
     runs = single_runs(settings, shards.num_splits)
+    if settings.dry_run:
+        dry_run(runs, shards, console)
+        return FinetuneResult([])
     if len(runs) == 1:
         return FinetuneResult([run_once(runs[0], shards, console)])
     name = group_name(settings, settings.shards_name().rsplit("/", 1)[-1])

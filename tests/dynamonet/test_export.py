@@ -99,7 +99,11 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(
     with pytest.raises(UserError, match="there is no folder"):
         export(tmp_path / "model", tmp_path / "nowhere" / "model.pt2")
     with pytest.raises(UserError, match="no model here"):
-        export(tmp_path, tmp_path / "model.pt2")
+        export(tmp_path / "nothing", tmp_path / "model.pt2")
+    (tmp_path / "there.pt2").touch()
+    with pytest.raises(UserError, match=r"is there already.*--overwrite"):
+        main([str(tmp_path), "--output", str(tmp_path / "there.pt2")])  # a run's folder is one, too
+    assert main([str(tmp_path), "--output", f"{tmp_path}/there.pt2", "--overwrite"]).difference < 1
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install 'dynamonet\[onnx\]'"):
         export(tmp_path / "model", tmp_path / "model.onnx")

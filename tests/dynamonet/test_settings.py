@@ -20,15 +20,10 @@ from dynamonet.command_line import (
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.settings import Settings, flatten, keys, section, validate
 from dynamonet.storage import absolute
-from finetune.settings import (
-    CompareSettings,
-    CurveSettings,
-    FinetuneSettings,
-    LabelNextSettings,
-    NearestSettings,
-    OutlierSettings,
-    PredictSettings,
-)
+from finetune.evaluation.settings import CompareSettings, MeasureSettings
+from finetune.prediction.settings import PredictSettings
+from finetune.retrieval.settings import LabelNextSettings, NearestSettings, OutlierSettings
+from finetune.settings import CurveSettings, FinetuneSettings
 from pretrain.settings import PretrainSettings
 
 STAGES = {"data_prep": PrepSettings, "pretrain": PretrainSettings, "finetune": FinetuneSettings}
@@ -42,6 +37,7 @@ ENTRIES = [
 OTHERS: list[type[Settings]] = [
     CompareSettings,
     LabelNextSettings,
+    MeasureSettings,
     NearestSettings,
     OutlierSettings,
     PredictSettings,
@@ -90,7 +86,7 @@ def test_every_wrong_key_of_a_file_is_named_with_what_was_found(tmp_path: Path) 
     assert str(file) in text
     assert "sed: unknown key; did you mean seed?" in text
     assert "optimizer.lr: expected greater than 0, found -1" in text
-    assert "optimizer.kind: expected 'sgd' or 'adamw', found 'adam'" in text
+    assert "optimizer.kind: expected 'sgd' or 'adamw' (did you mean adamw?), found 'adam'" in text
     assert "model.trunk.dpeth: unknown key; did you mean model.trunk.depth?" in text
 
 
@@ -125,7 +121,7 @@ def test_help_and_configuration_and_run_agree(
         read(*seed, "--print-config")
     assert validate(model, yaml.safe_load(capsys.readouterr().out), origin="print") == run
     with pytest.raises(SystemExit):
-        read(*seed, "--help")
+        read(*seed, "--help-all")
     text = " ".join(capsys.readouterr().out.split())
     for key in leaves(model):
         said = re.search(rf"--{re.escape(key)}[ ,].*?\(default: (.*?)\)", text)
@@ -134,6 +130,19 @@ def test_help_and_configuration_and_run_agree(
             value = values[key]
             told = yaml.safe_load(said[1])
             assert told == (list(value) if isinstance(value, tuple) else value), key
+
+
+@pytest.mark.parametrize("model", [*STAGES.values(), CurveSettings])
+def test_help_shows_the_ten_options_that_people_use_and_where_the_others_are(
+    model: type[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(model.usual) <= set(leaves(model)) and 8 <= len(model.usual) <= 12
+    with pytest.raises(SystemExit):
+        load(model, ["--help"], prog="run", examples="examples:\n  run\n")
+    text = capsys.readouterr().out
+    shown = set(re.findall(r"^  (?:-h, )?--(?:no-)?([\w.-]+)", text, re.MULTILINE))
+    assert shown == {*model.usual, "help", "help-all", "config", "print-config"}
+    assert f"--help-all shows all {len(leaves(model))}" in text and "examples:" in text
 
 
 @pytest.mark.parametrize("model", OTHERS)
@@ -189,6 +198,9 @@ def test_plain_words_and_lists_of_words_are_read() -> None:
     found = read("m", "a,b", "c", "--sides", "1,2", "--runs", "x,1", "y", "--no-deep")
     assert (found.model, found.videos, found.sides) == ("m", ("a,b", "c"), (1, 2))
     assert found.runs == (Path("x,1"), Path("y")) and not found.deep
+    for sides in (["1", "2"], ["1,", "2"], ["[1, 2]"], ["1 2"]):
+        assert read("m", "a", "--sides", *sides).sides == (1, 2)
+    assert read("m", "a", "--sides", "null").sides is None
     assert read("m", "v", "--sides", "null").sides is None
     assert read("m", "v", "--sides", "[3]").sides == (3,)
     with pytest.raises(SettingsError, match="MODEL: missing: d\nVIDEOS: missing: d"):
@@ -212,7 +224,9 @@ def test_a_mistake_is_named_with_the_place_where_it_was_made(tmp_path: Path) -> 
         pretraining("--config", str(file), "--optimizer.kind", "adam", "--epochs", "many")
     lines = str(caught.value).splitlines()
     assert f"{file}: optimizer.lr: expected greater than 0, found -1" in lines
-    assert "--optimizer.kind: expected 'sgd' or 'adamw', found 'adam'" in lines
+    assert (
+        "--optimizer.kind: expected 'sgd' or 'adamw' (did you mean adamw?), found 'adam'" in lines
+    )
     assert "--epochs: expected a valid number, found 'many'" in lines
     with pytest.raises(SettingsError, match=r"^compile: on and activation_checkpointing do not go"):
         pretraining("--compile", "on", "--activation_checkpointing")

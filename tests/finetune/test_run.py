@@ -101,7 +101,7 @@ def test_the_network_of_the_package_is_found_by_its_name() -> None:
     model = DynamoNet.from_pretrained("motion")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     tiny = PretrainSettings.from_config("tiny").model
-    assert model.config == tiny  # what docs and configurations say fits it
+    assert model.config.network == tiny  # what docs and configurations say fits it
     scenes = normalise(render_scenes(8, seed=10**6, num_frames=17).transpose(1, 2) / 255)
     pairs = pair_frames(scenes, model(scenes[:, :, :16]).predicted, (2,), "within_clip")
     assert squared_errors(pairs[0], 5).total.skill > 0.3

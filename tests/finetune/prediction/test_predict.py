@@ -402,7 +402,7 @@ def test_what_cannot_be_read_is_told_after_all_else_is_done(
         "gone.mp4": "no such file or folder",
     }.items():
         assert f"{name}: {why}" in message
-    assert caught.value.exit_status == 1 and "good.mp4: 0:00.8" in capsys.readouterr().out
+    assert caught.value.exit_status == 1 and "1 videos, 0:00.8, " in capsys.readouterr().out
     written = json.loads((tmp_path / "out.json").read_text())
     assert [v["video"] for v in written["videos"]] == [f"{folder}/deep/er/good.mp4"]
     assert len(written["failed"]) == 5
@@ -458,7 +458,8 @@ def test_features_have_a_row_a_window_with_and_without_a_classifier(
 ) -> None:
     paths = [write_video(tmp_path / f"{n}.mp4", moving_frames(n, 48, 64)) for n in (8, 24)]
     for place in (model, bare_model):
-        seen(place, *paths, "--features", tmp_path / "f.parquet", "--batch_size", "2")
+        file = tmp_path / "f.parquet"
+        seen(place, *paths, "--features", file, "--batch_size", "2", "--overwrite")
         rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
         network = DynamoNet.from_pretrained(place)
         assert [row["video"] for row in rows] == [str(paths[0])] + [str(paths[1])] * 3
@@ -535,3 +536,34 @@ def test_class_names_must_be_as_many_as_the_classifier_knows(tmp_path: Path) -> 
     file.write_text(file.read_text().replace('"left",', ""))
     with pytest.raises(UserError, match="2 class names for a classifier of 3"):
         Predictor(str(place), batch_size=1, pictures=False)
+
+
+def test_many_videos_are_a_line_each_and_a_summary(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_video(tmp_path / f"{n}.mp4", moving_frames(n, 48, 64)) for n in (8, 24, 16)]
+    seen(model, *paths)
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if ".mp4  " in line]) == 3
+    assert (
+        "all      3 videos, 0:04.0, 6 windows; 0 could not" in printed and "likeliest " in printed
+    )
+    seen(model, *paths, "--output", tmp_path / "o.csv")  # tells them all
+    printed = capsys.readouterr().out
+    assert ".mp4  " not in printed and "all      3 videos" in printed
+    seen(model, *paths, "--quiet", "--output", tmp_path / "o.csv", "--overwrite")
+    assert "all      " not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"o.csv: is there already; name another, or .*--overwrite"):
+        seen(model, *paths, "--output", tmp_path / "o.csv")
+
+
+def test_three_crops_are_averaged(model: str, tmp_path: Path) -> None:
+    frames = moving_frames(8, 48, 160)
+    wide = write_video(tmp_path / "wide.mp4", frames)
+    (whole,) = seen(model, wide, "--crops", "3", "--precision", "fp32")
+    parts = [write_video(tmp_path / f"{x}.mp4", frames[:, :, x : x + 48]) for x in (0, 56, 112)]
+    apart = [probabilities(each) for each in seen(model, *parts, "--precision", "fp32")]
+    mean = {name: np.mean([each[name] for each in apart]) for name in apart[0]}
+    assert probabilities(whole) == pytest.approx(mean, abs=0.05)  # encoded apart
+    (middle,) = seen(model, wide, "--precision", "fp32")
+    assert probabilities(middle) == pytest.approx(apart[1], abs=0.05)

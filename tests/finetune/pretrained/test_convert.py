@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
+from dynamonet.model.config import FilterConfig, ModelConfig, NetworkConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.trunk import Trunk
 from dynamonet.training.start import transfer
@@ -263,7 +263,7 @@ def test_the_architecture_follows_from_the_file() -> None:
         ("resnet34", TrunkConfig(depth=34, temporal_strides=every)),
         ("resnext50_32x4d", TrunkConfig(depth=50, kind="resnext", temporal_strides=every)),
     ):
-        assert convert_backbone(zeros(name), "file.pth").model() == ModelConfig(
+        assert convert_backbone(zeros(name), "file.pth").model() == NetworkConfig(
             input="rgb", trunk=found
         )
     deep = convert_backbone(resnet_state(4, (3, 4, 23, 3), 3), "file.pth").trunk

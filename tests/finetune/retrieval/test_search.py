@@ -82,6 +82,25 @@ def test_the_odd_video_is_found_and_labelled_ones_are_passed_over(home: Path) ->
         search.main([*words, "--labelled", str(out), "--budget", "4"])
 
 
+def test_what_a_person_labelled_is_never_overwritten(home: Path, tmp_path: Path) -> None:
+    words = ["label-next", str(home / "f.parquet"), "--budget", "2"]
+    own = tmp_path / "own.csv"
+    own.write_text("path,label,note\nnoise.mp4,odd,mine\n<a>.mp4,,later\n")
+    for more in ([], ["--labelled", str(home / "l.csv")]):
+        with pytest.raises(UserError, match=r"own.csv: is there already; .*--overwrite"):
+            search.main([*words, "--output", str(own), *more])
+    search.main([*words, "--labelled", str(own), "--output", str(own)])
+    rows = list(csv.DictReader(own.open()))
+    assert rows[0] == {"path": "noise.mp4", "label": "odd", "note": "mine"}
+    assert rows[1] == {"path": "<a>.mp4", "label": "", "note": "later"}
+    assert len(rows) == len({row["path"] for row in rows}) >= 3
+    assert all(row["label"] == "" for row in rows[1:])
+    own.write_text("path,label\nnoise.mp4,odd,too much\n")
+    with pytest.raises(UserError, match="row 2 has more values than columns"):
+        search.main([*words, "--labelled", str(own), "--output", str(own)])
+    assert "too much" in own.read_text()
+
+
 @pytest.mark.parametrize(
     ("query", "message"), [("<a>.mpf", "did you mean|e.g."), ("videos/<a>.mp4@99", "no window")]
 )

@@ -155,6 +155,20 @@ def test_several_runs_stand_below_one_with_the_mean_of_their_accuracies(
     assert len(client.search_runs(["0", parent.info.experiment_id])) == 3
 
 
+def test_a_dry_run_says_what_would_be_done_and_keeps_nothing(
+    shard_set: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("--pretrained", str(runs / "pretrain/first"), "--max_steps", "40", "--dry_run")
+    assert not finetune(shard_set, tmp_path, *own, "--seeds", "0", "1", "2").runs
+    printed = capsys.readouterr().out
+    for text in ("trains   full on ", "tests    ", "steps    40 steps of 4 clips, ", " GiB"):
+        assert text in printed
+    assert "a run, " in printed and " for 3 runs, beside starts and tests; nothing" in printed
+    assert not [*tmp_path.iterdir()]
+    finetune(shard_set, tmp_path, *own, "--recipe", "knn")
+    assert "the nearest neighbours vote" in capsys.readouterr().out
+
+
 def test_what_a_seed_decides_can_be_held_still(shard_set: Path) -> None:
     def task(seed: int, **hold: int) -> Finetuning:
         held = SeedSettings(**hold)

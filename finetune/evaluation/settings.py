@@ -1,0 +1,53 @@
+"""What a finished model can be measured on, and compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from dynamonet.command_line import positional
+from dynamonet.settings import Settings, whole_number
+from dynamonet.stage import StageSettings
+from dynamonet.training.settings import FormatName
+
+
+class MeasureSettings(StageSettings):
+    """Measures a finished model on a labelled set, with all that the test of a training leaves."""
+
+    model: str = positional(
+        "Folder of a fine-tuned model or of its run, or its Hugging Face hub id."
+    )
+    shards: str = Field(description="The labelled set: bare name below shards_root, or path.")
+    split: int = Field(default=1, ge=1, description="Which of the set's splits, from 1.")
+    part: Literal["test", "val"] = Field(default="test", description="Part that is measured.")
+    clips: int = Field(
+        default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
+    )
+    crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
+        default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
+    )
+    allow_seen_test_videos: bool = Field(
+        default=False,
+        description="Measure though the model was trained on these videos; the result says so.",
+    )
+    batch_size: int = Field(default=8, ge=1, description="Clips run together.")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="auto = a GPU where there is one."
+    )
+    precision: FormatName = Field(default="auto", description="Of the trunk; auto = as trained.")
+    processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Processes that read and decode; null = from the cores, 0 = none.",
+    )
+
+
+class CompareSettings(Settings):
+    """Compares two fine-tuned models video by video, with an interval and a paired test."""
+
+    a: tuple[Path, ...] = Field(
+        min_length=1, description="Folders of finished fine-tuning runs, e.g. seeds: averaged."
+    )
+    b: tuple[Path, ...] = Field(min_length=1, description="The same of the other side.")
