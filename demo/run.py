@@ -45,6 +45,7 @@ def motion_videos(console: Console) -> None:
     from data_prep.shard import main as shard
     from demo.motion_videos import CLASSES, write_motion_videos
     from finetune import run as finetune
+    from finetune.evaluation import protocol
     from finetune.settings import FinetuneSettings
     from pretrain import run as pretrain
     from pretrain.settings import PretrainSettings
@@ -75,8 +76,9 @@ def motion_videos(console: Console) -> None:
     learnt = pretrain.main(stage("pretrain/run.py", "--shards", "motion", "--clips.flip", "false"))
     skill = learnt.run.metrics("val/")["skill"]
     table = Table(title=f"{720 * LABELLED_SHARE:.0f} labelled videos, 270 test videos, 9 motions")
-    for column in ("", "top-1", "top-5", "skill of the prediction"):
+    for column in ("", "top-1", "95 % interval", "top-5", "skill of the prediction"):
         table.add_column(column, justify="left" if not column else "right")
+    told = []
     # from scratch: as many steps as both have together, all at the full rate
     both = (PretrainSettings.from_config("tiny"), FinetuneSettings.from_config("tiny"))
     steps = sum(each.max_steps or 0 for each in both)
@@ -97,9 +99,17 @@ def motion_videos(console: Console) -> None:
                 *start,
             )
         )
-        table.add_row(name, f"{tuned.metrics['top1']:.1%}", f"{tuned.metrics['top5']:.1%}", shown)
+        top1, top5, low, high = (
+            f"{tuned.metrics[key]:.1%}" for key in ("top1", "top5", "top1_low", "top1_high")
+        )
+        table.add_row(name, top1, f"{low} to {high}", top5, shown)
+        told.append(
+            f"{name}: {protocol.line([run.protocol for run in tuned.runs if run.protocol])}"
+        )
     console.rule()
     console.print(table)
+    for line in told:
+        console.print(line, soft_wrap=True)
     console.print("Skill: 1 - error / error of copying the last frame; 0 = a copy, 1 = perfect.")
     console.print(f"Curves, pictures, lineage: {learnt.run.ui_command()}", soft_wrap=True)
 

@@ -47,6 +47,11 @@ CHARTS = (
     ),
     Chart("Accuracy", r"(train|epoch)/accuracy"),
     Chart(
+        "Accuracy on the validation part",
+        r"val/(top[15]|class_mean)",
+        "By it the weights are chosen, and settings should be.",
+    ),
+    Chart(
         "Directions in which features vary",
         r"val/\w+_rank",
         "Effective rank. Near 1: they vary in one direction only, collapsed.",

@@ -26,12 +26,15 @@ REPORT = "report.html"
 HEADLINE = {
     "test/top1": ("top-1", "{:.1%}"),
     "test/top5": ("top-5", "{:.1%}"),
+    "val/top1": ("top-1 on the validation part", "{:.1%}"),
     "val/skill": ("skill on held-out videos", "{:.3f}"),
     "val/skill_upper_bound": ("skill of the best shared filters", "{:.3f}"),
     "probe/knn_top1": ("nearest neighbours", "{:.1%}"),
     "probe/linear_top1": ("linear probe", "{:.1%}"),
     "train/clips_per_second": ("clips a second", "{:.1f}"),
     "train/mfu": ("of the device's peak (MFU)", "{:.0%}"),
+    "run/minutes": ("minutes of training", "{:.1f}"),
+    "run/parameters": ("parameters", "{:,.0f}"),
 }
 
 

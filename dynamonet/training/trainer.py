@@ -282,6 +282,10 @@ class Trainer:
         if self.rank.is_main:
             self.store.wait()
         if self.state.step == self.total_steps and not self.state.unmeasured:
+            if self.rank.is_main:
+                parameters = sum(p.numel() for p in self.train_state.result.parameters())
+                spent = {"run/minutes": self.clock.minutes, "run/parameters": parameters}
+                self.tracking.metrics({self.total_steps: spent})
             with contextlib.suppress(BrokenOff):  # the next start tests
                 self._test()
         self.rank.any(False)  # nobody leaves before the last checkpoint is on disk
