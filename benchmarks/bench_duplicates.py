@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.report import Figure, Watch, in_own_process, peak_bytes, show, table
-from data_prep.dedup.duplicates import find_duplicates
-from data_prep.dedup.fingerprints import (
+from data_prep.settings import PrepSettings
+from data_prep.shards.duplicates import find_duplicates
+from dynamonet import cluster
+from dynamonet.copies.fingerprints import (
     BITS,
     RATE,
     STEP,
@@ -40,9 +42,7 @@ from data_prep.dedup.fingerprints import (
     fingerprint,
     thumbnails,
 )
-from data_prep.dedup.matching import candidates, match_segments
-from data_prep.settings import PrepSettings
-from dynamonet import cluster
+from dynamonet.copies.matching import candidates, match_segments
 from dynamonet.storage import Folder
 from dynamonet.video.decode import open_video, video_stream
 from dynamonet.video.files import find_sources

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.dedup.duplicates import describe_excluded, find_duplicates, open_excluded
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.settings import PrepSettings
+from data_prep.shards.duplicates import describe_excluded, find_duplicates, open_excluded
 from data_prep.shards.manifest import SETTINGS, Inspected, Record, shard_place
 from data_prep.shards.pieces import OlderTars, encode_piece
 from data_prep.shards.plan import ShardPlan, plan_shards

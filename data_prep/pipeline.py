@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from data_prep.builder import Build
-from data_prep.dedup.duplicates import open_excluded
 from data_prep.progress import OnProgress
 from data_prep.reasons import Rejected
 from data_prep.report.gallery import draw_galleries
 from data_prep.settings import PrepSettings
+from data_prep.shards.duplicates import open_excluded
 from data_prep.shards.manifest import SETTINGS, load_sources, save_sources
 from data_prep.sources.labels import Labelling
 from data_prep.sources.probe import VideoInfo

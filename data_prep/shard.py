@@ -105,8 +105,6 @@ def _track(settings: PrepSettings, result: PrepResult, started: float) -> Tracke
         "data_prep",
         name,
         settings,
-        experiment=settings.experiment,
-        runs_path=settings.runs_path(),
         results=folder.path,
         parents=[],
         datasets=[made, *excluded],

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
 def bring(model: Path) -> Path:
     """Puts a model into the package in half precision, with nothing of the place it was made at."""
     from dynamonet.model.files import BROUGHT, facts, read_description, read_weights, write_model
+    from dynamonet.tracking.seen import FILE as TRAINED_ON
     from dynamonet.training.checkpoint.state import read_origin
 
     description = read_description(model)
@@ -65,6 +66,7 @@ def bring(model: Path) -> Path:
         for name, value in read_weights(model).items()
     }
     write_model(BROUGHT["motion"], halves, {"model": description["model"], **head})
+    shutil.copy2(model / TRAINED_ON, BROUGHT["motion"])
     return BROUGHT["motion"]
 
 

@@ -150,10 +150,8 @@ def tracked(stage: str, home: Path, own: StageSettings) -> TrackedRun:
     """Begins a run in the tracking store beside a run's folder."""
     from dynamonet.tracking import runs as tracked_runs
 
-    return tracked_runs.start_run(
-        stage, home.name, own, experiment="dynamonet", runs_path=str(home.parent),
-        results=str(home), parents=[], datasets=[],
-    )  # fmt: skip
+    own = own.model_copy(update={"runs": str(home.parent)})
+    return tracked_runs.start_run(stage, home.name, own, results=str(home), parents=[], datasets=[])
 
 
 def training_alone(*words: Any, **more: Any) -> Trainer:

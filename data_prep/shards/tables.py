@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.dedup import fingerprints
 from data_prep.reasons import Rejected, RejectReason
 from data_prep.segments.filters import sift
 from data_prep.settings import FilterSettings, PrepSettings
@@ -16,6 +15,7 @@ from data_prep.shards.ledger import ledgers
 from data_prep.shards.manifest import Inspected, Record, record_name, shard_place
 from data_prep.sources.labels import Labelling
 from dynamonet import __version__
+from dynamonet.copies import fingerprints
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.shards.card import RECORDS, Card, Counts, ExcludedSet

@@ -74,9 +74,7 @@ def locate(place: str | Path) -> Path:
     """
     if str(place) in BROUGHT:
         return BROUGHT[str(place)]
-    folder = Path(place).expanduser().absolute()
-    if not (folder / DESCRIPTION).is_file() and (folder / MODEL / DESCRIPTION).is_file():
-        return folder / MODEL
+    folder = in_run(Path(place).expanduser().absolute())
     match = None if folder.exists() else _HUB_ID.fullmatch(str(place))
     if match is None:
         return folder
@@ -91,6 +89,13 @@ def locate(place: str | Path) -> Path:
             f"{place}: no folder here and cannot be downloaded from the hub: {error}"
         ) from None
     return Path(file).parent
+
+
+def in_run(folder: Path) -> Path:
+    """Returns the folder of the finished model where one of a run is given, else the folder."""
+    inner = folder / MODEL
+    here = (folder / DESCRIPTION).is_file() or not (inner / DESCRIPTION).is_file()
+    return folder if here else inner
 
 
 def upload(

@@ -119,6 +119,18 @@ def write_table(folder: Folder, name: str, table: pa.Table) -> None:
     folder.write(name, buffer.getvalue())
 
 
+def by_tar(table: pa.Table) -> dict[str, pa.Table]:
+    """Returns the rows of an index by the name of their tar, in the order in which they lie."""
+    order = table.sort_by([("shard", "ascending"), ("offset", "ascending")])
+    names = order["shard"].to_pylist()
+    starts = [i for i, name in enumerate(names) if not i or names[i - 1] != name]
+    ends = [*starts, len(names)][1:]
+    return {
+        names[start]: order.slice(start, end - start)
+        for start, end in zip(starts, ends, strict=True)
+    }
+
+
 def content_digest(table: pa.Table) -> str:
     """Returns the digest of a set's content: what every sample is, not in which tar it lies."""
     columns = [name for name in INDEX_SCHEMA.names if name not in ("shard", "offset")]

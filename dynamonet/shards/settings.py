@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import Field
@@ -96,6 +97,7 @@ class LoaderSettings(Settings):
     )
 
 
-def default_processes(cpus: int) -> int:
-    """Returns how many loader processes suit a worker with so many cores."""
+def default_processes(cpus: int | None = None) -> int:
+    """Returns how many loader processes suit a worker with so many cores; None = this process's."""
+    cpus = len(os.sched_getaffinity(0)) if cpus is None else cpus
     return min(MAX_PROCESSES, max(1, cpus - 1))

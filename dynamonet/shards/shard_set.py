@@ -188,15 +188,15 @@ class JoinedSets:
         )
 
     def source_digests(self, rows: RowSet) -> Digests:
-        """Returns which source videos some rows are of."""
-        found: set[str] = set()
+        """Returns the shortened digests of the source videos that some rows are of, each once."""
+        found = [shortened([])]
         for part in self.parts:
             first = part.first
             for (digests,) in part.index.parts("source_digest"):
                 places = np.arange(first, first + len(digests))
-                found |= set(digests[rows.holds(places)].tolist())
+                found.append(np.unique(shortened(set(digests[rows.holds(places)]))))
                 first += len(digests)
-        return shortened(found)
+        return np.unique(np.concatenate(found))
 
     def find(self, row: int) -> tuple[Row, TarReader]:
         """Returns what the index says of a row, and its set's tars."""

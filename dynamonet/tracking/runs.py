@@ -29,8 +29,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from dynamonet.errors import UserError, reason
-from dynamonet.settings import Settings, flatten, to_yaml
-from dynamonet.stage import code_version
+from dynamonet.settings import flatten, to_yaml
+from dynamonet.stage import StageSettings, code_version
 from dynamonet.storage import is_uri
 from dynamonet.tracking.origin import DatasetUse, Origin, utc
 from dynamonet.tracking.store import tracking_uri
@@ -43,7 +43,12 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creatin
 
 logger = logging.getLogger(__name__)
 TAG = "dynamonet."
-_SCRIPTS = {"data_prep": "data_prep/shard.py", "measure": "finetune/measure.py"}
+_SCRIPTS = {
+    "data_prep": "data_prep/shard.py",
+    "pretrain": "pretrain/run.py",
+    "finetune": "finetune/run.py",
+    "measure": "finetune/measure.py",
+}
 _PARAM_CHARS = 6000  # MLflow's limit on a parameter's value
 _BATCH = 1000  # MLflow's limit on metrics in one call
 
@@ -172,10 +177,8 @@ class TrackedRun:
 def start_run(
     stage: str,
     name: str,
-    settings: Settings,
+    settings: StageSettings,
     *,
-    experiment: str,
-    runs_path: str,
     results: str,
     parents: list[str],
     datasets: list[DatasetUse],
@@ -189,10 +192,11 @@ def start_run(
     Raises:
         UserError: the tracking store cannot be reached or written.
     """
+    runs_path = settings.runs_path()
     uri = tracking_uri(runs_path)
     try:
         client = MlflowClient(uri)
-        experiment_id = _experiment(client, experiment, runs_path, uri)
+        experiment_id = _experiment(client, settings.experiment, runs_path, uri)
         since = int((started or time.time()) * 1000)
         run = client.create_run(experiment_id, since, run_name=f"{stage} {name}")
     except (MlflowException, OSError) as error:
@@ -218,10 +222,7 @@ def _show_origin(run: TrackedRun, stage: str, parents: list[str]) -> None:
     """Fills what MLflow's pages show: the script, the commit, and links to the parents."""
     client = run.client
     commit = code_version().split()[-1].removesuffix("+changes")
-    script = {"data_prep": "data_prep/shard.py", "measure": "finetune/measure.py"}.get(
-        stage, f"{stage}/run.py"
-    )
-    tags = {"mlflow.source.name": script, "mlflow.source.git.commit": commit}
+    tags = {"mlflow.source.name": _SCRIPTS[stage], "mlflow.source.git.commit": commit}
     links = []
     for parent in parents:
         try:

@@ -23,7 +23,7 @@ from dynamonet.settings import to_yaml
 from dynamonet.shards.settings import default_processes
 from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
-from dynamonet.tracking.seen import Digests, write_seen
+from dynamonet.tracking.seen import FILE as TRAINED_ON
 from dynamonet.training.checkpoint.state import read_state
 from dynamonet.training.checkpoint.store import best, newest
 from dynamonet.training.distributed.coordinator import Coordinator
@@ -87,13 +87,14 @@ def launch(
             state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
         write_state(folder, state, RunStatus.RUNNING)
         (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
+        task.trained_on().write(folder)
         console.print(f"run      {folder}", soft_wrap=True)
         try:
             with closing(run), StopSignals() as signals:
                 _fit(task, folder, state, console, signals)
                 _check_end(folder, console, signals)
                 best_by = task.best_by() if task.keeps_best() else None
-                _keep_model(folder, run, best_by, task.seen())
+                _keep_model(folder, run, best_by)
         except KeyboardInterrupt:
             write_state(folder, state, RunStatus.STOPPED)
             raise
@@ -122,8 +123,6 @@ def _tracked(
         stage,
         state.name,
         settings,
-        experiment=settings.experiment,
-        runs_path=settings.runs_path(),
         results=str(folder),
         parents=[parent.id for parent in parents],
         datasets=datasets,
@@ -258,7 +257,7 @@ def _check_end(folder: Path, console: Console, signals: StopSignals) -> None:
     raise UserError(f"{folder}: the training ended without its last checkpoint")
 
 
-def _keep_model(folder: Path, run: TrackedRun, best_by: str | None, seen: list[Digests]) -> None:
+def _keep_model(folder: Path, run: TrackedRun, best_by: str | None) -> None:
     """Copies the finished model, whole, out of the last checkpoint or the best one; logs it."""
     source = best(folder, best_by) or newest(folder)
     assert source is not None
@@ -267,7 +266,7 @@ def _keep_model(folder: Path, run: TrackedRun, best_by: str | None, seen: list[D
     growing.mkdir()
     for file in source.glob("model.*"):
         shutil.copy2(file, growing / file.name)
-    write_seen(growing, *seen)
+    shutil.copy2(folder / TRAINED_ON, growing)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     growing.rename(folder / MODEL)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import NetworkConfig
-from dynamonet.model.files import DESCRIPTION, MODEL
+from dynamonet.model.files import DESCRIPTION, in_run
 from dynamonet.model.network import DynamoNet
 from dynamonet.tracking.origin import Origin
 from dynamonet.training.checkpoint.state import read_origin
@@ -75,9 +75,9 @@ def model_at(place: Path) -> Pretrained:
     Raises:
         UserError: there is none.
     """
-    for folder in (place, place / MODEL):
-        if (folder / DESCRIPTION).is_file():
-            return Pretrained(folder, read_origin(folder))
+    folder = in_run(place)
+    if (folder / DESCRIPTION).is_file():
+        return Pretrained(folder, read_origin(folder))
     raise UserError(
         f"{place}: no model here. Expected the `model` folder that pretraining prints at its end, "
         "a hub id, or what else --help lists."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.tracking.runs import TrackedRun
-from dynamonet.tracking.seen import Digests, read_seen
+from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.distributed.coordinator import Coordinator
 from dynamonet.training.logs.console import Progress
 from dynamonet.training.logs.metrics import Evaluation, Sums
@@ -93,12 +93,11 @@ class Task(ABC, Generic[S]):
         """Returns what the tracking store can find the run by."""
         return {}
 
-    def seen(self) -> list[Digests]:
+    def trained_on(self) -> TrainedOn:
         """Returns which source videos training learns from, its starting weights' included."""
         reader = self.training_data()
-        own = reader.sets.source_digests(reader.rows)
-        before = read_seen(Path(self.pretrained)) if self.pretrained else None
-        return [own] if before is None else [own, before]
+        own = TrainedOn(reader.sets.source_digests(reader.rows), True)
+        return own | TrainedOn.read(Path(self.pretrained)) if self.pretrained else own
 
     def describe(self) -> dict[str, Any]:
         """Returns JSON-able facts to store beside the model."""

@@ -1,7 +1,8 @@
 """Has the model that a fine-tuning starts from seen the test videos?
 
-By the digests of the source files that were trained on, which stand beside the weights; where they
-do not, by the shard sets that its record names, as far as they are still there.
+digests of all sources that were trained on    beside the weights; else of the sets that the
+                                               record of the weights names, if still there
+fingerprints of those sets' segments           where stage 1 made some of both sets
 """
 
 from __future__ import annotations
@@ -12,54 +13,66 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamonet.copies.fingerprints import Fingerprint, FingerprintFile, read_fingerprints
+from dynamonet.copies.matching import matched_pairs
 from dynamonet.errors import UserError
-from dynamonet.model.files import MODEL
+from dynamonet.shards import index
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import Origin
-from dynamonet.tracking.seen import Digests, read_seen, shortened
+from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.start import Pretrained
 
 NAMED = 3  # videos in a message
+LARGEST = 1_000_000  # segments of a set whose fingerprints are compared here: some minutes
+BLOCK = 20_000  # of them at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Seen:
     """Which test videos a model has seen."""
 
-    videos: tuple[str, ...]
+    videos: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()  # those of which it has seen a copy, and of what
     unknown: str = ""  # why that is not known
 
     def refuse(self, total: int, weights: str) -> None:
         """Raises UserError if there are any, with what can be done."""
-        if not self.videos:
-            return
-        names = ", ".join(self.videos[:NAMED]) + (", ..." if len(self.videos) > NAMED else "")
-        raise UserError(
-            f"{weights} was trained on {len(self.videos)} of the {total} test videos: {names}. "
-            "An accuracy on them says nothing of new videos.",
-            "Pretrain without them (a labelled set's test part is left out by --split), name "
-            "other weights, or measure all the same with --allow_seen_test_videos",
-        )
+        found = [
+            f"{len(names)} of the {total} test videos{how}: {', '.join(names[:NAMED])}"
+            + (", ..." if len(names) > NAMED else "")
+            for how, names in (("", self.videos), (" as copies", self.copies))
+            if names
+        ]
+        if found:
+            raise UserError(
+                f"{weights} was trained on {', and on '.join(found)}. "
+                "An accuracy on them says nothing of new videos.",
+                "Pretrain without them (--split leaves out a labelled set's test part, --exclude "
+                "of stage 1 leaves out copies), name other weights, or measure all the same with "
+                "--allow_seen_test_videos",
+            )
 
     def __str__(self) -> str:
-        if self.videos:
-            return f"{len(self.videos)} TEST VIDEOS WERE SEEN IN TRAINING"
-        return self.unknown
+        if not self.videos and not self.copies:
+            return self.unknown
+        as_copies = f", {len(self.copies)} of them as copies" if self.copies else ""
+        total = len(self.videos) + len(self.copies)
+        return f"{total} TEST VIDEOS WERE SEEN IN TRAINING{as_copies}"
 
 
 def find_seen(pretrained: Pretrained, shards: ShardSet, rows: NDArray[np.int64]) -> Seen:
     """Looks for the videos of some rows among those that a model was trained on."""
-    known = read_seen(pretrained.folder)
-    if known is None:
-        known = read_seen(pretrained.folder.parent / MODEL)
-    if known is None:
-        known = _of_sets(pretrained.origin)
-    if known is None:
-        return Seen((), "whether the weights have seen test videos is not known")
+    named = list(_training_sets(pretrained.origin))
+    known = TrainedOn.read(pretrained.folder)
+    if not known.complete and pretrained.origin is not None:
+        known = _of_sets(named) or known
     table = shards.table.select(["source", "source_digest"]).take(rows).to_pydict()
     pairs = dict(zip(table["source"], table["source_digest"], strict=True))
-    same = np.isin([shortened([digest])[0] for digest in pairs.values()], known)
-    return Seen(tuple(name for name, found in zip(pairs, same, strict=True) if found))
+    same = [name for name, found in zip(pairs, known.has(pairs.values()), strict=True) if found]
+    others = rows[~np.isin(table["source"], same)]
+    copies = _copies([each for each in named if each], known, shards, others)
+    unknown = "" if known.complete else "whether the weights have seen test videos is not known"
+    return Seen(tuple(same), tuple(f"{of} ({copy})" for of, copy in copies.items()), unknown)
 
 
 def labels_spent(origin: Origin | None) -> str:
@@ -83,22 +96,67 @@ def _ancestry(origin: Origin) -> Iterator[Origin]:
         yield from _ancestry(parent)
 
 
-def _of_sets(origin: Origin | None) -> Digests | None:
-    """Returns the sources of the sets that a model's record names; None: that cannot be told.
-
-    Of a labelled set it does not say which split was trained on.
-    """
-    if origin is None:
-        return None
-    found = [np.zeros(0, np.uint64)]
-    for step in _ancestry(origin):
-        uses = [use for use in step.datasets if use.context == "training"]
-        for use in uses if step.stage in ("pretrain", "finetune") else ():
+def _training_sets(origin: Origin | None) -> Iterator[ShardSet | None]:
+    """Yields the sets that a model and those before it learnt from; None where one is gone."""
+    for step in _ancestry(origin) if origin else ():
+        for use in step.datasets if step.stage in ("pretrain", "finetune") else ():
+            if use.context != "training":
+                continue
             try:
                 shards = ShardSet.open(use.path)
             except UserError:
-                return None
-            if shards.digest != use.digest or shards.num_splits:
-                return None
-            found.append(shortened(shards.table["source_digest"].to_pylist()))
-    return np.unique(np.concatenate(found))
+                yield None
+            else:
+                yield shards if shards.digest == use.digest else None
+
+
+def _of_sets(named: list[ShardSet | None]) -> TrainedOn | None:
+    """Returns the sources of sets; None where one is gone, or only a split of it was trained on."""
+    found = TrainedOn.of([])
+    for shards in named:
+        if shards is None or shards.num_splits:
+            return None
+        for (digests,) in shards.index.parts("source_digest"):
+            found |= TrainedOn.of(set(digests))
+    return found
+
+
+def _copies(
+    sets: list[ShardSet], known: TrainedOn, shards: ShardSet, rows: NDArray[np.int64]
+) -> dict[str, str]:
+    """Returns the videos of some rows of which a copy was trained on, and that copy.
+
+    A set's own videos are not compared with each other: its lists say which are trained on.
+    """
+    own = set(shards.table["source_digest"].to_pylist())
+    asked = [item for part in _fingerprints(shards, rows) for item in part]
+    found: dict[str, str] = {}
+    for trained in sets if asked else ():
+        excluded = {each.digest for each in trained.card.excluded}
+        if shards.digest in excluded or len(trained) > LARGEST:
+            continue
+        digests = trained.table["source_digest"].to_pylist()
+        others = known.has(digests) & [digest not in own for digest in digests]
+        for block in _fingerprints(trained, np.flatnonzero(others)):
+            pairs = matched_pairs([kept for _, kept in block], [kept for _, kept in asked])
+            for here, there, _ in pairs:
+                found.setdefault(asked[there][0], f"a copy of {block[here][0]}")
+    return found
+
+
+def _fingerprints(
+    shards: ShardSet, rows: NDArray[np.int64]
+) -> Iterator[list[tuple[str, Fingerprint]]]:
+    """Yields source and fingerprint of some rows, as far as stage 1 made them, block by block."""
+    names = ["source", "key", "digest", "shard", "offset", "size"]
+    block: list[tuple[str, Fingerprint]] = []
+    for tar, part in index.by_tar(shards.table.select(names).take(rows)).items():
+        file = FingerprintFile.of(shards.folder.path, tar, part)
+        if file.is_whole():
+            kept = read_fingerprints(file.folder, file.name, part["key"].to_pylist())
+            block += zip(part["source"].to_pylist(), kept, strict=True)
+        if len(block) >= BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
-from dynamonet.model.files import locate, read_description, weights_digest
-from dynamonet.model.network import DynamoNet
-from dynamonet.settings import validate
+from dynamonet.model.files import MODEL
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
-from dynamonet.shards.settings import ClipSettings, default_processes
+from dynamonet.shards.settings import default_processes
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import DatasetUse
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
+from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.measuring import Measuring
-from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.run_folder import stage_folder
-from dynamonet.training.start import model_at
 from finetune.evaluation import protocol
-from finetune.evaluation.classifier import Classes, find_device
 from finetune.evaluation.evaluator import ViewPlan, evaluate_test, predict_videos, views_line
+from finetune.evaluation.finished import FinishedModel
 from finetune.evaluation.leakage import find_seen
 from finetune.evaluation.protocol import (
     TEST_PART,
@@ -60,59 +56,28 @@ def measure(settings: MeasureSettings, console: Console) -> Measured:
         UserError: no model or no such set, a class that the model does not know, or videos that it
             was trained on.
     """
-    model_place = model_at(locate(settings.model))
-    folder = model_place.folder
+    model = FinishedModel(settings.model, device=settings.device, precision=settings.precision)
     shards = ShardSet.open(settings.shards_path(settings.shards))
+    place = shards.folder.path
+    known = known_classes(model, shards)
     rows = shards.rows(split=settings.split, part=settings.part)
     if not len(rows):
-        raise UserError(
-            f"{shards.folder.path}: split {settings.split} has no {settings.part} video"
-        )
+        raise UserError(f"{place}: split {settings.split} has no {settings.part} video")
     part = MeasuredPart.of(shards, rows, settings.part, settings.split)
-    seen = find_seen(model_place, shards, rows.numbers())
+    seen = find_seen(model.found, shards, rows.numbers())
     if not settings.allow_seen_test_videos:
-        seen.refuse(part.videos, str(folder))
-    device = find_device(settings.device)
-    model = DynamoNet.from_pretrained(folder).to(device).eval()
-    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    classes = Classes.of(folder, model.config.num_classes)
-    known = known_classes(classes, shards, folder)
-    precision = forward_precision(model, settings.precision, device)
-    processes = settings.processes
-    if processes is None:
-        processes = default_processes(len(os.sched_getaffinity(0)))
-    views = ViewPlan(settings.clips, settings.crops)
-    console.print(f"model    {folder} on {device} in {precision}", soft_wrap=True)
-    console.print(f"shards   {shards.folder.path}: {part.videos:,} videos", soft_wrap=True)
+        seen.refuse(part.videos, str(model.folder))
+    how = f"{model.folder} on {model.device} in {model.precision}"
+    console.print(f"model    {how}", soft_wrap=True)
+    console.print(f"shards   {place}: {part.videos:,} videos", soft_wrap=True)
 
-    subject = folder.parent.name if folder.name == "model" else folder.name
-    name = settings.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
-    home = stage_folder(settings, "measure") / name
-    if home.exists():
-        raise UserError(f"{home}: taken by another measurement; choose another --name")
-    set_name = shards.folder.path.rsplit("/", 1)[-1]
-    made_by = [each for each in (model_place.origin, shards.origin) if each]
-    run = start_run(
-        "measure",
-        name,
-        settings,
-        experiment=settings.experiment,
-        runs_path=settings.runs_path(),
-        results=str(home),
-        parents=[each.id for each in made_by],
-        datasets=[DatasetUse(set_name, shards.folder.path, shards.digest, "evaluation")],
-    )
-    about = f"{weights_digest(folder)} {views}".encode()
+    views = ViewPlan(settings.clips, settings.crops)
+    home, run = begin(settings, model, shards)
+    about = f"{model.digest} {views}".encode()
     run.tag(**{TEST_PART: part.digest, TEST_SETTINGS: digest_of_bytes(about)})
-    home.mkdir()
-    reader = reader_of(shards, rows, model, folder)
-    with closing(run):
-        alone = Measuring(Rank(0, 1, device), precision, settings.batch_size, processes)
-        predictions = predict_videos(model, reader, shards, views, alone, classes)
-        labels = known[predictions.labels]  # numbered as the model's
-        found = evaluate_test(replace(predictions, labels=labels), reader, shards, classes.names)
-        with BufferedLogger(run, home) as log:
-            log.evaluation(0, found)
+    with closing(run), BufferedLogger(run, home) as log:
+        found = test(model, shards, rows, known, views, settings)
+        log.evaluation(0, found)
     told = Protocol(
         test=part,
         times=Times.of(run),
@@ -121,7 +86,7 @@ def measure(settings: MeasureSettings, console: Console) -> Measured:
         train_videos=None,
         chosen="as it was kept",
         seed="",
-        start=str(folder),
+        start=str(model.folder),
         seen=str(seen),
     )
     told.write(home)
@@ -134,36 +99,71 @@ def measure(settings: MeasureSettings, console: Console) -> Measured:
     return Measured(home, run, metrics, told)
 
 
-def known_classes(classes: Classes, shards: ShardSet, folder: Path) -> np.ndarray:
+def known_classes(model: FinishedModel, shards: ShardSet) -> NDArray[np.int64]:
     """Returns the model's number of each of a set's classes.
 
     Raises:
         UserError: the model has no classes, or does not know one of the set's.
     """
-    if not classes.names:
-        raise UserError(f"{folder}: this model has no classifier; expected a fine-tuned one")
+    if not model.classes:
+        raise UserError(f"{model.folder}: this model has no classifier; expected a fine-tuned one")
     if not shards.classes:
         raise UserError(f"{shards.folder.path}: these shards have no labels")
-    unknown = [name for name in shards.classes if name not in classes.names]
+    unknown = [name for name in shards.classes if name not in model.classes]
     if unknown:
         raise UserError(
-            f"{folder} does not know {len(unknown)} of the {len(shards.classes)} classes of "
+            f"{model.folder} does not know {len(unknown)} of the {len(shards.classes)} classes of "
             f"{shards.folder.path}: {', '.join(unknown[:5])}; its own are "
-            f"{', '.join(classes.names[:5])}{', ...' if len(classes.names) > 5 else ''}"
+            f"{', '.join(model.classes[:5])}{', ...' if len(model.classes) > 5 else ''}"
         )
-    return np.array([classes.names.index(name) for name in shards.classes])
+    return np.array([model.classes.index(name) for name in shards.classes])
 
 
-def reader_of(shards: ShardSet, rows: RowSet, model: DynamoNet, folder: Path) -> ClipReader:
-    """Returns a reader that cuts clips as the model's training did."""
-    given = read_description(folder).get("clips", {})
-    clips = validate(ClipSettings, given, origin=str(folder))
+def begin(
+    settings: MeasureSettings, model: FinishedModel, shards: ShardSet
+) -> tuple[Path, TrackedRun]:
+    """Makes the folder of a measurement, and its run in the tracking store.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    folder, place = model.folder, shards.folder.path
+    subject = folder.parent.name if folder.name == MODEL else folder.name
+    name = settings.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
+    home = stage_folder(settings, "measure") / name
+    if home.exists():
+        raise UserError(f"{home}: taken by another measurement; choose another --name")
+    made_by = [origin.id for origin in (model.found.origin, shards.origin) if origin]
+    data = DatasetUse(place.rsplit("/", 1)[-1], place, shards.digest, "evaluation")
+    run = start_run("measure", name, settings, results=str(home), parents=made_by, datasets=[data])
+    home.mkdir()
+    return home, run
+
+
+def test(
+    model: FinishedModel,
+    shards: ShardSet,
+    rows: RowSet,
+    known: NDArray[np.int64],
+    views: ViewPlan,
+    settings: MeasureSettings,
+) -> Evaluation:
+    """Measures some rows of a set, cut as the model's training cut them.
+
+    Args:
+        known: The model's number of each of the set's classes.
+    """
     config = model.config
-    return ClipReader(
+    reader = ClipReader(
         shards,
         rows,
-        clips,
+        model.clips,
         num_frames=config.num_frames + config.frames_beyond,  # where training's test cuts them
         frame_px=config.frame_px,
         loop_short=True,
     )
+    processes = default_processes() if settings.processes is None else settings.processes
+    alone = Measuring(Rank(0, 1, model.device), model.precision, settings.batch_size, processes)
+    predictions = predict_videos(model.model, reader, shards, views, alone, model.says)
+    predictions = replace(predictions, labels=known[predictions.labels])
+    return evaluate_test(predictions, reader, shards, model.classes)

@@ -13,24 +13,12 @@ from dynamonet.stage import StageSettings
 from dynamonet.training.settings import FormatName
 
 
-class MeasureSettings(StageSettings):
-    """Measures a finished model on a labelled set, with all that the test of a training leaves."""
+class ModelSettings(Settings):
+    """A finished model, and how it is run."""
 
-    model: str = positional(
-        "Folder of a fine-tuned model or of its run, or its Hugging Face hub id."
-    )
-    shards: str = Field(description="The labelled set: bare name below shards_root, or path.")
-    split: int = Field(default=1, ge=1, description="Which of the set's splits, from 1.")
-    part: Literal["test", "val"] = Field(default="test", description="Part that is measured.")
-    clips: int = Field(
-        default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
-    )
+    model: str = positional("Folder of a model or of its run, or its Hugging Face hub id.")
     crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
         default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
-    )
-    allow_seen_test_videos: bool = Field(
-        default=False,
-        description="Measure though the model was trained on these videos; the result says so.",
     )
     batch_size: int = Field(default=8, ge=1, description="Clips run together.")
     device: Literal["auto", "cpu", "gpu"] = Field(
@@ -41,6 +29,21 @@ class MeasureSettings(StageSettings):
         default=None,
         ge=0,
         description="Processes that read and decode; null = from the cores, 0 = none.",
+    )
+
+
+class MeasureSettings(StageSettings, ModelSettings):
+    """Measures a finished model on a labelled set, with all that the test of a training leaves."""
+
+    shards: str = Field(description="The labelled set: bare name below shards_root, or path.")
+    split: int = Field(default=1, ge=1, description="Which of the set's splits, from 1.")
+    part: Literal["test", "val"] = Field(default="test", description="Part that is measured.")
+    clips: int = Field(
+        default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
+    )
+    allow_seen_test_videos: bool = Field(
+        default=False,
+        description="Measure though the model was trained on these videos; the result says so.",
     )
 
 

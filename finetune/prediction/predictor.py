@@ -5,7 +5,6 @@ clips of many videos -> batch -> model -> windows of each video, in the order of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,16 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dynamonet.model.files import locate, read_description, weights_digest
-from dynamonet.model.network import DynamoNet
-from dynamonet.settings import validate
 from dynamonet.shards.loading import read_ahead
-from dynamonet.shards.settings import ClipSettings, FrameSettings, default_processes
-from dynamonet.training.numerics.precision import forward_precision
+from dynamonet.shards.settings import default_processes
 from dynamonet.training.settings import FormatName
 from dynamonet.video.files import VideoFile
 from dynamonet.video.transforms import ClipBatch, denormalise
-from finetune.evaluation.classifier import Classes, find_device
+from finetune.evaluation.finished import FinishedModel
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
 from finetune.prediction.sliding_window import WindowPlan
 
@@ -49,8 +44,8 @@ class WindowPrediction:
     seen: ClipPrediction
 
 
-class Predictor:
-    """A model on its device, with all that was saved beside it about its input and its classes."""
+class Predictor(FinishedModel):
+    """A finished model that looks at clips of videos."""
 
     def __init__(
         self,
@@ -61,31 +56,13 @@ class Predictor:
         device: Literal["auto", "cpu", "gpu"] = "auto",
         precision: FormatName = "auto",
     ) -> None:
-        """Loads a model.
+        """Loads a model; see `FinishedModel`.
 
         Args:
-            place: The model's folder, or its hub id.
             batch_size: Clips that go through the model together.
             pictures: Keep a picture of each window.
-            device: auto = a GPU where there is one.
-            precision: Of the trunk; auto = as in training.
-
-        Raises:
-            UserError: no model there, its description is damaged, or there is no GPU.
         """
-        self.folder = locate(place)
-        description = read_description(self.folder)
-        self.digest = weights_digest(self.folder)
-        origin = str(self.folder)
-        self.clips = validate(ClipSettings, description.get("clips", {}), origin=origin)
-        self.frames = validate(FrameSettings, description.get("frames", {}), origin=origin)
-        self.device = find_device(device)
-        model = DynamoNet.from_pretrained(self.folder).to(self.device)
-        self.model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.precision = forward_precision(self.model, precision, self.device)
-        self.config = model.config
-        self.says = Classes.of(self.folder, self.config.num_classes)
-        self.classes = self.says.names
+        super().__init__(place, device=device, precision=precision)
         self.batch_size, self.pictures = batch_size, pictures
 
     def clip_text(self) -> str:
@@ -172,7 +149,7 @@ def predict_windows(
         videos. What is held of the first unfinished one does not grow with its length.
     """
     if processes is None:
-        processes = default_processes(len(os.sched_getaffinity(0)))
+        processes = default_processes()
     data = VideoClips(videos, reading)
     messages = read_ahead(data, processes=min(processes, len(videos)), prefetch=AHEAD)
     return in_order(_as_they_come(predictor, messages, reading))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import tempfile
 import time
@@ -18,7 +17,7 @@ from dynamonet.shards.settings import default_processes
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.setup import set_up
-from finetune.evaluation.classifier import find_device
+from finetune.evaluation.finished import find_device
 from finetune.evaluation.protocol import Protocol, Times
 from finetune.settings import FinetuneSettings
 from finetune.train.experiment import Start
@@ -71,7 +70,8 @@ def dry_run(runs: list[FinetuneSettings], shards: ShardSet, console: Console) ->
 
 
 def _trained(told: Protocol, settings: FinetuneSettings) -> str:
-    return f"{settings.recipe} on {told.train_videos} videos, keeps {told.chosen}, seed {told.seed}"
+    keeps = told.chosen and f"keeps {told.chosen}, "
+    return f"{settings.recipe} on {told.train_videos} videos, {keeps}seed {told.seed}"
 
 
 def _measured(task: Finetuning) -> tuple[int, float, int, int]:
@@ -80,7 +80,6 @@ def _measured(task: Finetuning) -> tuple[int, float, int, int]:
     One worker takes the whole batch here.
     """
     device = find_device(task.settings.device)
-    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as home:
         setup = set_up(task, Rank(0, 1, device), Path(home))
     order = TrainingOrder(setup.reader.rows, setup.plan, 0, 0, STEPS)
@@ -88,7 +87,7 @@ def _measured(task: Finetuning) -> tuple[int, float, int, int]:
     found = batches(
         setup.reader,
         order,
-        processes=min(STEPS, default_processes(cores)),
+        processes=min(STEPS, default_processes()),
         prefetch=1,
         pin_memory=device.type == "cuda",
     )

@@ -57,7 +57,7 @@ class Start:
         pretrained = find_pretrained(settings)
         place = str(pretrained.folder) if pretrained else None
         task = Finetuning(settings, shards.folder.path, place)
-        seen = Seen(())
+        seen = Seen()
         if pretrained and settings.test:
             seen = find_seen(pretrained, shards, task.parts.test)
             if not settings.allow_seen_test_videos:
@@ -83,8 +83,8 @@ class Start:
         def videos(rows: Sequence[int]) -> int:
             return len({names[row] for row in rows})
 
-        chosen = "the last step"
-        if task.keeps_best():
+        chosen = "the last step" if settings.recipe != "knn" else ""  # it has none
+        if chosen and task.keeps_best():
             chosen = f"the best step by {videos(parts.validation.tolist())} validation videos"
         held = [f"{k} {v}" for k, v in dict(settings.hold).items() if v is not None]
         return Protocol(

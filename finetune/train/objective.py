@@ -21,7 +21,7 @@ from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, p
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.tracking.seen import Digests, shortened
+from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.features import KNN_FILE, KnnBank, clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
@@ -29,13 +29,13 @@ from dynamonet.training.run_folder import settings_digest
 from dynamonet.training.start import transfer
 from dynamonet.training.task import Task
 from dynamonet.video.transforms import ClipBatch
-from finetune.evaluation.classifier import Classes
 from finetune.evaluation.evaluator import (
     ViewPlan,
     evaluate_test,
     metrics_of,
     predict_videos,
 )
+from finetune.evaluation.finished import Classes
 from finetune.evaluation.protocol import TEST_PART, TEST_SETTINGS, MeasuredPart
 from finetune.pretrained.load import pretrained_config, pretrained_loss, pretrained_weights
 from finetune.settings import FinetuneSettings, SeedSettings
@@ -225,15 +225,15 @@ class Finetuning(Task[FinetuneSettings]):
         return MeasuredPart.of(self.data, rows, settings.test_part, settings.this_split)
 
     def tags(self) -> dict[str, str]:
-        """Says which videos are tested, and with which settings, seeds aside."""
-        plain = {"seed": 0, "seeds": None, "hold": SeedSettings()}
+        """Says which videos are tested, and with which weights and settings, seeds aside."""
+        plain = {"seed": 0, "seeds": None, "hold": SeedSettings(), "pretrained": self.pretrained}
         digest = settings_digest(self.settings.model_copy(update=plain))
         return {TEST_PART: self.test_part.digest, TEST_SETTINGS: digest}
 
-    def seen(self) -> list[Digests]:
+    def trained_on(self) -> TrainedOn:
         """Returns the validation videos too, which the weights are chosen by."""
         chosen_by = self.data.table["source_digest"].take(self.parts.validation).to_pylist()
-        return [*super().seen(), shortened(chosen_by)]
+        return super().trained_on() | TrainedOn.of(chosen_by)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -102,8 +102,6 @@ def below_one(name: str, settings: FinetuneSettings, console: Console) -> Iterat
             "finetune",
             name,
             settings,
-            experiment=settings.experiment,
-            runs_path=settings.runs_path(),
             results=results,
             parents=[],
             datasets=[],

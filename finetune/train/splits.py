@@ -46,10 +46,11 @@ class Splits:
                 "listed videos it found"
             )
         test = shards.rows(split=split, part=settings.test_part).numbers()
-        if not len(test):
+        if settings.test and not len(test):
             raise UserError(
                 f"{place}: split {split} has no {settings.test_part} video here; the model could "
-                "not be measured"
+                "not be measured",
+                "Train without with --test false",
             )
         validation, share, seed = train[:0], settings.val_share, settings.labels_seed
         if share is None and settings.test_part != "val":

@@ -115,9 +115,7 @@ def test_a_run_that_only_the_store_knows_is_traced_by_its_parents_tag(
     tuned = tracked_runs.start_run(
         "finetune",
         "third",
-        StageSettings(),
-        experiment="dynamonet",
-        runs_path=str(runs),
+        StageSettings(runs=str(runs)),
         results=f"{runs}/finetune/third",
         parents=[finished.run.run_id, (shards.card.run or {})["id"]],
         datasets=[DatasetUse("set", str(shard_set), shards.digest, "training")],

@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.model.files import facts, read_description
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.tracking.seen import read_seen, shortened, write_seen
+from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.start import model_at
 from finetune import run
-from finetune.evaluation.leakage import find_seen
+from finetune.evaluation.leakage import Seen, find_seen
 from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train.objective import Finetuning
 from finetune.train.several import FinetuneResult
 from pretrain import run as pretraining
 from tests.conftest import TINY_MODEL, without_ray
+from tests.dynamonet.copies.test_matching import encoded, motion_video
 
 WORDS = (
     "--max_steps 1 --epochs 50 --test_clips 1 --precision fp32 --clips.canvas_px 32 "
@@ -40,6 +42,11 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+def digests(shards: ShardSet, part: str) -> list[str]:
+    rows = shards.rows(split=1, part=part).numbers()
+    return shards.table["source_digest"].take(rows).to_pylist()
+
+
 def finetune(shards: Path, runs: Path, *words: str) -> FinetuneResult:
     with without_ray():
         return run.main(["--shards", str(shards), "--runs", str(runs), *WORDS, *words])
@@ -47,19 +54,29 @@ def finetune(shards: Path, runs: Path, *words: str) -> FinetuneResult:
 
 def test_a_model_knows_which_videos_it_was_trained_on(shard_set: Path, runs: Path) -> None:
     shards = ShardSet.open(str(shard_set))
-    found = read_seen(runs / "pretrain/first/model")
-    assert found is not None and found.dtype == np.uint64
-
-    def digests(part: str) -> set[int]:
-        rows = shards.rows(split=1, part=part).numbers()
-        return set(shortened(shards.table["source_digest"].take(rows).to_pylist()).tolist())
-
-    assert set(found.tolist()) < digests("train")  # some are held out
-    done = finetune(shard_set, runs, "--name", "knows")
-    (result,) = done.runs
-    seen = read_seen(result.model)
-    assert seen is not None and set(seen.tolist()) == digests("train")
+    trained = digests(shards, "train")
+    found = TrainedOn.read(runs / "pretrain/first/model")
+    assert found.complete and found.digests.dtype == np.uint64
+    assert 0 < found.has(trained).sum() == len(found.digests) < len(set(trained))  # some held out
+    (checkpoint,) = (runs / "pretrain/first").glob("step-*")
+    assert (TrainedOn.read(checkpoint).digests == found.digests).all()
+    (result,) = finetune(shard_set, runs, "--name", "knows").runs
+    seen = TrainedOn.read(result.model)
+    assert seen.complete and (seen.digests == TrainedOn.of(trained).digests).all()
     assert result.protocol is not None and not result.protocol.seen
+
+
+def test_what_is_not_known_of_weights_is_not_known_of_what_is_trained_from_them(
+    shard_set: Path, runs: Path, tmp_path: Path
+) -> None:
+    shards, place = ShardSet.open(str(shard_set)), tmp_path / "theirs"
+    DynamoNet.from_pretrained(runs / "pretrain/first/model").save_pretrained(place)
+    first = finetune(shard_set, tmp_path, "--pretrained", str(place), "--name", "first").runs[0]
+    second = finetune(shard_set, tmp_path, "--pretrained", str(first.folder), "--name", "next")
+    for result in (first, *second.runs):
+        known = TrainedOn.read(result.model)
+        assert known.has(digests(shards, "train")).all() and not known.complete
+        assert result.protocol is not None and "not known" in result.protocol.seen
 
 
 def test_weights_that_have_seen_test_videos_are_refused_or_named(
@@ -69,7 +86,7 @@ def test_weights_that_have_seen_test_videos_are_refused_or_named(
     shutil.copytree(runs / "pretrain/first/model", place)
     rows = shards.rows(split=1, part="test").numbers()[:1]
     (name,) = shards.table["source"].take(rows).to_pylist()
-    write_seen(place, shortened(shards.table["source_digest"].take(rows).to_pylist()))
+    TrainedOn.of(shards.table["source_digest"].take(rows).to_pylist()).write(place)
     words = ("--pretrained", str(place), "--name", "leak")
     with pytest.raises(UserError, match=rf"trained on 1 of the \d+ test videos: {name}.*--allow_"):
         finetune(shard_set, runs, *words)
@@ -79,9 +96,41 @@ def test_weights_that_have_seen_test_videos_are_refused_or_named(
     (result,) = finetune(shard_set, runs, *words, "--allow_seen_test_videos").runs
     tags = MlflowClient(result.run.uri).get_run(result.run.run_id).data.tags
     assert tags["dynamonet.protocol"].endswith("1 TEST VIDEOS WERE SEEN IN TRAINING")
-    (place / "trained_on.npy").write_bytes(b"no numbers")
-    with pytest.raises(UserError, match=r"trained_on.npy: damaged"):
+    (place / "trained_on.npz").write_bytes(b"no numbers")
+    with pytest.raises(UserError, match=r"trained_on.npz: damaged"):
         finetune(shard_set, runs, *words)
+
+
+def test_copies_of_test_videos_are_found_by_the_fingerprints_of_stage_1(
+    tmp_path: Path, cluster: None
+) -> None:
+    for number in range(8):
+        for folder, frames in (("own", motion_video(number)), ("copies", motion_video(number)[5:])):
+            if folder == "own" or number < 6:
+                file = tmp_path / folder / f"class{number % 2}" / f"{number}.mp4"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(encoded(frames, crf=18 if folder == "own" else 32))
+    small = "--encode.short_side_px 64 --min_seconds 0.5 --test_share 0.5".split()
+    for folder, words in (("own", ["--dataset", "folder"]), ("copies", [])):
+        places = ["--source", str(tmp_path / folder), "--output", str(tmp_path / "shards" / folder)]
+        shard([*places, *small, *words])
+    own = ShardSet.open(str(tmp_path / "shards/own"))
+    rows = own.rows(split=1, part="test").numbers()
+    tested = set(own.table["source"].take(rows).to_pylist())
+    copied = {name for name in tested if int(Path(name).stem) < 6}
+    words = f"--shards {tmp_path / 'shards/copies'} --max_steps 1 --precision fp32 --name copied"
+    with without_ray():
+        pretraining.main([*words.split(), *TINY_MODEL, "--runs", str(tmp_path)])
+    weights = model_at(tmp_path / "pretrain/copied")
+    found = find_seen(weights, own, rows)
+    assert not found.videos
+    assert copied and set(found.copies) == {f"{name} (a copy of {name})" for name in copied}
+    assert f"{len(copied)} of them as copies" in str(found)
+    with pytest.raises(UserError, match=rf"{len(copied)} of the {len(tested)} test videos as cop"):
+        finetune(tmp_path / "shards/own", tmp_path, "--pretrained", str(weights.folder))
+    for file in (tmp_path / "shards/copies").rglob("fingerprints/*.parquet"):
+        file.unlink()  # they may be deleted
+    assert find_seen(weights, own, rows) == Seen()
 
 
 def test_where_nothing_is_recorded_the_sets_that_are_named_are_looked_at(

@@ -10,7 +10,7 @@ Source: bit sampling for the Hamming distance (Indyk and Motwani, STOC 1998), as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.dedup.fingerprints import BITS, STEP, Fingerprint, Hashes
+from dynamonet.copies.fingerprints import BITS, STEP, Fingerprint, Hashes
 
 TABLES, TABLE_BITS = 6, 20
 FIRST = 16  # segments of a bucket that the others are compared with
@@ -46,6 +46,20 @@ def match_segments(one: Fingerprint, other: Fingerprint) -> Match | None:
     both_ways = [_aligned(one, other), _aligned(other, one)]
     matches = [match for match in both_ways if match is not None]
     return min(matches, key=lambda match: match.still, default=None)
+
+
+def matched_pairs(
+    one: Sequence[Fingerprint], other: Sequence[Fingerprint] | None = None
+) -> Iterator[tuple[int, int, Match]]:
+    """Yields the places of two segments that are copies, and how far apart they are.
+
+    Args:
+        other: See `candidates`.
+    """
+    for here, there in candidates(one, other).tolist():
+        match = match_segments(one[here], (one if other is None else other)[there])
+        if match is not None:
+            yield here, there, match
 
 
 def candidates(one: Sequence[Fingerprint], other: Sequence[Fingerprint] | None = None) -> Ints:
@@ -103,7 +117,6 @@ def _aligned(views: Fingerprint, whole: Fingerprint) -> Match | None:
 
 def _looked_up(known: Sequence[Fingerprint], asked: Sequence[Fingerprint]) -> Ints:
     """Returns pairs (P, 2) of a known segment and one that asks, with two pictures alike."""
-    faiss.omp_set_num_threads(1)  # tasks are the parallelism
     hashes, owner = _joined([item.still for item in known])
     views, asker = _joined([item.still_views.ravel() for item in asked])
     pairs = [np.empty(0, np.int64)]  # numbered, since rows are slow to sort

@@ -13,12 +13,17 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.dedup import matching
-from data_prep.dedup.fingerprints import (
+from data_prep.progress import OnProgress
+from data_prep.segments.filters import sift
+from data_prep.settings import PrepSettings
+from dynamonet import cluster
+from dynamonet.cluster import TwoSteps
+from dynamonet.copies.fingerprints import (
     Fingerprint,
     FingerprintFile,
     fingerprint_samples,
@@ -26,12 +31,7 @@ from data_prep.dedup.fingerprints import (
     name_of,
     read_fingerprints,
 )
-from data_prep.dedup.matching import Match
-from data_prep.progress import OnProgress
-from data_prep.segments.filters import sift
-from data_prep.settings import PrepSettings
-from dynamonet import cluster
-from dynamonet.cluster import TwoSteps
+from dynamonet.copies.matching import Match, matched_pairs
 from dynamonet.errors import UserError
 from dynamonet.shards import index
 from dynamonet.shards.card import ExcludedSet
@@ -143,7 +143,7 @@ def decide(num: int, num_excluded: int, matches: Matches) -> dict[int, tuple[int
 def _files_of_excluded(shards: ShardSet, output: Folder) -> list[FingerprintFile]:
     """Returns the files of an excluded set: its own that are whole, else some below `output`."""
     path = shards.folder.path
-    tars = _by_shard(shards.table.select([*COLUMNS, "shard"]))
+    tars = index.by_tar(shards.table.select([*COLUMNS, "shard"]))
     theirs = [FingerprintFile.of(path, name, rows.select(COLUMNS)) for name, rows in tars.items()]
     missing = _missing(theirs)
     return [
@@ -240,27 +240,14 @@ def _matches(blocks: list[Block], among_own: bool, on_progress: OnProgress) -> M
 
 def _compare(one: Block, other: Block | None) -> list[tuple[int, int, Match]]:
     """Finds copies between two blocks, or in one; runs in a Ray task."""
+    faiss.omp_set_num_threads(1)  # tasks are the parallelism
     places, ours = one.read()
     others, theirs = other.read() if other else (places, ours)
-    pairs = matching.candidates(ours, theirs if other else None)
     found = []
-    for a, b in pairs.tolist():
-        match = matching.match_segments(ours[a], theirs[b])
-        if match is not None:
-            earlier, later = sorted((int(places[a]), int(others[b])))
-            found.append((earlier, later, match))
+    for here, there, match in matched_pairs(ours, theirs if other else None):
+        earlier, later = sorted((int(places[here]), int(others[there])))
+        found.append((earlier, later, match))
     return found
-
-
-def _by_shard(table: pa.Table) -> dict[str, pa.Table]:
-    """Returns the rows of an index by tar."""
-    order = table.sort_by([("shard", "ascending"), ("offset", "ascending")])
-    names = order["shard"].to_pylist()
-    starts = [i for i, name in enumerate(names) if not i or names[i - 1] != name]
-    return {
-        names[start]: order.slice(start, end - start)
-        for start, end in zip(starts, [*starts[1:], len(names)], strict=True)
-    }
 
 
 def _row(copy: dict[str, Any], of: dict[str, Any], match: Match, drop: bool) -> dict[str, Any]:

@@ -1,1 +1,0 @@
-"""Copies among segments, by fingerprints."""

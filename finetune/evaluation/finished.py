@@ -1,0 +1,100 @@
+"""A finished model on its device, and how it says its classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynamonet.errors import UserError
+from dynamonet.model.files import locate, read_description, weights_digest
+from dynamonet.model.network import DynamoNet, Output
+from dynamonet.settings import validate
+from dynamonet.shards.settings import ClipSettings, FrameSettings
+from dynamonet.training.features import KnnBank, descriptor
+from dynamonet.training.numerics.precision import forward_precision
+from dynamonet.training.settings import FormatName
+from dynamonet.training.start import model_at
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a finished model, and how likely it finds them."""
+
+    names: list[str]  # in the order of training; empty: it has none
+    neighbours: KnnBank | None = None  # which vote where there is no classifier
+
+    @classmethod
+    def of(cls, folder: Path, num_classes: int | None) -> Classes:
+        """Reads them from a model's folder; numbers where a model was saved without names.
+
+        Raises:
+            UserError: there are more or fewer names than classes, or a file is damaged.
+        """
+        names = read_description(folder).get("classes", [])
+        if num_classes is None:
+            bank = KnnBank.read(folder)
+            return cls(names if bank else [], bank)
+        if names and len(names) != num_classes:
+            raise UserError(
+                f"{folder}: {len(names)} class names for a classifier of {num_classes}; model.json "
+                "must list one name for each class, in the order of training"
+            )
+        return cls(names or [f"class {number}" for number in range(num_classes)])
+
+    def __call__(self, output: Output) -> Tensor:
+        """Returns probabilities (B, N) in double precision, on the CPU."""
+        if self.neighbours is not None:
+            return self.neighbours.votes(descriptor(output), len(self.names)).double()
+        assert output.logits is not None
+        return output.logits.double().softmax(1).cpu()
+
+
+class FinishedModel:
+    """A model on its device, with all that was saved beside it about its input and its classes."""
+
+    def __init__(
+        self,
+        place: str,
+        *,
+        device: Literal["auto", "cpu", "gpu"] = "auto",
+        precision: FormatName = "auto",
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            place: The model's folder or its run's, or its hub id.
+            device: auto = a GPU where there is one.
+            precision: Of the trunk; auto = as in training.
+
+        Raises:
+            UserError: no model there, its description is damaged, or there is no GPU.
+        """
+        self.found = model_at(locate(place))
+        self.folder = self.found.folder
+        description, origin = read_description(self.folder), str(self.folder)
+        self.digest = weights_digest(self.folder)
+        self.clips = validate(ClipSettings, description.get("clips", {}), origin=origin)
+        self.frames = validate(FrameSettings, description.get("frames", {}), origin=origin)
+        self.device = find_device(device)
+        model = DynamoNet.from_pretrained(self.folder).to(self.device)
+        self.model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.precision = forward_precision(self.model, precision, self.device)
+        self.config = model.config
+        self.says = Classes.of(self.folder, self.config.num_classes)
+        self.classes = self.says.names
+
+
+def find_device(wanted: str) -> torch.device:
+    """Returns the device that a setting means.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    there = torch.cuda.is_available()
+    if wanted == "gpu" and not there:
+        raise UserError("--device gpu: PyTorch finds no GPU here; expected one, or --device cpu")
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
