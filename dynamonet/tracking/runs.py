@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables"
 
 logger = logging.getLogger(__name__)
 TAG = "dynamonet."
@@ -132,7 +131,8 @@ class TrackedRun:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(name).name
             file.write_bytes(content)
-            self.client.log_artifact(self.run_id, str(file), str(Path(name).parent))
+            below = Path(name).parent.as_posix()
+            self.client.log_artifact(self.run_id, str(file), None if below == "." else below)
 
     def log_folder(self, folder: Path, name: str) -> None:
         self.client.log_artifacts(self.run_id, str(folder), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from dynamonet.errors import UserError
 from dynamonet.storage import is_uri
 
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating tables"
 STORE = "mlflow.db"  # the SQLite file in the folder of results
 
 

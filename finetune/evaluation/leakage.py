@@ -32,15 +32,15 @@ class Seen:
     """Which test videos a model has seen."""
 
     videos: tuple[str, ...] = ()
-    copies: tuple[str, ...] = ()  # those of which it has seen a copy, and of what
+    copies: tuple[str, ...] = ()  # those of which it has seen what looks like a copy, and that
     unknown: str = ""  # why that is not known
 
     def refuse(self, total: int, weights: str) -> None:
         """Raises UserError if there are any, with what can be done."""
         found = [
-            f"{len(names)} of the {total} test videos{how}: {', '.join(names[:NAMED])}"
+            f"{what}{len(names)} of the {total} test videos: {', '.join(names[:NAMED])}"
             + (", ..." if len(names) > NAMED else "")
-            for how, names in (("", self.videos), (" as copies", self.copies))
+            for what, names in (("", self.videos), ("what looks like a copy of ", self.copies))
             if names
         ]
         if found:
@@ -55,9 +55,9 @@ class Seen:
     def __str__(self) -> str:
         if not self.videos and not self.copies:
             return self.unknown
-        as_copies = f", {len(self.copies)} of them as copies" if self.copies else ""
+        copied = f", {len(self.copies)} of them in what looks like a copy" if self.copies else ""
         total = len(self.videos) + len(self.copies)
-        return f"{total} TEST VIDEOS WERE SEEN IN TRAINING{as_copies}"
+        return f"{total} TEST VIDEOS WERE SEEN IN TRAINING{copied}"
 
 
 def find_seen(pretrained: Pretrained, shards: ShardSet, rows: NDArray[np.int64]) -> Seen:
@@ -124,7 +124,7 @@ def _of_sets(named: list[ShardSet | None]) -> TrainedOn | None:
 def _copies(
     sets: list[ShardSet], known: TrainedOn, shards: ShardSet, rows: NDArray[np.int64]
 ) -> dict[str, str]:
-    """Returns the videos of some rows of which a copy was trained on, and that copy.
+    """Returns the videos of some rows like which one was trained on, and that one.
 
     A set's own videos are not compared with each other: its lists say which are trained on.
     """
@@ -140,7 +140,7 @@ def _copies(
         for block in _fingerprints(trained, np.flatnonzero(others)):
             pairs = matched_pairs([kept for _, kept in block], [kept for _, kept in asked])
             for here, there, _ in pairs:
-                found.setdefault(asked[there][0], f"a copy of {block[here][0]}")
+                found.setdefault(asked[there][0], block[here][0])
     return found
 
 

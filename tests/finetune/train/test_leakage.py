@@ -124,9 +124,11 @@ def test_copies_of_test_videos_are_found_by_the_fingerprints_of_stage_1(
     weights = model_at(tmp_path / "pretrain/copied")
     found = find_seen(weights, own, rows)
     assert not found.videos
-    assert copied and set(found.copies) == {f"{name} (a copy of {name})" for name in copied}
-    assert f"{len(copied)} of them as copies" in str(found)
-    with pytest.raises(UserError, match=rf"{len(copied)} of the {len(tested)} test videos as cop"):
+    assert copied and set(found.copies) == {f"{name} ({name})" for name in copied}
+    assert f"{len(copied)} of them in what looks like a copy" in str(found)
+    with pytest.raises(
+        UserError, match=rf"looks like a copy of {len(copied)} of the {len(tested)} test"
+    ):
         finetune(tmp_path / "shards/own", tmp_path, "--pretrained", str(weights.folder))
     for file in (tmp_path / "shards/copies").rglob("fingerprints/*.parquet"):
         file.unlink()  # they may be deleted
