@@ -59,22 +59,18 @@ def _pretrain(
     from dynamonet.model.network import DynamoNet
     from dynamonet.report.page import write_report
     from dynamonet.shards.shard_set import ShardSet
-    from dynamonet.tracking.origin import DatasetUse
     from dynamonet.training.launch import launch
     from dynamonet.training.start import model_at
     from pretrain.objective import Pretraining
 
     for path, shards in zip(paths, sets, strict=True):
         console.print(f"shards   {path}: {len(shards):,} segments", soft_wrap=True)
-    names = [path.rsplit("/", 1)[-1] for path in paths]
-    uses = [
-        DatasetUse(name, path, shards.digest, "training")
-        for name, path, shards in zip(names, paths, sets, strict=True)
-    ]
+    subject = "-".join(shards.name for shards in sets)
+    uses = [shards.use("training") for shards in sets]
     probe = settings.probe.shards and settings.shards_path(settings.probe.shards)
     if probe:
         sets.append(ShardSet.open(probe))
-        uses.append(DatasetUse(probe.rsplit("/", 1)[-1], probe, sets[-1].digest, "evaluation"))
+        uses.append(sets[-1].use("evaluation"))
     start = None if settings.pretrained == "none" else model_at(locate(settings.pretrained))
     task = Pretraining(settings, tuple(paths), probe or None, str(start.folder) if start else None)
     if start:
@@ -84,7 +80,7 @@ def _pretrain(
     origins = {origin.id: origin for origin in made_by if origin}
     done = launch(
         "pretrain",
-        "-".join(names),
+        subject,
         task,
         parents=list(origins.values()),
         datasets=uses,

@@ -77,8 +77,7 @@ def open_excluded(settings: PrepSettings) -> list[ShardSet]:
 
 def describe_excluded(shards: ShardSet) -> ExcludedSet:
     """Returns what the card says of an excluded set."""
-    path = shards.folder.path
-    return ExcludedSet(name=path.rsplit("/", 1)[-1], path=path, digest=shards.digest)
+    return ExcludedSet(name=shards.name, path=shards.folder.path, digest=shards.digest)
 
 
 def find_duplicates(

@@ -23,7 +23,7 @@ from dynamonet.shards.rows import BLOCK, RowSet
 from dynamonet.shards.settings import FrameSettings, LoaderSettings
 from dynamonet.shards.tar_reader import TarCache, TarReader, choose_cache
 from dynamonet.storage import Folder
-from dynamonet.tracking.origin import Origin
+from dynamonet.tracking.origin import DatasetUse, Origin
 from dynamonet.tracking.seen import Digests, shortened
 
 TAR_NAME = re.compile(r"[\w-][\w.-]*\.tar")  # never a path
@@ -59,6 +59,15 @@ class ShardSet:
     def table(self) -> pa.Table:
         """The index as a table, in the order of its file; on disk until it is asked for."""
         return self.index.table
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.path.rsplit("/", 1)[-1]
+
+    def use(self, context: str) -> DatasetUse:
+        """Returns the record of what a run does with it; see `DatasetUse`."""
+        return DatasetUse(self.name, self.folder.path, self.digest, context)
 
     @property
     def digest(self) -> str:

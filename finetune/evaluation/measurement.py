@@ -17,7 +17,6 @@ from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.settings import default_processes
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.tracking.origin import DatasetUse
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
@@ -127,15 +126,15 @@ def begin(
     Raises:
         UserError: the name is taken.
     """
-    folder, place = model.folder, shards.folder.path
+    folder = model.folder
     subject = folder.parent.name if folder.name == MODEL else folder.name
     name = settings.name or f"{subject}-{time.strftime('%Y%m%d-%H%M%S')}"
     home = stage_folder(settings, "measure") / name
     if home.exists():
         raise UserError(f"{home}: taken by another measurement; choose another --name")
     made_by = [origin.id for origin in (model.found.origin, shards.origin) if origin]
-    data = DatasetUse(place.rsplit("/", 1)[-1], place, shards.digest, "evaluation")
-    run = start_run("measure", name, settings, results=str(home), parents=made_by, datasets=[data])
+    used = [shards.use("evaluation")]
+    run = start_run("measure", name, settings, results=str(home), parents=made_by, datasets=used)
     home.mkdir()
     return home, run
 

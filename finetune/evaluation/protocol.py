@@ -38,7 +38,7 @@ class MeasuredPart:
         group = pc.call_function("coalesce", [found["group"], found["source"]])
         digests = sorted(set(found["source_digest"].to_pylist()))
         return cls(
-            shards=f"{shards.folder.path.rsplit('/', 1)[-1]} ({shards.digest[:8]})",
+            shards=f"{shards.name} ({shards.digest[:8]})",
             part=part,
             split=split,
             videos=len(set(found["source"].to_pylist())),

@@ -35,8 +35,7 @@ def dry_run(runs: list[FinetuneSettings], shards: ShardSet, console: Console) ->
     Raises:
         UserError: as the runs would.
     """
-    starts = [Start.of(settings, shards) for settings in runs]
-    start = starts[0]
+    start = Start.of_each(runs, shards)[0]
     task, settings = start.task, start.task.settings
     told = start.protocol(Times())
     count = len(task.data.classes)

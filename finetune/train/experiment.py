@@ -13,7 +13,6 @@ from dynamonet.model.files import MODEL
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.tracking.origin import DatasetUse
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.features import KNN_FILE
 from dynamonet.training.launch import launch
@@ -48,21 +47,28 @@ class Start:
     seen: Seen
 
     @classmethod
-    def of(cls, settings: FinetuneSettings, shards: ShardSet) -> Start:
-        """Finds the weights and compares what they were trained on with the test part.
+    def of_each(cls, runs: Sequence[FinetuneSettings], shards: ShardSet) -> list[Start]:
+        """Finds the weights of runs and compares what they were trained on with the test parts.
 
         Raises:
             UserError: there are none, or they have seen test videos and may not.
         """
-        pretrained = find_pretrained(settings)
-        place = str(pretrained.folder) if pretrained else None
-        task = Finetuning(settings, shards.folder.path, place)
-        seen = Seen()
-        if pretrained and settings.test:
-            seen = find_seen(pretrained, shards, task.parts.test)
-            if not settings.allow_seen_test_videos:
-                seen.refuse(task.test_part.videos, str(pretrained.folder))
-        return cls(task, pretrained, seen)
+        starts: list[Start] = []
+        compared: dict[tuple[Path, bytes], Seen] = {}
+        for settings in runs:
+            pretrained = find_pretrained(settings)
+            place = str(pretrained.folder) if pretrained else None
+            task = Finetuning(settings, shards.folder.path, place)
+            seen = Seen()
+            if pretrained and settings.test:
+                test = pretrained.folder, task.parts.test.tobytes()
+                if test not in compared:
+                    compared[test] = find_seen(pretrained, shards, task.parts.test)
+                seen = compared[test]
+                if not settings.allow_seen_test_videos:
+                    seen.refuse(task.test_part.videos, str(pretrained.folder))
+            starts.append(cls(task, pretrained, seen))
+        return starts
 
     def words(self) -> str:
         """Says what the training starts from."""
@@ -100,25 +106,22 @@ class Start:
         )
 
 
-def run_once(
-    settings: FinetuneSettings, shards: ShardSet, console: Console, above: TrackedRun | None = None
-) -> Result:
+def run_once(start: Start, console: Console, above: TrackedRun | None = None) -> Result:
     """Trains and tests once, and prints where the results are.
 
     Args:
         above: The run below which it stands in the tracking store.
 
     Raises:
-        UserError: the weights do not fit, or have seen test videos; or see `launch`.
+        UserError: the weights do not fit; or see `launch`.
     """
-    path = shards.folder.path
+    task, pretrained = start.task, start.pretrained
+    settings, shards = task.settings, task.data
     console.print(
-        f"shards   {path}: {len(shards):,} segments, {len(shards.classes)} classes, "
+        f"shards   {shards.folder.path}: {len(shards):,} segments, {len(shards.classes)} classes, "
         f"split {settings.split} of {shards.num_splits}",
         soft_wrap=True,
     )
-    start = Start.of(settings, shards)
-    task, pretrained = start.task, start.pretrained
     if pretrained:
         console.print(f"weights  {pretrained.folder}", soft_wrap=True)
         fitted = DynamoNet(task.architecture)
@@ -129,13 +132,12 @@ def run_once(
     else:
         console.print("weights  from scratch")
     made_by = (pretrained.origin if pretrained else None, shards.origin)
-    name = path.rsplit("/", 1)[-1]
     done = launch(
         "finetune",
-        name,
+        shards.name,
         task,
         parents=[origin for origin in made_by if origin],
-        datasets=[DatasetUse(name, path, shards.digest, "training")],
+        datasets=[shards.use("training")],
         console=console,
         above=above,
     )

@@ -76,7 +76,7 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
     console.print(f"curve    {name}: {len(runs)} trainings", soft_wrap=True)
     if spent := labels_spent(pretrained.origin):
         console.print(f"labels   the pretrained model was {spent} besides", soft_wrap=True)
-    with below_one(name, settings, console) as above:
+    with below_one(name, settings, shards, console) as above:
         left = iter(run_each(runs, shards, name, console, above))
         done = {key: list(islice(left, len(each))) for key, each in plan.items()}
         found = {key: measured_runs([run.folder for run in each]) for key, each in done.items()}
@@ -88,6 +88,9 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         for way in ways:
             measured = [run for share in settings.shares for run in found[share, way].protocols]
             console.print(f"{way:12} {protocol.line(measured)}", soft_wrap=True)
+        for point in points:
+            means = {f"test/top1 {way}": each.mean for way, each in point.outcomes.items()}
+            above.log_metrics({point.train_videos: means})
         folder = stage_folder(settings, "finetune")
         for file, content in (
             (folder / f"{name}.csv", _csv(points)),
@@ -176,7 +179,7 @@ def _csv(points: Sequence[Point]) -> bytes:
 
 
 def _png(points: Sequence[Point], shards: ShardSet) -> bytes:
-    figure = draw_curve(points, shards.folder.path.rsplit("/", 1)[-1])
+    figure = draw_curve(points, shards.name)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return picture.getvalue()

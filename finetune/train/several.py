@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class FinetuneResult:
         """The folder of the first run's model."""
         return self.runs[0].model
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """The mean of each metric over the runs, and the interval of the mean accuracy."""
         names = self.runs[0].metrics
@@ -75,9 +76,10 @@ def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> F
         dry_run(runs, shards, console)
         return FinetuneResult([])
     if len(runs) == 1:
-        return FinetuneResult([run_once(runs[0], shards, console)])
-    name = group_name(settings, settings.shards_name().rsplit("/", 1)[-1])
-    with below_one(name, settings, console) as above:
+        (start,) = Start.of_each(runs, shards)
+        return FinetuneResult([run_once(start, console)])
+    name = group_name(settings, shards.name)
+    with below_one(name, settings, shards, console) as above:
         found = FinetuneResult(run_each(runs, shards, name, console, above))
         above.log_metrics({0: {f"test/{k}": v for k, v in found.metrics.items()}})
         if found.runs[0].protocol:
@@ -90,7 +92,9 @@ def group_name(settings: FinetuneSettings, subject: str) -> str:
 
 
 @contextmanager
-def below_one(name: str, settings: FinetuneSettings, console: Console) -> Iterator[TrackedRun]:
+def below_one(
+    name: str, settings: FinetuneSettings, shards: ShardSet, console: Console
+) -> Iterator[TrackedRun]:
     """Opens the run of the tracking store that several stand below; the same for the same name."""
     results = str(stage_folder(settings, "finetune") / f"{name}.summary.json")
     uri = tracking_uri(settings.runs_path())
@@ -103,8 +107,8 @@ def below_one(name: str, settings: FinetuneSettings, console: Console) -> Iterat
             name,
             settings,
             results=results,
-            parents=[],
-            datasets=[],
+            parents=[shards.origin.id] if shards.origin else [],
+            datasets=[shards.use("training")],
         )
     with closing(run):
         yield run
@@ -123,8 +127,7 @@ def run_each(
     Raises:
         UserError: as one run does; all are looked at before the first begins.
     """
-    for single in runs:
-        Start.of(single, shards)
+    starts = Start.of_each(runs, shards)
     log = stage_folder(runs[0], "finetune") / f"{name}.log"
     console.print(f"log      {log}", soft_wrap=True)
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -135,9 +138,9 @@ def run_each(
         Progress(*columns, console=console, speed_estimate_period=86_400) as progress,
     ):
         task = progress.add_task("", total=len(runs))
-        for single in runs:
+        for start in starts:
             began = time.monotonic()
-            result = run_once(single, shards, Console(file=file, width=120), above)
+            result = run_once(start, Console(file=file, width=120), above)
             done.append(result)
             progress.advance(task)
             minutes = (time.monotonic() - began) / 60

@@ -47,6 +47,9 @@ def test_a_curve_is_printed_written_and_tracked_and_its_runs_can_be_compared(
     found = client.search_runs([experiment.experiment_id])
     (above,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     assert len(found) == 9
+    assert above.inputs is not None and above.inputs.dataset_inputs[0].dataset.name == "set"
+    history = client.get_metric_history(above.info.run_id, "test/top1 pretrained")
+    assert {each.step for each in history} == {2, 8}
     names = {file.path for file in client.list_artifacts(above.info.run_id)}
     assert {"curve.csv", "curve.png"} <= names
     sides = [
