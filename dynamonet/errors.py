@@ -25,7 +25,8 @@ class UserError(Exception):
         self.problem, self.remedy = problem, remedy
 
     def __str__(self) -> str:
-        return f"{self.problem.removesuffix('.')}. {self.remedy}" if self.remedy else self.problem
+        end = "" if self.problem.endswith((".", "?")) else "."
+        return f"{self.problem}{end} {self.remedy}" if self.remedy else self.problem
 
 
 class SettingsError(UserError):

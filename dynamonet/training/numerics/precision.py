@@ -190,7 +190,7 @@ def gradients_agree(
     x = x.contiguous(memory_format=torch.channels_last_3d)
 
     def results(form: str, scale: float, *, enabled: bool) -> tuple[Tensor, Tensor, Tensor]:
-        given, twin = x.clone().requires_grad_(), copy.deepcopy(layer)
+        given, twin = x.clone().requires_grad_(), copy.deepcopy(layer).requires_grad_()
         twin.__class__ = FORMS[form]
         twin.zero_grad()
         with torch.autocast(device.type, dtype, enabled=enabled):

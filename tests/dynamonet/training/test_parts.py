@@ -222,6 +222,13 @@ def test_layers_whose_gradients_are_wrong_take_the_first_form_that_is_right(
         precision.choose_precision(TwoFrames(), clip, "bf16", CPU, "refuse")
 
 
+def test_the_gradients_of_frozen_layers_can_be_compared_too(own_cache: Path) -> None:
+    model = TwoFrames().requires_grad_(False)
+    assert precision.choose_precision(model, torch.randn(1, 3, 4, 16, 16), "bf16", CPU).dtype
+    assert not any(layer.requires_grad for layer in model.parameters())
+    assert len(json.loads(own_cache.read_text())) == 2
+
+
 def test_where_tf32_is_faster_a_stem_stays_in_fp32(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
