@@ -201,9 +201,10 @@ def test_ray_job_stop_leaves_a_checkpoint_and_says_so(
 
     own = ["--no-wait", "--submission-id", "own", "--runtime-env-json", wait, "--"]
     jobs("submit", *own, *words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while "\nstep " not in jobs("logs", "own"):
         assert time.monotonic() < deadline
+        time.sleep(5)  # each question is a program of its own, and takes a core from the job
     jobs("stop", "own")
     assert "stopping after this step, with a checkpoint" in jobs("logs", "own")
     home = tmp_path / "pretrain/stopped"

@@ -111,7 +111,9 @@ def _training_sets(origin: Origin | None) -> Iterator[ShardSet | None]:
 
 
 def _of_sets(named: list[ShardSet | None]) -> TrainedOn | None:
-    """Returns the sources of sets; None where one is gone, or only a split of it was trained on."""
+    """Returns the sources of sets; None where there are none, one is gone, or a split was taken."""
+    if not named:
+        return None
     found = TrainedOn.of([])
     for shards in named:
         if shards is None or shards.num_splits:

@@ -145,6 +145,9 @@ def test_where_nothing_is_recorded_the_sets_that_are_named_are_looked_at(
     model.save_pretrained(tmp_path / "labelled")  # does not tell which split
     found = find_seen(model_at(tmp_path / "labelled"), shards, rows)
     assert not found.videos and "not known" in str(found)
+    model.facts["run"] = {"id": "somebody's", "stage": "pretrain"}
+    model.save_pretrained(tmp_path / "no sets")
+    assert "not known" in str(find_seen(model_at(tmp_path / "no sets"), shards, rows))
     del model.facts["run"]
     model.save_pretrained(tmp_path / "nothing")
     assert "not known" in str(find_seen(model_at(tmp_path / "nothing"), shards, rows))
