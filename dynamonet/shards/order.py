@@ -170,6 +170,11 @@ class EpochPlan:
         return sum(each.taken for each in self.sources)
 
     @property
+    def samples_read(self) -> int:
+        """Samples that the steps of an epoch take, those that are repeated included."""
+        return self.steps * self.global_batch
+
+    @property
     def batch_size(self) -> int:
         """Samples that a rank takes each step."""
         return self.global_batch // self.num_ranks
@@ -182,12 +187,12 @@ class EpochPlan:
     @property
     def left_out(self) -> int:
         """Samples of an epoch that no step takes."""
-        return max(0, self.num_samples - self.steps * self.global_batch)
+        return max(0, self.num_samples - self.samples_read)
 
     @property
     def repeated(self) -> int:
         """Samples that an epoch takes more than once to fill its only step."""
-        return max(0, self.steps * self.global_batch - self.num_samples)
+        return max(0, self.samples_read - self.num_samples)
 
     def batch(self, step: int, rank: int) -> tuple[Ints, Ints]:
         """Returns the samples that a rank takes at a step, counted over all epochs.

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -96,7 +96,7 @@ class TrackedRun:
 
     def tags(self) -> dict[str, str]:
         """Returns the run's own tags, by their names as `tag` takes them."""
-        return _own_tags(self.client.get_run(self.run_id))
+        return own_tags(self.client.get_run(self.run_id))
 
     def log_metrics(
         self, rows: Mapping[int, Mapping[str, float]], *, after: Mapping[str, int] | None = None
@@ -266,73 +266,10 @@ def closing(run: TrackedRun) -> Iterator[TrackedRun]:
         logger.warning(f"tracking {run.uri} was not told that the run is done: {reason(error)}")
 
 
-@dataclass(frozen=True)
-class FoundRun:
-    """A run as a search finds it."""
-
-    run_id: str
-    experiment_id: str
-    started: int  # in milliseconds since the epoch
-    tags: dict[str, str]  # its own, by their names as `TrackedRun.tag` takes them
-
-
-def tagged(uri: str, name: str, value: str, *, measured: str | None = None) -> list[FoundRun]:
-    """Returns the runs of all experiments that have a tag, the oldest first.
-
-    Args:
-        measured: A metric that they must have.
-    """
-    client, found, page = MlflowClient(uri), list[FoundRun](), None
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    while True:
-        runs = client.search_runs(
-            experiments,
-            f"tags.`{TAG}{name}` = '{value}'",
-            order_by=["attributes.start_time ASC"],
-            page_token=page,
-        )
-        found += [
-            FoundRun(run.info.run_id, run.info.experiment_id, run.info.start_time, _own_tags(run))
-            for run in runs
-            if measured is None or measured in run.data.metrics
-        ]
-        page = runs.token
-        if not page:
-            return found
-
-
-def _own_tags(run: Run) -> dict[str, str]:
+def own_tags(run: Run) -> dict[str, str]:
+    """Returns a run's tags of this program, by their names as `TrackedRun.tag` takes them."""
     tags = run.data.tags
     return {key.removeprefix(TAG): tags[key] for key in tags if key.startswith(TAG)}
-
-
-def newest_finished(uri: str, experiment: str, stage: str) -> tuple[str, str] | None:
-    """Returns (run id, results folder) of the newest finished run of a stage, if any."""
-    client = MlflowClient(uri)
-    known = client.get_experiment_by_name(experiment)
-    if known is None:
-        return None
-    runs = client.search_runs(
-        [known.experiment_id],
-        f"tags.`{TAG}stage` = '{stage}' and attributes.status = 'FINISHED'",
-        ViewType.ACTIVE_ONLY,
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
-    return (runs[0].info.run_id, runs[0].data.tags[TAG + "results"]) if runs else None
-
-
-def download(uri: str, run_id: str, artifact: str) -> Path:
-    """Copies an artifact of a run to a temporary folder.
-
-    Raises:
-        UserError: no such run or artifact.
-    """
-    try:
-        target = tempfile.mkdtemp(prefix="dynamonet-")
-        return Path(MlflowClient(uri).download_artifacts(run_id, artifact, target))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} of {uri} has no artifact {artifact!r}: {error}") from None
 
 
 def _experiment(client: MlflowClient, name: str, runs_path: str, uri: str) -> str:

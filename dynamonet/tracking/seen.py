@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.storage import atomic_file
 
 FILE = "trained_on.npz"
 Digests = NDArray[np.uint64]
@@ -52,7 +53,8 @@ class TrainedOn:
 
     def write(self, folder: Path) -> None:
         """Writes it into the folder of a run or a model."""
-        np.savez(folder / FILE, digests=self.digests, complete=np.bool_(self.complete))
+        with atomic_file(folder / FILE) as growing, growing.open("wb") as file:
+            np.savez(file, digests=self.digests, complete=np.bool_(self.complete))
 
     @classmethod
     def read(cls, folder: Path) -> TrainedOn:

@@ -87,10 +87,11 @@ def launch(
             state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
         write_state(folder, state, RunStatus.RUNNING)
         (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
-        task.trained_on().write(folder)
         console.print(f"run      {folder}", soft_wrap=True)
         try:
             with closing(run), StopSignals() as signals:
+                if not (folder / TRAINED_ON).is_file():  # a resumed run has it
+                    task.trained_on().write(folder)
                 _fit(task, folder, state, console, signals)
                 _check_end(folder, console, signals)
                 best_by = task.best_by() if task.keeps_best() else None

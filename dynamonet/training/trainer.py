@@ -132,9 +132,8 @@ class Trainer:
         refuse = self.train_step.refuses(bad_loss=bad_loss, bad_gradients=bad_gradients)
         before = self.state.damaged if step % self.plan.steps else 0
         self.state.damaged = before + int(damaged)
-        samples = self.plan.steps * self.plan.global_batch
         most = self.settings.loader.max_failed_share
-        self.reader.sets.allow_damaged(self.state.damaged, samples, most)
+        self.reader.sets.allow_damaged(self.state.damaged, self.plan.samples_read, most)
         self.drained = self.drained or drains
         return StepRequest(refuse, bool(stop), bool(save), spent)
 
@@ -169,8 +168,8 @@ class Trainer:
     def _replay(self, step: int, batch: ClipBatch, gradients: Gradients) -> str:
         """Writes the step to the run's folder and returns what is wrong with it, on which rank."""
         found = self.train_step.replay(step, batch)
-        rows = [self.reader.sets.find(row)[0] for row in batch.row.tolist()]
-        samples = [(row.shard, row.key) for row in rows]
+        rows = map(self.reader.sets.find, batch.row.tolist())
+        samples = [(row.shard, row.key) for row, _ in rows]
         facts = {"step": step + 1, "seed": self.settings.seed, "samples": samples}
         facts["gradient_norm"] = repr(float(gradients.norm))
         model = self.train_state.model if self.rank.is_main else None
@@ -212,9 +211,8 @@ class Trainer:
         if self.state.skipped:
             row |= {"train/skipped_steps": float(self.state.skipped)}
         if self._ends_epoch(done) and self.state.epoch_sums:
-            epoch = self.task.summarise(self.state.epoch_sums)
+            epoch = self.task.summarise(self.state.epoch_sums) | {"number": done / self.plan.steps}
             row |= {f"epoch/{name}": value for name, value in epoch.items()}
-            row |= {"epoch/number": done / self.plan.steps}
             self.state.epoch_sums = {}
         if self.rank.is_main:
             self.tracking.metrics(rows)
@@ -268,9 +266,8 @@ class Trainer:
         """Copies the state and lets a thread write it; only rank 0 does."""
         state, batch = self.state, self.plan.global_batch
         state.step, state.total_steps = done, self.total_steps
-        state.minutes = self.clock.minutes
         state.samples, state.global_batch = done * batch, batch
-        state.unsent = self.tracking.unsent()
+        state.minutes, state.unsent = self.clock.minutes, self.tracking.unsent()
         if self.rank.is_main:
             extra = {**self.task.describe(), "run": self.job.origin}
             self.store.begin(done, snapshot(self.train_state, state, extra), self.measured)
@@ -283,9 +280,8 @@ class Trainer:
             self.store.wait()
         if self.state.step == self.total_steps and not self.state.unmeasured:
             if self.rank.is_main:
-                parameters = sum(p.numel() for p in self.train_state.result.parameters())
-                spent = {"run/minutes": self.clock.minutes, "run/parameters": parameters}
-                self.tracking.metrics({self.total_steps: spent})
+                spent = {"minutes": self.clock.minutes, "parameters": self.train_state.parameters}
+                self.tracking.metrics({self.total_steps: {f"run/{k}": v for k, v in spent.items()}})
             with contextlib.suppress(BrokenOff):  # the next start tests
                 self._test()
         self.rank.any(False)  # nobody leaves before the last checkpoint is on disk

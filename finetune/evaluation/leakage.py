@@ -64,7 +64,7 @@ def find_seen(pretrained: Pretrained, shards: ShardSet, rows: NDArray[np.int64])
     """Looks for the videos of some rows among those that a model was trained on."""
     named = list(_training_sets(pretrained.origin))
     known = TrainedOn.read(pretrained.folder)
-    if not known.complete and pretrained.origin is not None:
+    if not known.complete:
         known = _of_sets(named) or known
     table = shards.table.select(["source", "source_digest"]).take(rows).to_pydict()
     pairs = dict(zip(table["source"], table["source_digest"], strict=True))
@@ -98,16 +98,14 @@ def _ancestry(origin: Origin) -> Iterator[Origin]:
 
 def _training_sets(origin: Origin | None) -> Iterator[ShardSet | None]:
     """Yields the sets that a model and those before it learnt from; None where one is gone."""
-    for step in _ancestry(origin) if origin else ():
-        for use in step.datasets if step.stage in ("pretrain", "finetune") else ():
-            if use.context != "training":
-                continue
-            try:
-                shards = ShardSet.open(use.path)
-            except UserError:
-                yield None
-            else:
-                yield shards if shards.digest == use.digest else None
+    uses = [use for step in _ancestry(origin) for use in step.datasets] if origin else []
+    for use in dict.fromkeys(use for use in uses if use.context == "training"):
+        try:
+            shards = ShardSet.open(use.path)
+        except UserError:
+            yield None
+        else:
+            yield shards if shards.digest == use.digest else None
 
 
 def _of_sets(named: list[ShardSet | None]) -> TrainedOn | None:
@@ -126,24 +124,31 @@ def _of_sets(named: list[ShardSet | None]) -> TrainedOn | None:
 def _copies(
     sets: list[ShardSet], known: TrainedOn, shards: ShardSet, rows: NDArray[np.int64]
 ) -> dict[str, str]:
-    """Returns the videos of some rows like which one was trained on, and that one.
-
-    A set's own videos are not compared with each other: its lists say which are trained on.
-    """
-    own = set(shards.table["source_digest"].to_pylist())
-    asked = [item for part in _fingerprints(shards, rows) for item in part]
+    """Returns the videos of some rows like which one was trained on, and that one."""
+    trained = [(each, _comparable(each, known, shards)) for each in sets]
+    if not any(len(others) for _, others in trained):
+        return {}
+    asked = [item for block in _fingerprints(shards, rows) for item in block]
     found: dict[str, str] = {}
-    for trained in sets if asked else ():
-        excluded = {each.digest for each in trained.card.excluded}
-        if shards.digest in excluded or len(trained) > LARGEST:
-            continue
-        digests = trained.table["source_digest"].to_pylist()
-        others = known.has(digests) & [digest not in own for digest in digests]
-        for block in _fingerprints(trained, np.flatnonzero(others)):
+    for each, others in trained:
+        for block in _fingerprints(each, others):
             pairs = matched_pairs([kept for _, kept in block], [kept for _, kept in asked])
             for here, there, _ in pairs:
                 found.setdefault(asked[there][0], block[here][0])
     return found
+
+
+def _comparable(trained: ShardSet, known: TrainedOn, shards: ShardSet) -> NDArray[np.int64]:
+    """Returns the rows that were trained on and may hold copies of a labelled set's videos.
+
+    That set's own videos are not compared with each other: its lists say which are trained on.
+    """
+    excluded = {each.digest for each in trained.card.excluded}
+    if shards.digest in {*excluded, trained.digest} or len(trained) > LARGEST:
+        return np.zeros(0, np.int64)
+    own = set(shards.table["source_digest"].to_pylist())
+    digests = trained.table["source_digest"].to_pylist()
+    return np.flatnonzero(known.has(digests) & [digest not in own for digest in digests])
 
 
 def _fingerprints(

@@ -66,8 +66,7 @@ def measure(settings: MeasureSettings, console: Console) -> Measured:
     seen = find_seen(model.found, shards, rows.numbers())
     if not settings.allow_seen_test_videos:
         seen.refuse(part.videos, str(model.folder))
-    how = f"{model.folder} on {model.device} in {model.precision}"
-    console.print(f"model    {how}", soft_wrap=True)
+    console.print(f"model    {model.folder} on {model.device} in {model.precision}", soft_wrap=True)
     console.print(f"shards   {place}: {part.videos:,} videos", soft_wrap=True)
 
     views = ViewPlan(settings.clips, settings.crops)

@@ -15,7 +15,8 @@ from dynamonet.errors import UserError
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
-from dynamonet.tracking.runs import TrackedRun, tagged
+from dynamonet.tracking.runs import TrackedRun
+from dynamonet.tracking.search import tagged
 
 FILE = "test/protocol.json"
 TEST_PART, TEST_SETTINGS = "test_part", "test_settings"  # tags of a run

@@ -20,7 +20,7 @@ from dynamonet.model.files import (
     read_weights,
 )
 from dynamonet.settings import validate
-from dynamonet.tracking.runs import download, newest_finished
+from dynamonet.tracking.search import download, newest_finished
 from dynamonet.tracking.store import tracking_uri
 from dynamonet.training.start import Pretrained, check_input, model_at
 from finetune.pretrained.convert import convert_backbone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from rich.console import Console
 from dynamonet.shards.loading import batches
 from dynamonet.shards.order import TrainingOrder
 from dynamonet.shards.settings import default_processes
-from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.setup import set_up
 from finetune.evaluation.finished import find_device
@@ -26,20 +26,13 @@ from finetune.train.objective import Finetuning
 STEPS = 3  # taken; the first is not counted
 
 
-def dry_run(runs: list[FinetuneSettings], shards: ShardSet, console: Console) -> None:
-    """Says what would be trained and tested, and how long each run and all take, about.
-
-    Args:
-        runs: The settings of each.
-
-    Raises:
-        UserError: as the runs would.
-    """
-    start = Start.of_each(runs, shards)[0]
+def dry_run(starts: Sequence[Start], console: Console) -> None:
+    """Says what would be trained and tested, and how long the first run and all take, about."""
+    start = starts[0]
     task, settings = start.task, start.task.settings
     told = start.protocol(Times())
     count = len(task.data.classes)
-    console.print(f"shards   {shards.folder.path}: {count} classes", soft_wrap=True)
+    console.print(f"shards   {task.shards}: {count} classes", soft_wrap=True)
     console.print(f"weights  {start.words()}", soft_wrap=True)
     console.print(f"trains   {_trained(told, settings)}", soft_wrap=True)
     if settings.test:
@@ -60,7 +53,8 @@ def dry_run(runs: list[FinetuneSettings], shards: ShardSet, console: Console) ->
         f"{parameters / 1e6:.1f} million parameters, {memory / 2**30:.1f} GiB",
         soft_wrap=True,
     )
-    total = f"{minutes * len(runs):.1f} for {len(runs)} run{'s' if len(runs) > 1 else ''}"
+    count = len(starts)
+    total = f"{minutes * count:.1f} for {count} run{'s' if count > 1 else ''}"
     console.print(
         f"[bold]minutes  about {minutes:.1f} a run, {total}[/bold], beside starts and tests; "
         "nothing was kept",
@@ -98,5 +92,5 @@ def _measured(task: Finetuning) -> tuple[int, float, int, int]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
-    parameters = sum(p.numel() for p in setup.train_state.model.parameters())
-    return setup.total_steps, float(np.diff(taken).mean()), memory, parameters
+    seconds = float(np.diff(taken).mean())
+    return setup.total_steps, seconds, memory, setup.train_state.parameters

@@ -13,6 +13,7 @@ from dynamonet.model.files import MODEL
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.shard_set import ShardSet
+from dynamonet.tracking.origin import Origin
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.features import KNN_FILE
 from dynamonet.training.launch import launch
@@ -69,6 +70,12 @@ class Start:
                     seen.refuse(task.test_part.videos, str(pretrained.folder))
             starts.append(cls(task, pretrained, seen))
         return starts
+
+    @property
+    def parents(self) -> list[Origin]:
+        """The runs that made what it builds on."""
+        made_by = (self.pretrained.origin if self.pretrained else None, self.task.data.origin)
+        return [origin for origin in made_by if origin]
 
     def words(self) -> str:
         """Says what the training starts from."""
@@ -131,12 +138,11 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
         console.print(f"         {transfer(fitted, weights, settings.min_loaded_share)}")
     else:
         console.print("weights  from scratch")
-    made_by = (pretrained.origin if pretrained else None, shards.origin)
     done = launch(
         "finetune",
         shards.name,
         task,
-        parents=[origin for origin in made_by if origin],
+        parents=start.parents,
         datasets=[shards.use("training")],
         console=console,
         above=above,

@@ -24,6 +24,7 @@ from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interv
 from finetune.pretrained.load import find_pretrained
 from finetune.settings import CurveSettings, FinetuneSettings
 from finetune.train.dry_run import dry_run
+from finetune.train.experiment import Start
 from finetune.train.objective import Finetuning
 from finetune.train.several import below_one, group_name, run_each, single_runs
 from finetune.train.splits import Splits
@@ -69,15 +70,15 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         short = "scratch" if way == SCRATCH else way
         update = {"label_share": share, "name": f"{name}-{100 * share:g}-{short}"}
         plan[share, way] = single_runs(single.model_copy(update=update), shards.num_splits)
-    runs = [single for each in plan.values() for single in each]
+    starts = Start.of_each([single for each in plan.values() for single in each], shards)
     if settings.dry_run:
-        dry_run(runs, shards, console)
+        dry_run(starts, console)
         return []
-    console.print(f"curve    {name}: {len(runs)} trainings", soft_wrap=True)
+    console.print(f"curve    {name}: {len(starts)} trainings", soft_wrap=True)
     if spent := labels_spent(pretrained.origin):
         console.print(f"labels   the pretrained model was {spent} besides", soft_wrap=True)
-    with below_one(name, settings, shards, console) as above:
-        left = iter(run_each(runs, shards, name, console, above))
+    with below_one(name, settings, starts[-1], console) as above:
+        left = iter(run_each(starts, name, console, above))
         done = {key: list(islice(left, len(each))) for key, each in plan.items()}
         found = {key: measured_runs([run.folder for run in each]) for key, each in done.items()}
         points = [

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dynamonet import cluster
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
-from dynamonet.tracking.runs import TrackedRun, closing, start_run, tagged
+from dynamonet.tracking.runs import TrackedRun, closing, start_run
+from dynamonet.tracking.search import tagged
 from dynamonet.tracking.store import tracking_uri
 from dynamonet.training.run_folder import stage_folder
 from finetune.evaluation import protocol
@@ -71,16 +72,15 @@ def single_runs(settings: FinetuneSettings, num_splits: int) -> list[FinetuneSet
 
 def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> FinetuneResult:
     """Does every run asked for, on one Ray, and prints what several say together."""
-    runs = single_runs(settings, shards.num_splits)
+    starts = Start.of_each(single_runs(settings, shards.num_splits), shards)
     if settings.dry_run:
-        dry_run(runs, shards, console)
+        dry_run(starts, console)
         return FinetuneResult([])
-    if len(runs) == 1:
-        (start,) = Start.of_each(runs, shards)
-        return FinetuneResult([run_once(start, console)])
+    if len(starts) == 1:
+        return FinetuneResult([run_once(starts[0], console)])
     name = group_name(settings, shards.name)
-    with below_one(name, settings, shards, console) as above:
-        found = FinetuneResult(run_each(runs, shards, name, console, above))
+    with below_one(name, settings, starts[0], console) as above:
+        found = FinetuneResult(run_each(starts, name, console, above))
         above.log_metrics({0: {f"test/{k}": v for k, v in found.metrics.items()}})
         if found.runs[0].protocol:
             _summarise(found, name, above, console)
@@ -93,9 +93,13 @@ def group_name(settings: FinetuneSettings, subject: str) -> str:
 
 @contextmanager
 def below_one(
-    name: str, settings: FinetuneSettings, shards: ShardSet, console: Console
+    name: str, settings: FinetuneSettings, built_on: Start, console: Console
 ) -> Iterator[TrackedRun]:
-    """Opens the run of the tracking store that several stand below; the same for the same name."""
+    """Opens the run of the tracking store that several stand below; the same for the same name.
+
+    Args:
+        built_on: One of them, with the set and the weights of all.
+    """
     results = str(stage_folder(settings, "finetune") / f"{name}.summary.json")
     uri = tracking_uri(settings.runs_path())
     if before := tagged(uri, "results", results):
@@ -107,8 +111,8 @@ def below_one(
             name,
             settings,
             results=results,
-            parents=[shards.origin.id] if shards.origin else [],
-            datasets=[shards.use("training")],
+            parents=[origin.id for origin in built_on.parents],
+            datasets=[built_on.task.data.use("training")],
         )
     with closing(run):
         yield run
@@ -116,19 +120,14 @@ def below_one(
 
 
 def run_each(
-    runs: Sequence[FinetuneSettings],
-    shards: ShardSet,
-    name: str,
-    console: Console,
-    above: TrackedRun,
+    starts: Sequence[Start], name: str, console: Console, above: TrackedRun
 ) -> list[Result]:
     """Does some runs one after the other, a line each; what else they print goes into a file.
 
     Raises:
-        UserError: as one run does; all are looked at before the first begins.
+        UserError: as one run does.
     """
-    starts = Start.of_each(runs, shards)
-    log = stage_folder(runs[0], "finetune") / f"{name}.log"
+    log = stage_folder(starts[0].task.settings, "finetune") / f"{name}.log"
     console.print(f"log      {log}", soft_wrap=True)
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done: list[Result] = []
@@ -137,7 +136,7 @@ def run_each(
         log.open("a", encoding="utf-8") as file,
         Progress(*columns, console=console, speed_estimate_period=86_400) as progress,
     ):
-        task = progress.add_task("", total=len(runs))
+        task = progress.add_task("", total=len(starts))
         for start in starts:
             began = time.monotonic()
             result = run_once(start, Console(file=file, width=120), above)

@@ -87,6 +87,11 @@ class TrainState:
         """The model that is measured and kept."""
         return self.model if self.average is None else self.average.module
 
+    @property
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+        return sum(each.numel() for each in self.model.parameters())
+
 
 def snapshot(
     train_state: TrainState, state: LoopState, extra: dict[str, Any]

@@ -9,11 +9,11 @@ import pytest
 from mlflow import MlflowClient
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.tracking.store import tracking_uri
 from finetune import compare, label_curve
 from tests.conftest import without_ray
+from tests.finetune.train.test_recipes import TINY
 
 WORDS = (
     "--max_steps 1 --test_clips 1 --precision fp32 --clips.canvas_px 32 --loader.batch_size 4 "
@@ -23,8 +23,7 @@ WORDS = (
 
 @pytest.fixture
 def words(shard_set: Path, tmp_path: Path) -> list[str]:
-    trunk = TrunkConfig(depth=10, width=4, stem_pool=False, temporal_strides=(1, 2, 2, 1))
-    DynamoNet(ModelConfig(num_frames=8, frame_px=32, trunk=trunk)).save_pretrained(tmp_path / "own")
+    DynamoNet(TINY).save_pretrained(tmp_path / "own")
     places = ["--shards", str(shard_set), "--runs", str(tmp_path)]
     return [*places, "--pretrained", str(tmp_path / "own"), *WORDS]
 
