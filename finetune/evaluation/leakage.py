@@ -124,18 +124,19 @@ def _of_sets(named: list[ShardSet | None]) -> TrainedOn | None:
 def _copies(
     sets: list[ShardSet], known: TrainedOn, shards: ShardSet, rows: NDArray[np.int64]
 ) -> dict[str, str]:
-    """Returns the videos of some rows like which one was trained on, and that one."""
+    """Returns the videos of some rows like which one was trained on, and the most similar one."""
     trained = [(each, _comparable(each, known, shards)) for each in sets]
     if not any(len(others) for _, others in trained):
         return {}
     asked = [item for block in _fingerprints(shards, rows) for item in block]
-    found: dict[str, str] = {}
+    closest: dict[str, tuple[float, str]] = {}
     for each, others in trained:
         for block in _fingerprints(each, others):
             pairs = matched_pairs([kept for _, kept in block], [kept for _, kept in asked])
-            for here, there, _ in pairs:
-                found.setdefault(asked[there][0], block[here][0])
-    return found
+            for here, there, match in pairs:
+                near, name = (match.still, block[here][0]), asked[there][0]
+                closest[name] = min(near, closest.get(name, near))
+    return {name: copy for name, (_, copy) in closest.items()}
 
 
 def _comparable(trained: ShardSet, known: TrainedOn, shards: ShardSet) -> NDArray[np.int64]:
