@@ -2,7 +2,7 @@
 
     clip           (B, 3, T, H, W) float32, RGB in [0, 1]; T, H, W as the description says
     features       (B, D)     trunk features averaged over time and space
-    dmr            (B, M)     the dynamic motion representation
+    dmr            (B, M)     the dynamic motion representation, of a model that reads it
     probabilities  (B, N)     with a classifier: of the classes, in the description's order
 
 Normalisation is inside the graph. The description, a JSON, travels in the file: as the metadata
@@ -42,12 +42,14 @@ class Exportable(nn.Module):
     def __init__(self, model: DynamoNet) -> None:
         super().__init__()
         self.model = model
-        self.names = ("features", "dmr", *(("probabilities",) if model.classifier else ()))
+        dmr, said = model.config.use_dmr, model.classifier is not None
+        there = {"features": True, "dmr": dmr, "probabilities": said}
+        self.names = tuple(name for name, is_there in there.items() if is_there)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
         """Maps a clip (B, 3, T, H, W) in [0, 1] to the tensors that `names` lists."""
         output = self.model(normalise(clip), predict_frames=False)
-        outputs = (output.pooled, output.dmr)
+        outputs = (output.pooled, output.dmr) if self.model.config.use_dmr else (output.pooled,)
         return outputs if output.logits is None else (*outputs, output.logits.softmax(1))
 
 

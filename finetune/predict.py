@@ -75,6 +75,7 @@ def predict(options: PredictSettings) -> FilePredictions:
         options.model,
         batch_size=options.batch_size,
         pictures=options.filmstrip is not None,
+        pixel_scale=options.pixel_scale,
         device=options.device,
         precision=options.precision,
     )

@@ -100,7 +100,7 @@ def nearest(windows: FeatureTable, options: NearestSettings) -> list[Hit]:
         start, end = windows.start_seconds, windows.end_seconds
         barred = [i for i in own for q in at if start[i] < end[q] and start[q] < end[i]]
     else:
-        query, barred = windows_of_new(windows, name, seconds, options.model, options.by), []
+        query, barred = windows_of_new(windows, name, seconds, options), []
     far = distances(query, rows).min(0)
     far[barred] = float("inf")
     order = far.argsort(kind="stable")[: options.top]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from dynamonet.model.config import NetworkConfig
+from dynamonet.model.config import NetworkConfig, PixelScale
 from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
 
@@ -115,6 +115,11 @@ class FinetuneSettings(TrainSettings):
         description="newest = of the tracking store; none = from scratch; motion = the small "
         "network that the package brings; else a model's folder, an MLflow run id, a Hugging Face "
         "hub id, or a file of weights of a known network (docs/transfer.md).",
+    )
+    pixel_scale: PixelScale | None = Field(
+        default=None,
+        description="Pixels that other people's weights were trained on; null = as they usually "
+        "are.",
     )
     min_loaded_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of trunk and filter weights that must fit."

@@ -17,9 +17,12 @@ class Classifier(nn.Module):
     Source: the paper concatenates the two; normalising them first is ours.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int, dmr_dim: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, dim: int, dmr_dim: int) -> None:
+        """Args:
+        dim: Channels D of the features.
+        dmr_dim: Values of the DMR.
+        """
         super().__init__()
-        dim = config.trunk.dim
         self.attention = AttentivePool(dim) if config.pooling == "attentive" else None
         self.norm_features = nn.BatchNorm1d(dim)
         self.norm_dmr = nn.BatchNorm1d(dmr_dim) if config.use_dmr else None

@@ -11,6 +11,36 @@ from dynamonet.settings import Settings, whole_number
 
 LossName = Literal["mse", "l1", "smooth_l1"]
 BOTTLENECK_FROM = 50  # depths from here on use bottleneck blocks
+PixelScale = Literal[
+    "pytorchvideo", "imagenet", "kinetics", "hara_2017", "hara_2020", "half", "unit"
+]
+RGB = tuple[float, float, float]
+# mean and deviation of R, G, B in [0, 1] that a network's training took out
+PIXEL_SCALES: dict[PixelScale, tuple[RGB, RGB]] = {
+    "pytorchvideo": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),  # PySlowFast's, and ours
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),  # torchvision's
+    "hara_2017": ((0.450097, 0.422492, 0.390098), (1 / 255, 1 / 255, 1 / 255)),
+    "hara_2020": ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+BackboneName = Literal[
+    "r3d_18",
+    "mc3_18",
+    "r2plus1d_18",
+    "slow_r50",
+    "c2d_r50",
+    "i3d_r50",
+    "csn_r101",
+    "r2plus1d_r50",
+    "x3d_m",
+    "x3d_l",
+    "slowfast_r50",
+    "slowfast_r101",
+    "videomae",
+    "vjepa2",
+]
 
 
 class TrunkConfig(Settings):
@@ -91,6 +121,18 @@ class FilterConfig(Settings):
         return value
 
 
+class BackboneConfig(Settings):
+    """A network that another library builds; see `dynamonet.model.backbone`."""
+
+    name: BackboneName = Field(
+        description="torchvision's or pytorchvideo's name, or a model type of transformers. x3d_m "
+        "is X3D-XS and S too."
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="videomae, vjepa2: the configuration that transformers reads."
+    )
+
+
 class NetworkConfig(Settings):
     """A network without its classifier."""
 
@@ -105,7 +147,13 @@ class NetworkConfig(Settings):
         default="rgb_diff",
         description="The trunk sees frames (the paper's), or each less the one before (ours).",
     )
+    pixel_scale: PixelScale = Field(
+        default="pytorchvideo", description="Mean and deviation of the pixels that the trunk sees."
+    )
     trunk: TrunkConfig = Field(default=TrunkConfig(), description="The 3D-CNN.")
+    backbone: BackboneConfig | None = Field(
+        default=None, description="A network that another library builds, in place of the trunk."
+    )
     filters: FilterConfig = Field(default=FilterConfig(), description="The dynamic motion filters.")
 
     @property

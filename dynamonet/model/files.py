@@ -18,6 +18,7 @@ from dynamonet.errors import UserError, need
 
 FORMAT_VERSION = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FOREIGN_DESCRIPTION = "config.json"  # of a model that transformers saved
 WEIGHTS_DIGEST = "weights_digest"  # key in the description
 MODEL = "model"  # folder of the finished model in that of its run
 LOSS = "loss"  # key in the description of a pretrained model: how frames were compared
@@ -82,8 +83,11 @@ def locate(place: str | Path) -> Path:
     hub = need("huggingface_hub", "hub", purpose)
     repo, revision = match["repo"], match["revision"]
     try:
-        for name in (WEIGHTS, DESCRIPTION):
-            file = hub.hf_hub_download(repo, name, revision=revision)
+        file = hub.hf_hub_download(repo, WEIGHTS, revision=revision)
+        try:
+            hub.hf_hub_download(repo, DESCRIPTION, revision=revision)
+        except hub.errors.EntryNotFoundError:
+            hub.hf_hub_download(repo, FOREIGN_DESCRIPTION, revision=revision)
     except Exception as error:  # the library raises its own, requests' and the system's errors
         raise UserError(
             f"{place}: no folder here and cannot be downloaded from the hub: {error}"

@@ -12,11 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dynamonet.errors import UserError
+from dynamonet.model.backbone import build_backbone
 from dynamonet.model.classifier import Classifier
-from dynamonet.model.config import ModelConfig, NetworkConfig
+from dynamonet.model.config import PIXEL_SCALES, ModelConfig, NetworkConfig, PixelScale
 from dynamonet.model.files import (
     DESCRIPTION,
     facts,
@@ -39,7 +41,7 @@ class Output:
     features: Tensor  # (B, D, t, h, w)
     pooled: Tensor  # (B, D), features averaged over time and space
     filters: Tensor  # (B, L, N, K*K, gh, gw)
-    dmr: Tensor  # (B, dmr_dim), the dynamic motion representation
+    dmr: Tensor  # (B, dmr_dim), the dynamic motion representation; (B, 0) without `use_dmr`
     predicted: list[Tensor]  # for each level (B, 3, N, H // level, W // level)
     logits: Tensor | None  # (B, num_classes), or None without a classifier
 
@@ -62,6 +64,26 @@ def frame_differences(clip: Tensor) -> Tensor:
     return 2 * clip.diff(dim=2, prepend=clip[:, :, :1])
 
 
+class PixelScaling(nn.Module):
+    """Pixels as the trunk was trained on them: y = (x std + mean - its mean) / its std."""
+
+    def __init__(self, scale: PixelScale) -> None:
+        super().__init__()
+        (mean, std), (own_mean, own_std) = PIXEL_SCALES["pytorchvideo"], PIXEL_SCALES[scale]
+        pairs = zip(mean, std, own_mean, own_std, strict=True)
+        values = [(s / t, (m - n) / t) for m, s, n, t in pairs]
+        self.needed = scale != "pytorchvideo"
+        self.scales: Tensor
+        self.register_buffer("scales", torch.tensor(values), persistent=False)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Maps a clip (B, 3, T, H, W) of our scale to the trunk's."""
+        if not self.needed:
+            return clip
+        factor, shift = self.scales[:, :, None, None, None].unbind(1)
+        return clip * factor + shift
+
+
 class DynamoNet(nn.Module):
     """The whole network; needs neither labels nor the next frame to run."""
 
@@ -69,20 +91,25 @@ class DynamoNet(nn.Module):
         super().__init__()
         config = config if isinstance(config, ModelConfig) else ModelConfig.of(config)
         self.config = config
-        self.trunk = Trunk(config.trunk, config.num_frames)
+        self.pixels = PixelScaling(config.pixel_scale)
+        self.trunk = (
+            Trunk(config.trunk, config.num_frames)
+            if config.backbone is None
+            else build_backbone(config.backbone)
+        )
         future = config.targets == "future"
         self.motion = MotionFilters(
-            config.trunk.dim,
+            self.trunk.dim,
             config.filters,
             num_filters=config.horizon if future else config.num_frames,
             last_step_only=future,
-            temporal_stride=config.trunk.temporal_stride,
-            spatial_stride=config.trunk.spatial_stride,
+            temporal_stride=self.trunk.temporal_stride,
+            spatial_stride=self.trunk.spatial_stride,
         )
         self.classifier = (
             None
             if config.num_classes is None
-            else Classifier(config, config.num_classes, self.motion.dmr_dim)
+            else Classifier(config, config.num_classes, self.trunk.dim, self.motion.dmr_dim)
         )
         self.frozen: tuple[nn.Module, ...] = ()
         self.facts: dict[str, Any] = {}  # JSON-able, kept beside the weights: classes, clips, run
@@ -118,14 +145,15 @@ class DynamoNet(nn.Module):
                 f"this classifier reads the filters of {config.num_frames} frames and got a clip "
                 f"of {clip.shape[2]}: sample clips of {config.num_frames} frames"
             )
-        features = self.trunk(clip if config.input == "rgb" else frame_differences(clip))
+        seen = self.pixels(clip)
+        features = self.trunk(seen if config.input == "rgb" else frame_differences(seen))
         num_filters = clip.shape[2] if config.targets == "within_clip" else config.horizon
         height, width = clip.shape[-2:]
         filters = self.motion(features, num_filters, (height, width))
         levels = config.filters.levels if predict_frames else ()
         predicted = predict_levels(clip, filters, levels, config.targets, config.filters.cell_px)
         pooled = features.mean((2, 3, 4))
-        dmr = self.motion.describe(filters)
+        dmr = self.motion.describe(filters) if config.use_dmr else pooled[:, :0]
         logits = None if self.classifier is None else self.classifier(features, dmr)
         return Output(features, pooled, filters, dmr, predicted, logits)
 

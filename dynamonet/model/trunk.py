@@ -12,7 +12,7 @@ narrow and unpooled variants are ours.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class Trunk(nn.Module):
         num_frames: Clip length T that STC gates are built for; without STC any length works.
         """
         super().__init__()
-        self.config = config
+        self.config, self.dim = config, config.dim
+        self.temporal_stride, self.spatial_stride = config.temporal_stride, config.spatial_stride
         width = config.width
         self.stem = stems.create_res_basic_stem(
             in_channels=3,
@@ -68,6 +69,11 @@ class Trunk(nn.Module):
             channels = _out_channels(config, index)
         self.stages = nn.ModuleList(stages)
         _init_weights(self)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks, each of which can be computed again going backward."""
+        return [block for stage in self.stages for block in cast(Any, stage).res_blocks]
 
     def forward(self, clip: Tensor) -> Tensor:
         """Maps a clip (B, 3, T, H, W) to features (B, D, t, h, w).

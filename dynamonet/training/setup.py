@@ -142,7 +142,7 @@ def _build(
     model = task.build_model().to(rank.device)
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if settings.activation_checkpointing:
-        checkpoint_activations(model.trunk)
+        checkpoint_activations(model.trunk.blocks)
     wanted = (read_state(start).micro_batch if start else settings.micro_batch) or share
     micro = largest_divisor(share, wanted)
     if rank.device.type == "cuda":  # elsewhere PyTorch does not tell

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dynamonet.errors import UserError
-from dynamonet.model.files import locate, read_description, weights_digest
+from dynamonet.model.config import ModelConfig, PixelScale
+from dynamonet.model.files import read_description, weights_digest
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.settings import validate
 from dynamonet.shards.settings import ClipSettings, FrameSettings
 from dynamonet.training.features import KnnBank, descriptor
 from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.settings import FormatName
-from dynamonet.training.start import model_at
+from dynamonet.training.start import transfer
+from finetune.pretrained.load import (
+    digest_of_foreign,
+    is_foreign,
+    pretrained_config,
+    pretrained_weights,
+    weights_at,
+)
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,13 @@ class Classes:
     neighbours: KnnBank | None = None  # which vote where there is no classifier
 
     @classmethod
-    def of(cls, folder: Path, num_classes: int | None) -> Classes:
-        """Reads them from a model's folder; numbers where a model was saved without names.
+    def of(cls, folder: Path, description: dict[str, Any], num_classes: int | None) -> Classes:
+        """Reads them from a model's folder; numbers where it was saved without names.
 
         Raises:
             UserError: there are more or fewer names than classes, or a file is damaged.
         """
-        names = read_description(folder).get("classes", [])
+        names = description.get("classes", [])
         if num_classes is None:
             bank = KnnBank.read(folder)
             return cls(names if bank else [], bank)
@@ -60,31 +68,42 @@ class FinishedModel:
         self,
         place: str,
         *,
+        pixel_scale: PixelScale | None = None,
         device: Literal["auto", "cpu", "gpu"] = "auto",
         precision: FormatName = "auto",
     ) -> None:
         """Loads a model.
 
         Args:
-            place: The model's folder or its run's, or its hub id.
+            place: The model's folder or its run's, its hub id, or weights that others trained.
+            pixel_scale: Of pixels that others trained on; None = as they usually do.
             device: auto = a GPU where there is one.
             precision: Of the trunk; auto = as in training.
 
         Raises:
             UserError: no model there, its description is damaged, or there is no GPU.
         """
-        self.found = model_at(locate(place))
+        self.found = weights_at(place)
         self.folder = self.found.folder
-        description, origin = read_description(self.folder), str(self.folder)
-        self.digest = weights_digest(self.folder)
+        self.device = find_device(device)
+        config = pretrained_config(self.folder, pixel_scale)
+        if is_foreign(self.folder):
+            description: dict[str, Any] = {}
+            self.digest = digest_of_foreign(self.folder, config.pixel_scale)
+            model = DynamoNet(ModelConfig.of(config, use_dmr=False))  # it brings no filters
+            transfer(model, pretrained_weights(self.folder, config), 1.0)
+        else:
+            description = read_description(self.folder)
+            self.digest = weights_digest(self.folder)
+            model = DynamoNet.from_pretrained(self.folder)
+        origin = str(self.folder)
         self.clips = validate(ClipSettings, description.get("clips", {}), origin=origin)
         self.frames = validate(FrameSettings, description.get("frames", {}), origin=origin)
-        self.device = find_device(device)
-        model = DynamoNet.from_pretrained(self.folder).to(self.device)
+        model = model.eval().to(self.device)
         self.model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.precision = forward_precision(self.model, precision, self.device)
         self.config = model.config
-        self.says = Classes.of(self.folder, self.config.num_classes)
+        self.says = Classes.of(self.folder, description, self.config.num_classes)
         self.classes = self.says.names
 
 

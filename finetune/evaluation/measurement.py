@@ -55,7 +55,12 @@ def measure(settings: MeasureSettings, console: Console) -> Measured:
         UserError: no model or no such set, a class that the model does not know, or videos that it
             was trained on.
     """
-    model = FinishedModel(settings.model, device=settings.device, precision=settings.precision)
+    model = FinishedModel(
+        settings.model,
+        pixel_scale=settings.pixel_scale,
+        device=settings.device,
+        precision=settings.precision,
+    )
     shards = ShardSet.open(settings.shards_path(settings.shards))
     place = shards.folder.path
     known = known_classes(model, shards)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from dynamonet.command_line import positional
+from dynamonet.model.config import PixelScale
 from dynamonet.settings import Settings, whole_number
 from dynamonet.stage import StageSettings
 from dynamonet.training.settings import FormatName
@@ -16,7 +17,14 @@ from dynamonet.training.settings import FormatName
 class ModelSettings(Settings):
     """A finished model, and how it is run."""
 
-    model: str = positional("Folder of a model or of its run, or its Hugging Face hub id.")
+    model: str = positional(
+        "Folder of a model or of its run, its Hugging Face hub id, or other people's weights."
+    )
+    pixel_scale: PixelScale | None = Field(
+        default=None,
+        description="Pixels that other people's weights were trained on; null = as they usually "
+        "are.",
+    )
     crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
         default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
     )

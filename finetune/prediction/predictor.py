@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dynamonet.model.config import PixelScale
 from dynamonet.shards.loading import read_ahead
 from dynamonet.shards.settings import default_processes
 from dynamonet.training.settings import FormatName
@@ -53,6 +54,7 @@ class Predictor(FinishedModel):
         *,
         batch_size: int,
         pictures: bool,
+        pixel_scale: PixelScale | None = None,
         device: Literal["auto", "cpu", "gpu"] = "auto",
         precision: FormatName = "auto",
     ) -> None:
@@ -62,7 +64,7 @@ class Predictor(FinishedModel):
             batch_size: Clips that go through the model together.
             pictures: Keep a picture of each window.
         """
-        super().__init__(place, device=device, precision=precision)
+        super().__init__(place, pixel_scale=pixel_scale, device=device, precision=precision)
         self.batch_size, self.pictures = batch_size, pictures
 
     def clip_text(self) -> str:

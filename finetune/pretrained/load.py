@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from dynamonet.commands import command
+from dynamonet.digest import digest_of_bytes, digest_of_stream
 from dynamonet.errors import UserError
-from dynamonet.model.config import LossName, ModelConfig, NetworkConfig
+from dynamonet.model.config import LossName, ModelConfig, NetworkConfig, PixelScale
 from dynamonet.model.files import (
     DESCRIPTION,
     LOSS,
@@ -23,23 +24,24 @@ from dynamonet.settings import validate
 from dynamonet.tracking.search import download, newest_finished
 from dynamonet.tracking.store import tracking_uri
 from dynamonet.training.start import Pretrained, check_input, model_at
-from finetune.pretrained.convert import convert_backbone
+from finetune.pretrained.convert import ForeignWeights, convert
+from finetune.pretrained.foundation import foundation_network, is_foundation, read_foundation
 from finetune.pretrained.weight_files import SUFFIXES, read_tensors
 from finetune.settings import FinetuneSettings
 
 
 def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
-    """Resolves --pretrained to a model's folder or a file of weights; None means from scratch.
+    """Resolves --pretrained to a model's folder or other people's weights; None means from scratch.
 
     Raises:
-        UserError: there is no such model, and the message names the command that makes one; or a
-            file is not understood.
+        UserError: there is no such model, and the message names the command that makes one; or it
+            is not understood.
     """
     wanted = settings.pretrained
     if wanted == "none":
         return None
+    uri = tracking_uri(settings.runs_path())
     if wanted == "newest":
-        uri = tracking_uri(settings.runs_path())
         newest = newest_finished(uri, settings.experiment, "pretrain")
         if newest is None:
             raise UserError(
@@ -48,37 +50,75 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
                 "--pretrained motion, or from scratch with --pretrained none"
             )
         return model_at(Path(newest[1]))
-    file = Path(wanted).expanduser().absolute()
-    if file.is_file() and not (file.name == WEIGHTS and (file.parent / DESCRIPTION).is_file()):
-        return Pretrained(file, None, str(convert_backbone(read_tensors(file), wanted)))
-    if file.is_file():
-        return model_at(file.parent)
-    if file.suffix in SUFFIXES and not file.exists():
-        raise UserError(f"{wanted}: no such file of weights")
     if re.fullmatch("[0-9a-f]{32}", wanted) and not Path(wanted).exists():
-        uri = tracking_uri(settings.runs_path())
         return model_at(download(uri, wanted, MODEL))
-    return model_at(locate(wanted))
+    found = weights_at(wanted)
+    if settings.model is None:
+        pretrained_config(found.folder, settings.pixel_scale)  # tells of an unknown scale
+    return found
 
 
-def pretrained_config(place: Path) -> NetworkConfig:
-    """Returns the architecture of a model's folder, or of a file of weights.
+def weights_at(place: str) -> Pretrained:
+    """Finds a model, or weights that others trained.
+
+    Args:
+        place: See `locate`; or a file of weights, or a folder that transformers saved.
 
     Raises:
-        UserError: neither is here, or it is damaged or not understood.
+        UserError: there is none, or it is not understood.
     """
-    if place.is_file():
-        return convert_backbone(read_tensors(place), str(place)).model()
+    file = Path(place).expanduser().absolute()
+    if file.is_file() and file.name == WEIGHTS:
+        ours = file.parent / DESCRIPTION
+        file = file.parent if ours.is_file() or is_foundation(file.parent) else file
+    if file.suffix in SUFFIXES and not file.exists():
+        raise UserError(f"{place}: no such file of weights")
+    found = file if file.is_file() else locate(str(file) if file.exists() else place)
+    if is_foreign(found):
+        return Pretrained(found, None, str(read_foreign(found)))
+    return model_at(found)
+
+
+def is_foreign(place: Path) -> bool:
+    """Tells whether weights are other people's: a file, or a folder that transformers saved."""
+    return place.is_file() or (is_foundation(place) and not (place / DESCRIPTION).is_file())
+
+
+def read_foreign(place: Path) -> ForeignWeights:
+    """Reads the weights that others trained.
+
+    Raises:
+        UserError: damaged, or not understood.
+    """
+    return read_foundation(place) if place.is_dir() else convert(read_tensors(place), str(place))
+
+
+def pretrained_config(place: Path, scale: PixelScale | None = None) -> NetworkConfig:
+    """Returns the architecture of a model's folder, or of weights that others trained.
+
+    Args:
+        scale: Of the pixels that others trained on; None = as they usually do.
+
+    Raises:
+        UserError: neither is here, or it is damaged or not understood; or a scale is given for a
+            model of ours.
+    """
+    if is_foreign(place):
+        if place.is_dir():
+            return foundation_network(place).model_copy(update={"pixel_scale": scale or "imagenet"})
+        return read_foreign(place).model(scale, str(place))
+    if scale is not None:
+        raise UserError(f"--pixel_scale {scale}: {place} is a model of ours, which says so itself")
     return validate(ModelConfig, read_description(place)["model"], origin=str(place)).network
 
 
 def pretrained_loss(place: Path) -> LossName:
     """Returns how a model's pretraining compared frames; MSE where that is not known."""
-    return "mse" if place.is_file() else read_description(place).get(LOSS, "mse")
+    return "mse" if is_foreign(place) else read_description(place).get(LOSS, "mse")
 
 
 def pretrained_weights(place: Path, config: NetworkConfig) -> dict[str, Tensor]:
-    """Returns the weights of a model's folder or of a file, under the names of a model.
+    """Returns the weights of a model's folder or of others, under the names of a model.
 
     Args:
         config: The model that they are meant for.
@@ -87,9 +127,18 @@ def pretrained_weights(place: Path, config: NetworkConfig) -> dict[str, Tensor]:
         UserError: neither is here, or it is damaged or not understood; or they were trained on
             another input.
     """
-    if place.is_file():
-        converted = convert_backbone(read_tensors(place), str(place))
-        check_input(place, converted.model().input, config)
-        return converted.weights(config)
+    if is_foreign(place):
+        foreign = read_foreign(place)
+        check_input(place, foreign.network.input, config)
+        return foreign.weights(config)
     check_input(place, pretrained_config(place).input, config)
     return read_weights(place)
+
+
+def digest_of_foreign(place: Path, scale: PixelScale) -> str:
+    """Returns the digest of weights that others trained, and of the pixels that they are shown."""
+    digests = [scale]
+    for file in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digests.append(digest_of_stream(stream))
+    return digest_of_bytes(" ".join(digests).encode())

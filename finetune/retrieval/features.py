@@ -63,7 +63,7 @@ class FeatureTable:
         made = []
         for rows, own in zip(parts, self.parts, strict=True):
             mean, deviation = scaling(own)
-            made.append((rows - mean) / deviation / np.float32(np.sqrt(own.shape[1])))
+            made.append((rows - mean) / deviation / np.float32(np.sqrt(max(1, own.shape[1]))))
         return unit(np.concatenate(made, axis=1))
 
 
@@ -94,6 +94,8 @@ def read_features(file: Path, by: str) -> FeatureTable:
     if not len(table):
         raise UserError(f"{file}: no windows in it; {remedy}")
     parts = [_matrix(file, table, name) for name in PARTS[by]]
+    if not any(rows.shape[1] for rows in parts):
+        raise UserError(f"--by {by}: the model of {file} has none; expected --by features")
     return FeatureTable(
         file,
         facts.get(MODEL_KEY, b"").decode(),

@@ -14,6 +14,7 @@ from finetune.prediction.predictor import Predictor, WindowPrediction, predict_w
 from finetune.prediction.reading import Ended
 from finetune.retrieval.features import PARTS, FeatureTable
 from finetune.retrieval.knn import Rows
+from finetune.retrieval.settings import NearestSettings
 
 
 def split_query(windows: FeatureTable, text: str) -> tuple[str, float | None]:
@@ -44,14 +45,14 @@ def holding(windows: FeatureTable, own: np.ndarray, seconds: float, name: str) -
 
 
 def windows_of_new(
-    windows: FeatureTable, name: str, seconds: float | None, model_place: str | None, by: str
+    windows: FeatureTable, name: str, seconds: float | None, options: NearestSettings
 ) -> Rows:
     """Computes the windows of a video that is not in the file, scaled as those in it."""
     videos, _ = find_videos([name])
-    if len(videos) != 1 or model_place is None:
+    if len(videos) != 1 or options.model is None:
         hint = windows.closest(name) if not videos else "; for a new video give --model MODEL too"
         raise UserError(f"{name}: not in {windows.file}{hint}")
-    model = Predictor(model_place, batch_size=8, pictures=False)
+    model = Predictor(options.model, batch_size=8, pictures=False, pixel_scale=options.pixel_scale)
     if model.digest != windows.digest:
         raise UserError(
             f"{model.folder}: not the model that made {windows.file} ({windows.model}); distances "
@@ -67,7 +68,7 @@ def windows_of_new(
         if not inside:
             raise UserError(f"{name}@{seconds:g}: it ends after {seen[-1].end_seconds:.1f} s")
         seen = inside
-    parts = [np.stack([getattr(w.seen, part) for w in seen]) for part in PARTS[by]]
+    parts = [np.stack([getattr(w.seen, part) for w in seen]) for part in PARTS[options.by]]
     return windows.scaled(parts)
 
 

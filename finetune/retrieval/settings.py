@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from dynamonet.command_line import positional
+from dynamonet.model.config import PixelScale
 from dynamonet.settings import Settings
 
 
@@ -29,6 +30,9 @@ class NearestSettings(SearchSettings):
     query: str = Field(description="VIDEO or VIDEO@SECONDS, in the file or new.")
     model: str | None = Field(
         default=None, description="The model of the features, for a video that is not in the file."
+    )
+    pixel_scale: PixelScale | None = Field(
+        default=None, description="As for predict.py, for a new video and other people's weights."
     )
     top: int = Field(default=20, ge=1, description="Windows to find.")
 

@@ -37,7 +37,12 @@ from finetune.evaluation.evaluator import (
 )
 from finetune.evaluation.finished import Classes
 from finetune.evaluation.protocol import TEST_PART, TEST_SETTINGS, MeasuredPart
-from finetune.pretrained.load import pretrained_config, pretrained_loss, pretrained_weights
+from finetune.pretrained.load import (
+    is_foreign,
+    pretrained_config,
+    pretrained_loss,
+    pretrained_weights,
+)
 from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train.augment import augment
 from finetune.train.splits import Splits
@@ -68,7 +73,7 @@ class Finetuning(Task[FinetuneSettings]):
             return self.settings.model
         if self.pretrained is None:
             return NetworkConfig()
-        return pretrained_config(Path(self.pretrained))
+        return pretrained_config(Path(self.pretrained), self.settings.pixel_scale)
 
     @cached_property
     def auxiliary_loss(self) -> LossName:
@@ -83,12 +88,16 @@ class Finetuning(Task[FinetuneSettings]):
         self.training_data()
 
     def classifier_config(self) -> ModelConfig:
-        """Returns the network's description, with its classifier."""
+        """Returns the network's description, with its classifier.
+
+        Frozen filters that start at random are not read.
+        """
         settings, classes = self.settings, len(self.data.classes)
+        foreign = self.pretrained is not None and is_foreign(Path(self.pretrained))
         classifier = {
             "num_classes": None if settings.recipe == "knn" else classes,
             "pooling": "attentive" if settings.recipe == "attentive" else "mean",
-            "use_dmr": settings.use_dmr,
+            "use_dmr": settings.use_dmr and not (foreign and settings.recipe != "full"),
             "dropout": settings.dropout,
         }
         return ModelConfig.of(self.architecture, **classifier)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from dynamonet.errors import UserError
-from dynamonet.model.trunk import Trunk
 from dynamonet.training.distributed.rank import Rank
 
 logger = logging.getLogger(__name__)
@@ -64,14 +63,13 @@ def fitting_micro_batch(
         micro = smaller
 
 
-def checkpoint_activations(trunk: Trunk) -> None:
-    """Makes each residual block keep its input only, and compute itself again going backward.
+def checkpoint_activations(blocks: Sequence[nn.Module]) -> None:
+    """Makes each block of a trunk keep its input only, and compute itself again going backward.
 
     Batch norm's running statistics are updated the first time only.
     """
-    for stage in trunk.stages:
-        for block in stage.res_blocks:  # type: ignore[union-attr]
-            block.forward = partial(_twice, block, block.forward)
+    for block in blocks:
+        block.forward = partial(_twice, block, block.forward)
 
 
 def _twice(block: nn.Module, forward: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:

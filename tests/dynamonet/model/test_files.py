@@ -71,7 +71,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             asked = wanted == "/api/models/lab/model/revision/main"  # by versions before 1.0
             if not asked and not (wanted.startswith("/lab/model/resolve/main/") and file.is_file()):
                 self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
+                missing = "Entry" if wanted.startswith("/lab/model/") else "Repo"
+                self.send_header("X-Error-Code", f"{missing}NotFound")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -107,6 +108,15 @@ def test_a_model_is_loaded_by_its_hub_id(hub: Path) -> None:
     clip = torch.randn(1, 3, 8, 32, 32)
     torch.testing.assert_close(again(clip).pooled, model(clip).pooled)
     assert locate("lab/model").name == "c" * 40
+
+
+def test_a_model_that_transformers_saved_is_downloaded_too(hub: Path) -> None:
+    (hub / "model.safetensors").write_bytes(b"weights")
+    (hub / "config.json").write_text("{}")
+    assert {path.name for path in locate("lab/model").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+    }
 
 
 def test_a_model_is_put_on_the_hub_and_comes_back_with_all_it_knew(hub: Path) -> None:

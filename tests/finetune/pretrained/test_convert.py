@@ -16,13 +16,18 @@ from torch.nn import functional as F
 from torchvision import models
 
 from dynamonet.errors import UserError
-from dynamonet.model.config import FilterConfig, ModelConfig, NetworkConfig, TrunkConfig
-from dynamonet.model.network import DynamoNet
-from dynamonet.model.trunk import Trunk
+from dynamonet.model.config import (
+    PIXEL_SCALES,
+    FilterConfig,
+    ModelConfig,
+    NetworkConfig,
+    PixelScale,
+    TrunkConfig,
+)
+from dynamonet.model.network import DynamoNet, Output
 from dynamonet.training.start import transfer
 from dynamonet.video.transforms import MEAN, STD
-from finetune.pretrained.architectures import FAMILIES
-from finetune.pretrained.convert import ConvertedBackbone, convert_backbone
+from finetune.pretrained.convert import ForeignWeights, convert
 from finetune.pretrained.load import (
     find_pretrained,
     pretrained_config,
@@ -31,9 +36,6 @@ from finetune.pretrained.load import (
 from finetune.settings import FinetuneSettings
 from tests.conftest import moving_frames
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-HARA_2017, HARA_2020 = ((scale.mean, scale.std) for scale in FAMILIES[1].scales)
 State = dict[str, Tensor]
 
 
@@ -62,12 +64,18 @@ def randomised(build: Callable[[], nn.Module]) -> tuple[Any, State]:
     return net.eval(), state
 
 
-def trunk_of(foreign: ConvertedBackbone) -> nn.Module:
-    with torch.device("meta"):
-        trunk = Trunk(foreign.trunk, 16)
-    state = {key.removeprefix("trunk."): value for key, value in foreign.tensors.items()}
-    trunk.load_state_dict(state, assign=True)
-    return trunk.eval()
+def network_of(foreign: ForeignWeights, scale: PixelScale | None = None) -> DynamoNet:
+    config = ModelConfig.of(foreign.model(scale, "file.pth"), use_dmr=False)
+    model = DynamoNet(config)
+    assert transfer(model, foreign.weights(config), 1.0).share == 1
+    return model.eval()
+
+
+def features(foreign: ForeignWeights, clip: Tensor, scale: PixelScale | None = None) -> Tensor:
+    """Returns what our network makes of a clip (B, 3, T, H, W) in [0, 1]."""
+    output: Output = network_of(foreign, scale)((clip - MEAN) / STD, predict_frames=False)
+    assert output.dmr.shape[1] == 0, "filters that start at random describe nothing"
+    return output.features
 
 
 def pixels(frames: int, side: int = 64) -> Tensor:
@@ -76,10 +84,10 @@ def pixels(frames: int, side: int = 64) -> Tensor:
     return clip[None].float() / 255
 
 
-def scaled(clip: Tensor, scale: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    """Normalises a clip, framed by 3 pixels and frames of our grey, which our padding shows."""
-    mean, std = (torch.tensor(values)[:, None, None, None] for values in scale)
-    return (F.pad(clip, (3, 3, 3, 3, 3, 3), value=MEAN) - mean) / std
+def scaled(clip: Tensor, scale: PixelScale) -> Tensor:
+    """Normalises a clip in [0, 1] as a network's makers do."""
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in PIXEL_SCALES[scale])
+    return (clip - mean) / std
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -89,7 +97,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 
 def resnet(state: State, x: Tensor, groups: int = 1, *, pool: bool = True) -> Tensor:
-    """Runs weights under torchvision's 2D and Hara's 3D names, the stem without padding."""
+    """Runs weights under torchvision's 2D and Hara's 3D names."""
     dims = state["layer1.0.conv1.weight"].ndim - 2
     conv = F.conv2d if dims == 2 else F.conv3d
 
@@ -98,7 +106,7 @@ def resnet(state: State, x: Tensor, groups: int = 1, *, pool: bool = True) -> Te
         mean, var = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
         return F.batch_norm(x, mean, var, state[f"{norm}.weight"], state[f"{norm}.bias"])
 
-    x = layer("conv1", "bn1", x, stride=2 if dims == 2 else (1, 2, 2)).relu()
+    x = layer("conv1", "bn1", x, stride=2 if dims == 2 else (1, 2, 2), padding=3).relu()
     if pool:
         x = (F.max_pool2d if dims == 2 else F.max_pool3d)(x, 3, 2, 1)
     names = {key.rpartition(".conv1.")[0] for key in state if key.startswith("layer")}
@@ -157,60 +165,48 @@ def resnet_state(
 @torch.no_grad()
 def test_an_image_network_gives_a_still_clip_its_picture_s_features_at_every_step() -> None:
     net, state = randomised(models.resnet18)
-    foreign = convert_backbone(state, "file.pth")
-    assert "folded into the stem" in str(foreign) and set(foreign.others) == {
-        "fc.weight",
-        "fc.bias",
-    }
+    foreign = convert(state, "file.pth")
+    assert set(foreign.others) == {"fc.weight", "fc.bias"}
     picture = pixels(1)
-    ours = trunk_of(foreign)(((picture - MEAN) / STD).expand(-1, -1, 6, -1, -1))
-    flat = scaled(picture, IMAGENET)[:, :, 3]
-    net.conv1.padding = (0, 0)
-    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-        flat = net.get_submodule(name)(flat)
+    ours = features(foreign, picture.expand(-1, -1, 6, -1, -1))
+    flat = scaled(picture, "imagenet")[:, :, 0]
+    assert_same(resnet(state, flat), net_features(net, flat))  # for the tests below
     assert ours.shape[2] == 3
-    assert_same(ours, flat[:, :, None].expand_as(ours))
-    assert_same(resnet(state, scaled(picture, IMAGENET)[:, :, 3]), flat)  # for the tests below
+    assert_same(ours, net_features(net, flat)[:, :, None].expand_as(ours))
+
+
+def net_features(net: Any, x: Tensor) -> Tensor:
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        x = net.get_submodule(name)(x)
+    return x
 
 
 @torch.no_grad()
 def test_an_image_network_overlooks_no_frame_of_a_clip() -> None:
-    trunk = trunk_of(convert_backbone(resnet_state(8, (1, 1, 1, 1), 2), "file.pth"))
+    trunk = network_of(convert(resnet_state(8, (1, 1, 1, 1), 2), "file.pth")).trunk
     clip = pixels(5, 32)
-    features = trunk(clip)
+    seen = trunk(clip)
     for frame in range(5):
         changed = clip.clone()
         changed[:, :, frame] = 1.5 - changed[:, :, frame]
-        assert not torch.equal(trunk(changed), features)
+        assert not torch.equal(trunk(changed), seen)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("width", "grouped"), [(8, False), (16, True)])
 def test_bottlenecks_and_groups_give_a_picture_s_features_too(width: int, grouped: bool) -> None:
     state = resnet_state(width, (3, 4, 6, 3), 2, grouped=grouped)
-    foreign = convert_backbone(state, "file.pth")
-    assert foreign.trunk.kind == ("resnext" if grouped else "resnet") and foreign.trunk.depth == 50
+    foreign = convert(state, "file.pth")
+    trunk = foreign.network.trunk
+    assert trunk.kind == ("resnext" if grouped else "resnet") and trunk.depth == 50
     picture = pixels(1)
-    ours = trunk_of(foreign)(((picture - MEAN) / STD).expand(-1, -1, 4, -1, -1))
-    theirs = resnet(state, scaled(picture, IMAGENET)[:, :, 3], 32 if grouped else 1)
+    ours = features(foreign, picture.expand(-1, -1, 4, -1, -1))
+    theirs = resnet(state, scaled(picture, "imagenet")[:, :, 0], 32 if grouped else 1)
     assert_same(ours[:, :, 0], theirs)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["r3d_18", "mc3_18"])
-def test_torchvision_s_video_networks_keep_their_features(name: str) -> None:
-    net, state = randomised(getattr(models.video, name))
-    foreign = convert_backbone(state, "file.pth")
-    clip = pixels(4, 32)
-    net.stem[0].padding = (0, 0, 0)
-    theirs = scaled(clip, KINETICS)[:, :, 2:-2]
-    for stage in ("stem", "layer1", "layer2", "layer3", "layer4"):
-        theirs = net.get_submodule(stage)(theirs)
-    assert_same(trunk_of(foreign)((clip - MEAN) / STD), theirs)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("scale", [HARA_2017, HARA_2020])
+@pytest.mark.parametrize("scale", ["hara_2017", "hara_2020"])
 @pytest.mark.parametrize(
     ("width", "blocks", "more"),
     [
@@ -219,42 +215,148 @@ def test_torchvision_s_video_networks_keep_their_features(name: str) -> None:
         (16, (3, 4, 6, 3), {"grouped": True}),
     ],
 )
-def test_hara_s_networks_keep_their_features_on_the_scale_that_they_were_trained_on(
-    width: int, blocks: tuple[int, ...], more: dict[str, bool], scale: tuple
+def test_hara_s_networks_keep_their_features_on_the_scale_that_is_named(
+    width: int, blocks: tuple[int, ...], more: dict[str, bool], scale: PixelScale
 ) -> None:
     state = resnet_state(width, blocks, 3, **more)
     clip = pixels(8, 48)
-    seen = F.conv3d(scaled(clip, scale), state["conv1.weight"], stride=(1, 2, 2))
-    state["bn1.running_mean"], state["bn1.running_var"] = (
-        seen.mean((0, 2, 3, 4)),
-        seen.var((0, 2, 3, 4)),
-    )
-    foreign = convert_backbone({f"module.{key}": value for key, value in state.items()}, "file.pth")
+    state["bn1.running_var"] *= scaled(clip, scale).var()  # so that what follows is near 1
+    foreign = convert({f"module.{key}": value for key, value in state.items()}, "file.pth")
     theirs = resnet(state, scaled(clip, scale), 32 if more.get("grouped") else 1)
-    assert_same(trunk_of(foreign)((clip - MEAN) / STD), theirs)
+    assert_same(features(foreign, clip, scale), theirs)
 
 
-def test_a_scale_that_the_stem_contradicts_is_left_and_said() -> None:
-    state = resnet_state(8, (1, 1, 1, 1), 3)
-    state["bn1.running_var"] *= 1e-6
-    foreign = convert_backbone(state, "file.pth")
-    assert "pixel scale is unknown" in str(foreign)
-    assert torch.equal(foreign.tensors["trunk.stem.conv.weight"], state["conv1.weight"])
+def test_a_scale_that_the_file_does_not_tell_must_be_named() -> None:
+    foreign = convert(resnet_state(8, (1, 1, 1, 1), 3), "file.pth")
+    with pytest.raises(UserError, match=r"give --pixel_scale hara_2017 or hara_2020"):
+        foreign.model(None, "file.pth")
 
 
 @torch.no_grad()
-def test_slow_keeps_its_features_on_a_still_clip_away_from_its_ends() -> None:
-    from pytorchvideo.models.resnet import create_resnet  # here, after dynamonet has hushed it
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18"])
+def test_torchvision_s_video_networks_keep_their_features(name: str) -> None:
+    net, state = randomised(getattr(models.video, name))
+    foreign = convert({f"module.{key}": value for key, value in state.items()}, "file.pth")
+    assert str(foreign) == f"torchvision's {name}"
+    assert set(foreign.others) == {"module.fc.weight", "module.fc.bias"}
+    clip = pixels(8, 32)
+    net.avgpool = net.fc = nn.Identity()
+    ours = features(foreign, clip)
+    assert_same(ours.flatten(1), net(scaled(clip, "kinetics")))
+    assert_strides(network_of(foreign), clip, ours)
 
-    net, state = randomised(lambda: create_resnet(stem_dim_out=8))
-    foreign = convert_backbone(state, "file.pyth")
-    assert "9 kernels longer in time" in str(foreign) and foreign.trunk.depth == 50
-    theirs = still = ((pixels(1, 32) - MEAN) / STD).expand(-1, -1, 32, -1, -1)
-    for block in list(net.blocks)[:5]:
-        theirs = block(theirs)
-    ours = trunk_of(foreign)(still)
-    assert ours.shape[2] == 16
-    assert_same(ours[:, :, 7], theirs[:, :, 15])
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["slow_r50", "c2d_r50", "i3d_r50", "csn_r101", "r2plus1d_r50", "x3d_s", "x3d_l"]
+)
+def test_pytorchvideo_s_networks_keep_their_features(name: str) -> None:
+    from pytorchvideo.models import hub  # here, after dynamonet has hushed it
+
+    net, state = randomised(getattr(hub, name))
+    foreign = convert(state, "file.pyth")
+    assert str(foreign) == f"pytorchvideo's {name.replace('x3d_s', 'x3d_m')}"
+    clip = pixels(8, 64)
+    net.blocks[-1] = nn.Identity()
+    ours = features(foreign, clip)
+    assert_same(ours, net((clip - MEAN) / STD))
+    assert_strides(network_of(foreign), clip, ours)
+
+
+@torch.no_grad()
+def test_slowfast_keeps_the_features_of_both_paths() -> None:
+    from pytorchvideo.models import hub
+
+    net, state = randomised(hub.slowfast_r50)
+    foreign = convert(state, "file.pyth")
+    clip = pixels(32, 64)
+    ours = features(foreign, clip)
+    del net.blocks[5:]
+    fast = (clip - MEAN) / STD
+    at = torch.linspace(0, 31, 8).long()
+    slow, fast = net([fast.index_select(2, at), fast])
+    assert_same(ours[:, :2048], slow)
+    assert_same(ours[:, 2048:].mean((2, 3, 4)), fast.mean((2, 3, 4)))
+    assert_strides(network_of(foreign), clip, ours)
+    with pytest.raises(UserError, match="SlowFast reads a multiple of 4 frames, found 6"):
+        features(foreign, pixels(6, 64))
+
+
+def assert_strides(model: DynamoNet, clip: Tensor, found: Tensor) -> None:
+    """Checks what a trunk says of itself; the filters are laid out by it."""
+    trunk = model.trunk
+    sizes = (
+        -(-clip.shape[2] // trunk.temporal_stride),
+        *[clip.shape[3] // trunk.spatial_stride] * 2,
+    )
+    assert found.shape[1:] == (trunk.dim, *sizes)
+    output: Output = model((clip - MEAN) / STD)
+    assert output.predicted[0].shape[:3] == (1, 3, clip.shape[2])
+
+
+@pytest.mark.parametrize("kind", ["videomae", "vjepa2"])
+def test_encoders_of_transformers_keep_their_features(kind: str, tmp_path: Path) -> None:
+    net = foundation(kind, tmp_path)
+    clip = pixels(4, 32)
+    found = find_pretrained(FinetuneSettings(pretrained=str(tmp_path)))
+    assert found is not None and f"transformers' {kind}" in str(found.note)
+    config = ModelConfig.of(pretrained_config(tmp_path), use_dmr=False)
+    assert (config.num_frames, config.frame_px, config.pixel_scale) == (4, 32, "imagenet")
+    model = DynamoNet(config).eval()
+    assert transfer(model, pretrained_weights(tmp_path, config), 1.0).share == 1
+    with torch.no_grad():
+        tokens = net(scaled(clip, "imagenet").transpose(1, 2)).last_hidden_state
+        ours = model((clip - MEAN) / STD).features
+    assert ours.shape == (1, 32, 2, 4, 4)
+    assert_same(ours.flatten(2).transpose(1, 2), tokens)
+    model((clip - MEAN) / STD).features.sum().backward()  # can be trained on
+    with pytest.raises(UserError, match=r"reads clips of 32 px and a multiple of 2 frames"):
+        model(pixels(4, 48))
+
+
+def foundation(kind: str, folder: Path) -> nn.Module:
+    """Saves a tiny encoder with random weights as its library does."""
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+    }
+    if kind == "videomae":
+        config: Any = transformers.VideoMAEConfig(
+            num_frames=4, image_size=32, intermediate_size=64, **sizes
+        )
+        net: Any = transformers.VideoMAEForPreTraining(config)
+        net.save_pretrained(folder)
+        return net.videomae.eval()
+    more: dict[str, Any] = {
+        f"pred_{key}": value for key, value in sizes.items() if key != "patch_size"
+    }
+    config = transformers.VJEPA2Config(frames_per_clip=4, crop_size=32, **sizes, **more)
+    net = transformers.VJEPA2Model(config)
+    net.save_pretrained(folder)
+    return net.encoder.eval()
+
+
+def test_a_folder_that_transformers_did_not_save_whole_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    foundation("videomae", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["videomae.encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    refused = FinetuneSettings(pretrained=str(tmp_path))
+    with pytest.raises(UserError, match=r"1 weights are missing, e.g. .*layer.1.output.dense"):
+        find_pretrained(refused)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="transformers cannot read it"):
+        find_pretrained(refused)
+    for text, said in (('{"model_type": "bert"}', "a model of type 'bert'"), ("{", "damaged")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            find_pretrained(refused)
 
 
 def test_the_architecture_follows_from_the_file() -> None:
@@ -263,10 +365,9 @@ def test_the_architecture_follows_from_the_file() -> None:
         ("resnet34", TrunkConfig(depth=34, temporal_strides=every)),
         ("resnext50_32x4d", TrunkConfig(depth=50, kind="resnext", temporal_strides=every)),
     ):
-        assert convert_backbone(zeros(name), "file.pth").model() == NetworkConfig(
-            input="rgb", trunk=found
-        )
-    deep = convert_backbone(resnet_state(4, (3, 4, 23, 3), 3), "file.pth").trunk
+        wanted = NetworkConfig(input="rgb", trunk=found, pixel_scale="imagenet")
+        assert convert(zeros(name), "file.pth").model(None, "") == wanted
+    deep = convert(resnet_state(4, (3, 4, 23, 3), 3), "file.pth").network.trunk
     assert deep == TrunkConfig(depth=101, width=4)
 
 
@@ -282,28 +383,27 @@ def zeros(name: str) -> State:
         ("resnext101_32x8d", r"another network: .* has shape \(256, 64, 1, 1, 1\), expected \(128"),
         ("wide_resnet50_2", "another network"),
         ("resnet152", r"blocks \(3, 8, 36, 3\) a stage"),
-        ("r2plus1d_18", r"an R\(2\+1\)D network"),
         ("densenet121", r"unknown network \(features.conv0.weight \(64, 3, 7, 7\)"),
     ],
 )
 def test_other_networks_are_refused_by_name(name: str, said: str) -> None:
     with pytest.raises(UserError, match=rf"(?s)^file.pth: .*{said}.*Understood are\n.*Hara"):
-        convert_backbone(zeros(name), "file.pth")
+        convert(zeros(name), "file.pth")
 
 
 def test_known_names_with_something_more_or_less_inside_are_another_network() -> None:
     state = resnet_state(8, (1, 1, 1, 1), 2)
     with pytest.raises(UserError, match=r"another network: .*\.se\.fc1\.weight has no place"):
-        convert_backbone({**state, "layer1.0.se.fc1.weight": torch.zeros(1)}, "file.pth")
+        convert({**state, "layer1.0.se.fc1.weight": torch.zeros(1)}, "file.pth")
     with pytest.raises(UserError, match=r"stem\.norm\.running_var is missing"):
-        convert_backbone({k: v for k, v in state.items() if k != "bn1.running_var"}, "file.pth")
+        convert({k: v for k, v in state.items() if k != "bn1.running_var"}, "file.pth")
     video = resnet_state(8, (1, 1, 1, 1), 3)
     del video["layer3.0.downsample.0.weight"]  # of one stage only: damaged, not type A
     with pytest.raises(UserError, match=r"branch1_conv\.weight is missing"):
-        convert_backbone(video, "file.pth")
+        convert(video, "file.pth")
     state["layer2.0.conv1.weight"][0] = torch.nan
     with pytest.raises(UserError, match=r"NaN or infinite"):
-        convert_backbone(state, "file.pth")
+        convert(state, "file.pth")
 
 
 @pytest.mark.parametrize(
