@@ -32,9 +32,8 @@ class FeatureClassifier(DynamoNet):
     def __init__(self, config: ModelConfig, trunk: nn.Module) -> None:
         nn.Module.__init__(self)
         self.config, self.trunk, self.motion = config, trunk, nn.Identity()  # type: ignore[assignment]
-        self.classifier = (
-            None if config.num_classes is None else Classifier(config, config.num_classes, 0)
-        )
+        classes, dim = config.num_classes, config.trunk.dim
+        self.classifier = None if classes is None else Classifier(config, classes, dim, 0)
         self.frozen, self.facts = (), {}
 
     def classified(self, features: Tensor) -> Output:
