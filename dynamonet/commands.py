@@ -14,6 +14,10 @@ COMMANDS = {
     "predict": ("finetune.predict", "a finished model on video files"),
     "search": ("finetune.search", "similar, odd and label-worthy videos by their features"),
     "compare": ("finetune.compare", "is one fine-tuned model better than another?"),
+    "compare-backbones": (
+        "finetune.compare_backbones",
+        "which network to start from: own, other people's, foundation models",
+    ),
     "label-curve": ("finetune.label_curve", "how many labels pretraining saves"),
     "export": ("dynamonet.export", "a model as ONNX or torch.export archive"),
     "report": ("dynamonet.report.__main__", "one HTML file about a run"),

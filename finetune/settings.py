@@ -226,7 +226,34 @@ class ScratchSettings(Settings):
         return settings.model_copy(update=update)
 
 
-class CurveSettings(FinetuneSettings):
+class SeriesSettings(FinetuneSettings):
+    """Many trainings that are compared."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=(0, 1, 2), min_length=1, description="Seeds of each; null = 0, 1, 2."
+    )
+    val_share: float | None = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of training videos that choose the best step; they are labels too, "
+        "which the comparison does not count. 0, null = none.",
+    )
+
+    @field_validator("seeds", "val_share", mode="before")
+    @classmethod
+    def _own_defaults(cls, value: object, info: ValidationInfo) -> object:
+        """A file of settings of a single run has null here."""
+        assert info.field_name is not None
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    def single(self, **update: Any) -> FinetuneSettings:
+        """Returns the settings of one of the trainings."""
+        plain = {k: v for k, v in dict(self).items() if k in FinetuneSettings.model_fields}
+        return FinetuneSettings.model_construct(**plain | update)
+
+
+class CurveSettings(SeriesSettings):
     """Compares pretrained with from scratch at growing shares of the labels."""
 
     usual = tuple(
@@ -241,23 +268,6 @@ class CurveSettings(FinetuneSettings):
     scratch: ScratchSettings = Field(
         default=ScratchSettings(), description="What trainings from scratch have of their own."
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        default=(0, 1, 2), min_length=1, description="Seeds of each point; null = 0, 1, 2."
-    )
-    val_share: float | None = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of training videos that choose the best step; they are labels too, "
-        "which the curve does not count. 0, null = none.",
-    )
-
-    @field_validator("seeds", "val_share", mode="before")
-    @classmethod
-    def _own_defaults(cls, value: object, info: ValidationInfo) -> object:
-        """A file of settings of a single run has null here."""
-        assert info.field_name is not None
-        return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("shares")
     @classmethod
@@ -265,3 +275,26 @@ class CurveSettings(FinetuneSettings):
         if not value or list(value) != sorted(set(value)):
             raise ValueError("expected different shares, the smallest first, e.g. 0.01,0.1,1")
         return value
+
+
+class ComparisonSettings(SeriesSettings):
+    """Compares networks to start from on a labelled set: frozen, and fine-tuned."""
+
+    usual = tuple(
+        "dataset shards split backbones recipes seeds max_steps max_minutes test_clips name "
+        "dry_run".split()
+    )
+
+    backbones: tuple[str, ...] = Field(
+        default=("none", "newest"),
+        min_length=1,
+        description="What is compared, each as --pretrained takes it; none = from scratch.",
+    )
+    recipes: tuple[Literal["linear", "attentive", "full"], ...] = Field(
+        default=("linear", "attentive", "full"),
+        min_length=1,
+        description="Probes of frozen features, full fine-tuning. Encoders are kept frozen.",
+    )
+    batch_clips: int = Field(
+        default=8, ge=1, description="Clips that go through a frozen network together."
+    )

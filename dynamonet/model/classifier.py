@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,22 @@ class AttentivePool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (B, D, t, h, w) to (B, D)."""
         cells = self.norm_cells(features.flatten(2).transpose(1, 2))
-        query = self.query.repeat(cells.shape[0], 1, 1)
-        read = query + self.attend(query, cells, cells, need_weights=False)[0]
-        return (read + self.mlp(self.norm_read(read))).squeeze(1)
+        read = self.query[0] + self._attended(cells)
+        return read + self.mlp(self.norm_read(read))
+
+    def _attended(self, cells: Tensor) -> Tensor:
+        """Returns what `attend` gives for the one query, (B, D) of cells (B, N, D).
+
+        The query goes through the keys' weights W_k, and what it reads through the values' W_v, in
+        place of every cell: q W_k x and W_v (sum a x), D / heads times less work. The keys' bias
+        adds the same to all cells, which softmax does not see.
+        """
+        attend, heads = self.attend, self.attend.num_heads
+        to_query, to_key, to_value = attend.in_proj_weight.chunk(3)
+        query_bias, _, value_bias = attend.in_proj_bias.chunk(3)
+        query = (to_query @ self.query[0, 0] + query_bias).view(heads, -1)  # H, d
+        asks = torch.einsum("hd,hdx->hx", query, to_key.view(*query.shape, -1))
+        shares = (cells @ asks.T / math.sqrt(query.shape[1])).softmax(1)  # B, N, H
+        read = torch.einsum("bnh,bnx->bhx", shares, cells)
+        values = torch.einsum("bhx,hdx->bhd", read, to_value.view(*query.shape, -1))
+        return attend.out_proj(values.flatten(1) + value_bias)

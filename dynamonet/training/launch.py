@@ -7,7 +7,7 @@ import pickle
 import shutil
 import socket
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from rich.console import Console
 from dynamonet import cluster
 from dynamonet.errors import Stopped, UserError, find_user_error
 from dynamonet.model.files import MODEL
-from dynamonet.settings import to_yaml
 from dynamonet.shards.settings import default_processes
 from dynamonet.tracking.origin import DatasetUse, Origin
-from dynamonet.tracking.runs import TrackedRun, closing, start_run
+from dynamonet.tracking.runs import TrackedRun
 from dynamonet.tracking.seen import FILE as TRAINED_ON
 from dynamonet.training.checkpoint.state import read_state
 from dynamonet.training.checkpoint.store import best, newest
@@ -31,13 +30,7 @@ from dynamonet.training.distributed.failures import oom_kills
 from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.console import ConsoleLog, Progress
-from dynamonet.training.run_folder import (
-    RunState,
-    RunStatus,
-    acquire_run,
-    stage_folder,
-    write_state,
-)
+from dynamonet.training.run_folder import RunState, working_on
 from dynamonet.training.task import Job, Task
 from dynamonet.training.worker import MEMORY, train_worker
 
@@ -74,64 +67,21 @@ def launch(
         UserError: the resources are not there, the run's name is taken by another run, or
             something the user can fix stopped the training.
     """
-    settings = task.settings
     task.check()
-    home = stage_folder(settings, stage)
-    with acquire_run(home, stage, subject, settings, datasets) as (folder, state):
-        if state.status == RunStatus.FINISHED:
+    with working_on(stage, subject, task, parents=parents, datasets=datasets, above=above) as work:
+        folder, state, run = work.folder, work.state, work.run
+        if work.finished:
             console.print(f"already  run {state.name} is finished; use another --name to run again")
-            return TrainingResult(folder / MODEL, TrackedRun(**state.mlflow), folder)
-        run = _tracked(stage, state, folder, task, parents, datasets, above)
-        state.mlflow = asdict(run)
-        if not state.origin:  # a resumed run keeps how it began
-            state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
-        write_state(folder, state, RunStatus.RUNNING)
-        (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
+            return TrainingResult(folder / MODEL, run, folder)
         console.print(f"run      {folder}", soft_wrap=True)
-        try:
-            with closing(run), StopSignals() as signals:
-                if not (folder / TRAINED_ON).is_file():  # a resumed run has it
-                    task.trained_on().write(folder)
-                _fit(task, folder, state, console, signals)
-                _check_end(folder, console, signals)
-                best_by = task.best_by() if task.keeps_best() else None
-                _keep_model(folder, run, best_by)
-        except KeyboardInterrupt:
-            write_state(folder, state, RunStatus.STOPPED)
-            raise
-        except BaseException:
-            write_state(folder, state, RunStatus.FAILED)
-            raise
-        write_state(folder, state, RunStatus.FINISHED)
+        with StopSignals() as signals:
+            if not (folder / TRAINED_ON).is_file():  # a resumed run has it
+                task.trained_on().write(folder)
+            _fit(task, folder, state, console, signals)
+            _check_end(folder, console, signals)
+            best_by = task.best_by() if task.keeps_best() else None
+            _keep_model(folder, run, best_by)
         return TrainingResult(folder / MODEL, run, folder)
-
-
-def _tracked(
-    stage: str,
-    state: RunState,
-    folder: Path,
-    task: Task[Any],
-    parents: list[Origin],
-    datasets: list[DatasetUse],
-    above: TrackedRun | None,
-) -> TrackedRun:
-    if state.mlflow:
-        run = TrackedRun(**state.mlflow)
-        run.reopen()
-        return run
-    settings = task.settings
-    run = start_run(
-        stage,
-        state.name,
-        settings,
-        results=str(folder),
-        parents=[parent.id for parent in parents],
-        datasets=datasets,
-    )
-    run.tag(**task.tags())
-    if above is not None:
-        run.put_below(above)
-    return run
 
 
 def _fit(

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from dynamonet.errors import UserError
-from dynamonet.settings import flatten
+from dynamonet.settings import flatten, to_yaml
 from dynamonet.stage import Places
 from dynamonet.storage import is_uri
-from dynamonet.tracking.origin import DatasetUse
+from dynamonet.tracking.origin import DatasetUse, Origin
+from dynamonet.tracking.runs import TrackedRun, closing, start_run
 from dynamonet.training.settings import TrainSettings
+from dynamonet.training.task import Task
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
@@ -88,6 +90,87 @@ def settings_digest(settings: TrainSettings) -> str:
     kept = {key: value for key, value in flatten(settings).items() if key not in FREE_KEYS}
     text = json.dumps(kept, sort_keys=True, default=str)  # whatever order they are declared in
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run that is worked on."""
+
+    folder: Path
+    state: RunState
+    run: TrackedRun
+    finished: bool  # before; nothing is left to do
+
+
+@contextmanager
+def working_on(
+    stage: str,
+    subject: str,
+    task: Task[Any],
+    *,
+    parents: list[Origin],
+    datasets: list[DatasetUse],
+    above: TrackedRun | None = None,
+) -> Iterator[Work]:
+    """Finds a task's run or makes a new one, and notes in its folder and in MLflow how it ends.
+
+    Args:
+        subject: Begins the name of a new run, e.g. the data set's.
+        parents: The runs that made what this one builds on.
+        above: The run below which a new one stands in the tracking store.
+
+    Raises:
+        UserError: the run's name is taken by another run.
+    """
+    settings = task.settings
+    home = stage_folder(settings, stage)
+    with acquire_run(home, stage, subject, settings, datasets) as (folder, state):
+        if state.status == RunStatus.FINISHED:
+            yield Work(folder, state, TrackedRun(**state.mlflow), finished=True)
+            return
+        if state.mlflow:
+            run = TrackedRun(**state.mlflow)
+            run.reopen()
+        else:
+            run = _new_run(stage, state, folder, task, parents, datasets, above)
+            state.mlflow = asdict(run)
+        if not state.origin:  # a resumed run keeps how it began
+            state.origin = run.origin(stage, str(folder), datasets, parents).to_json()
+        write_state(folder, state, RunStatus.RUNNING)
+        (folder / "settings.yaml").write_text(to_yaml(settings), "utf-8")
+        try:
+            with closing(run):
+                yield Work(folder, state, run, finished=False)
+        except KeyboardInterrupt:
+            write_state(folder, state, RunStatus.STOPPED)
+            raise
+        except BaseException:
+            write_state(folder, state, RunStatus.FAILED)
+            raise
+        write_state(folder, state, RunStatus.FINISHED)
+
+
+def _new_run(
+    stage: str,
+    state: RunState,
+    folder: Path,
+    task: Task[Any],
+    parents: list[Origin],
+    datasets: list[DatasetUse],
+    above: TrackedRun | None,
+) -> TrackedRun:
+    run = start_run(
+        stage,
+        state.name,
+        task.settings,
+        results=str(folder),
+        parents=[parent.id for parent in parents],
+        datasets=datasets,
+    )
+    run.tag(**task.tags())
+    if above is not None:
+        run.put_below(above)
+    return run
 
 
 @contextmanager

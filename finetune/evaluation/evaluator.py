@@ -85,10 +85,11 @@ def predict_videos(
     merged: list[tuple[int, list[float]]] = []
     for part in measuring.rank.gather(list(zip(rows, probabilities, strict=True))):
         merged += part  # type: ignore[operator]
-    return _by_video(merged, shards)
+    return by_video(merged, shards)
 
 
-def _by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predictions:
+def by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predictions:
+    """Averages probabilities over the views (row, probabilities) of each video."""
     names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
     labels, group_of = shards.columns["label"], dict(zip(names, given, strict=True))
     gathered: dict[str, list[list[float]]] = {}

@@ -52,10 +52,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
         return model_at(Path(newest[1]))
     if re.fullmatch("[0-9a-f]{32}", wanted) and not Path(wanted).exists():
         return model_at(download(uri, wanted, MODEL))
-    found = weights_at(wanted)
-    if settings.model is None:
-        pretrained_config(found.folder, settings.pixel_scale)  # tells of an unknown scale
-    return found
+    return weights_at(wanted)
 
 
 def weights_at(place: str) -> Pretrained:

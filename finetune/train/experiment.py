@@ -28,15 +28,21 @@ from finetune.train.objective import NEIGHBOURS, Finetuning
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """A finished run."""
 
     settings: FinetuneSettings
     folder: Path
-    model: Path
     run: TrackedRun
     metrics: dict[str, float]  # of the test part; of the validation part where nothing was tested
     protocol: Protocol | None  # None: nothing was tested
+
+
+@dataclass(frozen=True)
+class Result(RunResult):
+    """A finished run with its model."""
+
+    model: Path
 
 
 @dataclass(frozen=True)
@@ -88,17 +94,22 @@ class Start:
         how = "pretrained on" if origin is None or origin.stage == "pretrain" else "trained on"
         return f"{self.pretrained.folder} {how} {names}{', ' if labels else ''}{labels}"
 
-    def protocol(self, times: Times) -> Protocol:
-        """Returns all that the accuracy depends on."""
+    def protocol(self, times: Times, chosen: str | None = None) -> Protocol:
+        """Returns all that the accuracy depends on.
+
+        Args:
+            chosen: By what the weights were chosen; None = a step of the training.
+        """
         task, settings, parts = self.task, self.task.settings, self.task.parts
         names = task.data.table["source"].to_pylist()
 
         def videos(rows: Sequence[int]) -> int:
             return len({names[row] for row in rows})
 
-        chosen = "the last step" if settings.recipe != "knn" else ""  # it has none
-        if chosen and task.keeps_best():
-            chosen = f"the best step by {videos(parts.validation.tolist())} validation videos"
+        if chosen is None:
+            chosen = "the last step" if settings.recipe != "knn" else ""  # it has none
+            if chosen and task.keeps_best():
+                chosen = f"the best step by {videos(parts.validation.tolist())} validation videos"
         held = [f"{k} {v}" for k, v in dict(settings.hold).items() if v is not None]
         return Protocol(
             test=task.test_part,
@@ -159,12 +170,14 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
-    return Result(settings, done.folder, done.model, done.run, metrics, found)
+    return Result(settings, done.folder, done.run, metrics, found, done.model)
 
 
-def tell(run: TrackedRun, folder: Path, start: Start, console: Console) -> Protocol:
+def tell(
+    run: TrackedRun, folder: Path, start: Start, console: Console, chosen: str | None = None
+) -> Protocol:
     """Prints and keeps the accuracy of a measured run, with all that it depends on."""
-    found = start.protocol(Times.of(run))
+    found = start.protocol(Times.of(run), chosen)
     found.write(folder)
     line = f"{accuracy(run.metrics('test/'))}: {protocol.line([found])}"
     run.tag(protocol=line)

@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
+from dynamonet import cluster
 from dynamonet.errors import UserError
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
@@ -55,8 +56,7 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
     pretrained = find_pretrained(settings)
     assert pretrained is not None
     name = group_name(settings, "curve")
-    plain = {k: v for k, v in dict(settings).items() if k in FinetuneSettings.model_fields}
-    base = FinetuneSettings.model_construct(**plain)
+    base = settings.single()
     task = Finetuning(base, shards.folder.path, str(pretrained.folder))
     ways = {
         SCRATCH: settings.scratch.applied(base).model_copy(
@@ -77,7 +77,7 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
     console.print(f"curve    {name}: {len(starts)} trainings", soft_wrap=True)
     if spent := labels_spent(pretrained.origin):
         console.print(f"labels   the pretrained model was {spent} besides", soft_wrap=True)
-    with below_one(name, settings, starts[-1], console) as above:
+    with cluster.connected(), below_one(name, settings, starts[-1], console) as above:
         left = iter(run_each(starts, name, console, above))
         done = {key: list(islice(left, len(each))) for key, each in plan.items()}
         found = {key: measured_runs([run.folder for run in each]) for key, each in done.items()}

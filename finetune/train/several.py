@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dynamonet import cluster
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
@@ -28,7 +28,9 @@ from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import accuracy_interval
 from finetune.settings import FinetuneSettings
 from finetune.train.dry_run import dry_run
-from finetune.train.experiment import Result, Start, run_once
+from finetune.train.experiment import Result, RunResult, Start, run_once
+
+R = TypeVar("R", bound=RunResult)
 
 
 @dataclass(frozen=True)
@@ -114,32 +116,38 @@ def below_one(
             parents=[origin.id for origin in built_on.parents],
             datasets=[built_on.task.data.use("training")],
         )
+    console.print(f"log      {Path(results).parent / f'{name}.log'}", soft_wrap=True)
     with closing(run):
         yield run
     console.print(f"MLflow   {run.ui_command()}", soft_wrap=True)
 
 
 def run_each(
-    starts: Sequence[Start], name: str, console: Console, above: TrackedRun
-) -> list[Result]:
+    starts: Sequence[Start],
+    name: str,
+    console: Console,
+    above: TrackedRun,
+    run: Callable[[Start, Console, TrackedRun], R] = run_once,
+) -> list[R]:
     """Does some runs one after the other, a line each; what else they print goes into a file.
+
+    Args:
+        run: Does one.
 
     Raises:
         UserError: as one run does.
     """
     log = stage_folder(starts[0].task.settings, "finetune") / f"{name}.log"
-    console.print(f"log      {log}", soft_wrap=True)
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done: list[Result] = []
+    done: list[R] = []
     with (
-        cluster.connected(),
         log.open("a", encoding="utf-8") as file,
         Progress(*columns, console=console, speed_estimate_period=86_400) as progress,
     ):
         task = progress.add_task("", total=len(starts))
         for start in starts:
             began = time.monotonic()
-            result = run_once(start, Console(file=file, width=120), above)
+            result = run(start, Console(file=file, width=120), above)
             done.append(result)
             progress.advance(task)
             minutes = (time.monotonic() - began) / 60
@@ -148,7 +156,7 @@ def run_each(
     return done
 
 
-def _validated(result: Result) -> str:
+def _validated(result: RunResult) -> str:
     return f"validation top-1 {result.metrics['top1']:.1%}" if result.metrics else "not measured"
 
 

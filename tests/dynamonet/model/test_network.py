@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from dynamonet.errors import UserError
+from dynamonet.model.classifier import AttentivePool
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.files import DESCRIPTION, WEIGHTS
 from dynamonet.model.network import DynamoNet, frame_differences
@@ -180,3 +182,15 @@ def test_the_whole_network_compiles_without_graph_breaks(kind: str, targets: str
     torch.testing.assert_close(found.logits, expected.logits)
     found.predicted[0].square().mean().backward()
     assert all(p.grad is not None for p in model.motion.parameters())
+
+
+def test_the_attentive_pool_gives_what_its_attention_layer_gives() -> None:
+    pool = AttentivePool(128)
+    for parameter in pool.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    features = torch.randn(3, 128, 2, 3, 3)
+    cells = pool.norm_cells(features.flatten(2).transpose(1, 2))
+    query = pool.query.repeat(3, 1, 1)
+    read = query + pool.attend(query, cells, cells, need_weights=False)[0]
+    wanted = (read + pool.mlp(pool.norm_read(read))).squeeze(1)
+    torch.testing.assert_close(pool(features), wanted, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,139 @@
+"""Linear and attentive probes on kept features: seconds a probe, its rate chosen by validation."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamonet.errors import UserError
+from dynamonet.model.classifier import Classifier
+from dynamonet.tracking.runs import TrackedRun
+from dynamonet.training.logs.buffered import BufferedLogger
+from dynamonet.training.run_folder import working_on
+from finetune.evaluation.evaluator import by_video, evaluate_test
+from finetune.evaluation.finished import find_device
+from finetune.evaluation.protocol import Protocol
+from finetune.train.experiment import RunResult, Start, tell
+from finetune.train.kept_features import KeptFeatures
+from finetune.train.objective import Finetuning
+from finetune.train.splits import kept_apart
+
+BATCH, STEPS, EPOCHS = 32, 200, 10  # the last two: at least; not studied
+RATES = {"linear": (1e-3, 1e-2, 1e-1), "attentive": (3e-4, 1e-3, 3e-3)}  # peak, of AdamW
+HELD_OUT = 0.25  # of the training part's groups, which choose the rate
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A classifier to be trained on kept features."""
+
+    task: Finetuning
+    kept: KeptFeatures
+    device: torch.device
+
+    def trained(self, rows: Rows, rate: float) -> Classifier:
+        """Returns a classifier that has learnt the labels of some rows, all of their views."""
+        task, kept = self.task, self.kept
+        config, settings = task.classifier_config(), task.settings
+        torch.manual_seed(settings.weights_seed)
+        classifier = Classifier(
+            config, len(task.data.classes), kept.pooled.shape[1], kept.dmr.shape[1]
+        ).to(self.device)
+        decay = settings.optimizer.weight_decay
+        optimizer = torch.optim.AdamW(classifier.parameters(), rate, weight_decay=decay)
+        views, draw = kept.of(rows), np.random.default_rng(settings.order_seed)
+        steps = max(STEPS, EPOCHS * -(-len(views) // BATCH))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        labels = task.data.columns["label"]
+        weights = None if task.class_weights is None else task.class_weights.to(self.device)
+        for _ in range(steps):
+            some = draw.permutation(views)[: max(2, min(BATCH, len(views)))]
+            wanted = torch.from_numpy(labels[kept.rows[some]].astype(np.int64)).to(self.device)
+            logits = classifier(*self._read(some))
+            loss = F.cross_entropy(
+                logits, wanted, weight=weights, label_smoothing=settings.augment.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return classifier.eval()
+
+    @torch.no_grad()
+    def probabilities(self, classifier: Classifier, rows: Rows) -> list[tuple[int, list[float]]]:
+        """Returns each view's row and what the classifier says of it."""
+        views = self.kept.of(rows)
+        parts = [views[i : i + BATCH] for i in range(0, len(views), BATCH)]
+        said = [classifier(*self._read(part)) for part in parts]
+        shares: Tensor = torch.cat(said).double().softmax(1).cpu()
+        return list(zip(self.kept.rows[views].tolist(), shares.tolist(), strict=True))
+
+    def _read(self, views: Rows) -> tuple[Tensor, Tensor]:
+        cells = self.task.settings.recipe == "attentive"
+        return self.kept.read(views, self.device, cells=cells)
+
+    def chosen(self) -> tuple[float, str]:
+        """Chooses the rate by videos that are held out of the training part, and says how.
+
+        It has the best accuracy there; of equals, the best likelihood.
+        """
+        task, rates = self.task, RATES[self.task.settings.recipe]
+        train, held = task.parts.train, task.parts.validation
+        if not len(held):
+            try:
+                train, held = kept_apart(task.data, train, HELD_OUT, task.settings.labels_seed)
+            except UserError:
+                middle = rates[len(rates) // 2]
+                return middle, f"rate {middle:g}, too few groups to choose it by"
+        found: dict[float, tuple[float, float]] = {}
+        for rate in rates:
+            said = self.probabilities(self.trained(train, rate), held)
+            predictions = by_video(said, task.data)
+            found[rate] = predictions.top(1), predictions.log_likelihood()
+        best = max(found, key=found.__getitem__)
+        videos = len(by_video([(int(row), [0.0]) for row in held], task.data).sources)
+        return best, f"rate {best:g} by {videos} training videos"
+
+
+def run_probe(
+    start: Start, console: Console, above: TrackedRun | None = None, *, kept: KeptFeatures
+) -> RunResult:
+    """Trains and tests a probe once, as a run of stage 3 without a model of its own.
+
+    Raises:
+        UserError: the run's name is taken.
+    """
+    task, shards = start.task, start.task.data
+    with working_on(
+        "finetune",
+        shards.name,
+        task,
+        parents=start.parents,
+        datasets=[shards.use("training")],
+        above=above,
+    ) as work:
+        if not work.finished:
+            began = time.monotonic()
+            probe = Probe(task, kept, find_device(task.settings.device))
+            rate, chosen = probe.chosen()
+            classifier = probe.trained(task.parts.train, rate)
+            predictions = by_video(probe.probabilities(classifier, task.parts.test), shards)
+            spent = {
+                "minutes": (time.monotonic() - began) / 60,
+                "parameters": float(sum(p.numel() for p in classifier.parameters())),
+            }
+            reader = task.reader(task.parts.test)
+            with BufferedLogger(work.run, work.folder) as log:
+                log.metrics({0: {f"run/{name}": value for name, value in spent.items()}})
+                log.evaluation(0, evaluate_test(predictions, reader, shards, shards.classes))
+            tell(work.run, work.folder, start, console, chosen)
+        metrics, told = work.run.metrics("test/"), Protocol.read(work.folder)
+        return RunResult(task.settings, work.folder, work.run, metrics, told)
