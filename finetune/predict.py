@@ -14,6 +14,7 @@ from dynamonet.video.files import find_videos
 from finetune.prediction.settings import PredictSettings
 
 if TYPE_CHECKING:
+    from finetune.prediction.archive import Embedded
     from finetune.prediction.predictor import Predictor
     from finetune.prediction.videos import FilePredictions
 
@@ -22,11 +23,14 @@ EXAMPLES = """examples:
   {predict} MODEL videos/ --window_seconds 2 --output predictions.csv
   {predict} MODEL long.mkv --step_seconds 10 --filmstrip strips/
   {predict} PRETRAINED videos/ --features features.parquet
+  {predict} PRETRAINED archive/ data/shards/own --features archive-features/
+
+The last writes parts into a folder, on Ray, and goes on where it was stopped.
 """
 KINDS = (".json", ".csv", ".parquet")
 
 
-def main(argv: list[str]) -> FilePredictions:
+def main(argv: list[str]) -> FilePredictions | Embedded:
     """Predicts as the command line says; --help lists all options.
 
     Raises:
@@ -38,6 +42,8 @@ def main(argv: list[str]) -> FilePredictions:
         prog=command("predict"),
         examples=EXAMPLES,
     )
+    if options.in_parts:
+        return _embed(options)
     result = predict(options)
     if result.failed:
         from finetune.prediction.videos import lines
@@ -47,6 +53,35 @@ def main(argv: list[str]) -> FilePredictions:
             f"{len(result.failed)} of {total} could not be read:\n  {lines(result.failed)}"
         )
     return result
+
+
+def _embed(options: PredictSettings) -> Embedded:
+    """Writes the features of an archive, and says what is there now.
+
+    Raises:
+        UserError: see `embed`, or a video that could not be read (after all others are done).
+    """
+    asked = [name for name in ("output", "filmstrip") if getattr(options, name) is not None]
+    if asked:
+        raise UserError(f"--{asked[0]}: of videos; with --features FOLDER features alone are made")
+    from finetune.prediction.archive import FAILED, embed
+
+    console = Console()
+    found = embed(options, console)
+    damaged = f"; {found.damaged:,} are damaged in places" if found.damaged else ""
+    console.print(
+        f"written  {options.features}: {found.windows:,} windows of {found.done:,} videos and "
+        f"segments, {found.done_before:,} were there{damaged}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if found.failed:
+        name, why = next(iter(found.failed.items()))
+        raise UserError(
+            f"{len(found.failed):,} could not be read, e.g. {name}: {why}\n"
+            f"All are in {options.features}/{FAILED}; the same command tries them again"
+        )
+    return found
 
 
 def predict(options: PredictSettings) -> FilePredictions:

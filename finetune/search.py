@@ -88,35 +88,40 @@ def main(argv: list[str]) -> list[Hit]:
 
 def nearest(windows: FeatureTable, options: NearestSettings) -> list[Hit]:
     """Finds the windows nearest to a query; none of the query's own that overlap it in time."""
-    from finetune.retrieval.knn import distances
+    import numpy as np
+
+    from finetune.retrieval.index import NearestRows
     from finetune.retrieval.queries import holding, split_query, windows_of_new
 
     name, seconds = split_query(windows, options.query)
     own = windows.of(name)
-    rows = windows.scaled(windows.parts)
+    rows, barred = NearestRows.of(windows), own[:0]
     if len(own):
         at = own if seconds is None else own[holding(windows, own, seconds, name)]
-        query = rows[at]
         start, end = windows.start_seconds, windows.end_seconds
-        barred = [i for i in own for q in at if start[i] < end[q] and start[q] < end[i]]
+        barred = own[[any(start[i] < end[q] and start[q] < end[i] for q in at) for i in own]]
+        query = rows.rows(at)
     else:
-        query, barred = windows_of_new(windows, name, seconds, options), []
-    far = distances(query, rows).min(0)
-    far[barred] = float("inf")
-    order = far.argsort(kind="stable")[: options.top]
-    hits = _hits(windows, [i for i in order if far[i] < float("inf")], far)
+        query = windows_of_new(windows, rows.scaling, name, seconds, options)
+    far: dict[int, float] = {}
+    for distances, found in zip(*rows.search(query, options.top, without=barred), strict=True):
+        for distance, i in zip(distances.tolist(), found.tolist(), strict=True):
+            if i >= 0:
+                far[i] = min(distance, far.get(i, np.inf))
+    order = sorted(far, key=lambda i: (far[i], i))[: options.top]
+    hits = _hits(windows, order, far)
     if not hits:
-        raise UserError(f"{windows.file}: no window but the query's own; add videos")
+        raise UserError(f"{windows.place}: no window but the query's own; add videos")
     return hits
 
 
 def outliers(windows: FeatureTable, options: OutlierSettings) -> list[Hit]:
     """Finds the windows that lie farthest from those of all other videos."""
-    from finetune.retrieval.knn import isolation
+    from finetune.retrieval.index import NearestRows, isolation
 
-    far = isolation(windows.scaled(windows.parts), windows.group, options.neighbours)
+    far = isolation(NearestRows.of(windows), windows.group, options.neighbours)
     if far[0] != far[0]:
-        raise UserError(f"{windows.file}: windows of one video only; outliers need two or more")
+        raise UserError(f"{windows.place}: windows of one video only; outliers need two or more")
     return _hits(windows, (-far).argsort(kind="stable")[: options.top], far)
 
 
@@ -127,7 +132,7 @@ def label_next(windows: FeatureTable, options: LabelNextSettings) -> list[Hit]:
     from finetune.retrieval.knn import cover, unit
     from finetune.retrieval.queries import labelled_videos
 
-    rows, group = windows.scaled(windows.parts), windows.group
+    rows, group = windows.rows, windows.group
     counts = np.bincount(group)
     means = np.zeros((len(counts), rows.shape[1]), np.float32)
     np.add.at(means, group, rows)

@@ -50,6 +50,16 @@ class VideoFile:
         """The absolute path or URI, as text."""
         return printable(f"{self.folder.path}/{self.source.path}")
 
+    def open(self) -> InputContainer:
+        """Opens it for decoding; the caller closes it.
+
+        Raises:
+            DecodeError: it is empty, or FFmpeg cannot open it.
+        """
+        if not self.source.size:
+            raise DecodeError(why_empty(self.folder, self.source))
+        return open_source(self.folder, self.source)
+
 
 def find_videos(places: list[str]) -> tuple[list[VideoFile], dict[str, str]]:
     """Finds the videos that paths stand for; returns them, and what is none with the reason.

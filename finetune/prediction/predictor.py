@@ -134,6 +134,23 @@ class _Windows:
         return WindowPrediction(start / self.rate, end / self.rate, seen)
 
 
+def windows_of(
+    clips: dict[int, ClipPrediction], frames: int, rate: float, reading: Reading
+) -> list[WindowPrediction]:
+    """Returns the windows of a video whose clips have all been looked at.
+
+    Args:
+        clips: By first frame.
+        frames: Of the video.
+        rate: Frames a second.
+    """
+    windows = _Windows(reading.plan(rate), rate)
+    windows.done = clips
+    found = [*windows.whole(frames)]
+    windows.done = clips  # the last window may begin before those that are let go of
+    return [*found, *windows.last(frames)]
+
+
 def predict_windows(
     predictor: Predictor,
     videos: Sequence[VideoFile],

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Protocol
 
 import av
 import torch
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from torch import Tensor
@@ -20,7 +22,6 @@ from dynamonet.shards.settings import ClipSettings, FrameSettings
 from dynamonet.storage import StoreError
 from dynamonet.video.constant_rate import Damage, TimeRange, constant_rate_frames, output_rate
 from dynamonet.video.decode import Box, Bytes, DecodeError, reason, rgb, video_stream
-from dynamonet.video.files import VideoFile, open_source, why_empty
 from dynamonet.video.letterbox import find_content
 from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.transforms import View
@@ -97,10 +98,16 @@ class Ended:
 Message = Begun | CutClip | Ended
 
 
+class Readable(Protocol):
+    """A video, or a segment of one."""
+
+    def open(self) -> InputContainer: ...
+
+
 class VideoClips(IterableDataset[Message]):
     """The clips of many videos; of several loader processes each takes every n-th video."""
 
-    def __init__(self, videos: Sequence[VideoFile], reading: Reading) -> None:
+    def __init__(self, videos: Sequence[Readable], reading: Reading) -> None:
         self.videos, self.reading = videos, reading
 
     def __iter__(self) -> Iterator[Message]:
@@ -124,14 +131,12 @@ class VideoClips(IterableDataset[Message]):
             DecodeError: nothing of it can be decoded; the message is FFmpeg's.
             OSError: it cannot be read.
         """
-        folder, source = self.videos[number].folder, self.videos[number].source
+        video = self.videos[number]
         settings, box = self.reading.frames, None
-        if not source.size:
-            raise DecodeError(why_empty(folder, source))
         if settings.crop_letterbox:
-            with open_source(folder, source) as container:
+            with video.open() as container:
                 box = find_content(container, (container.duration or 0) / av.time_base)
-        with open_source(folder, source) as container:
+        with video.open() as container:
             if container.format.name == "tty":
                 raise DecodeError("text, not a video")
             stream = video_stream(container)

@@ -35,5 +35,12 @@ class PredictSettings(ModelSettings):
     quiet: bool = Field(default=False, description="Print mistakes and what was written alone.")
     overwrite: bool = Field(default=False, description="Replace outputs that are there already.")
     features: Path | None = Field(
-        default=None, description="FILE.parquet to write the features of each window to."
+        default=None,
+        description="FILE.parquet for the features of each window; or a folder, for those of an "
+        "archive of videos and shard sets in parts.",
     )
+
+    @property
+    def in_parts(self) -> bool:
+        """Tells whether features go into a folder."""
+        return self.features is not None and not self.features.suffix

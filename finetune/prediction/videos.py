@@ -28,7 +28,9 @@ from finetune.prediction.writers import (
     FeatureRows,
     VideoScores,
     WindowScores,
+    feature_row,
     features_file,
+    features_schema,
 )
 
 _ROWS_SHOWN = 30  # windows of a video that are printed
@@ -64,9 +66,8 @@ def predict_files(
     with ExitStack() as stack:
         features = None
         if options.features is not None:
-            features = stack.enter_context(
-                features_file(options.features, str(predictor.folder), predictor.digest)
-            )
+            schema = features_schema(str(predictor.folder), predictor.digest)
+            features = stack.enter_context(features_file(options.features, schema))
         found = predict_windows(
             predictor,
             videos,
@@ -118,7 +119,7 @@ def _predict_one(
             continue
         seen = window.seen
         if features is not None:
-            features.add(video.name, video.path, window)
+            features.add(feature_row(video.name, video.path, window))
         top = _top(seen.probabilities, predictor.classes, options.top)
         windows.append(WindowScores(window.start_seconds, window.end_seconds, top))
         if seen.probabilities is not None:

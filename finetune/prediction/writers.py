@@ -109,6 +109,42 @@ def _rows(videos: list[VideoScores]) -> Iterator[dict[str, Any]]:
                 yield {"video": video.video, "scope": scope, "rank": rank} | times | asdict(guess)
 
 
+def part_files(folder: Path) -> list[Path]:
+    """Returns the parts of a folder of features, in order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def feature_row(
+    video: str, path: str, window: WindowPrediction, begins: float = 0.0
+) -> dict[str, Any]:
+    """Returns a window's row of a features file.
+
+    Args:
+        path: The video's absolute path or URI.
+        begins: Where what was read begins in the video, in seconds.
+    """
+    return {
+        "video": video,
+        "path": path,
+        "start_seconds": begins + window.start_seconds,
+        "end_seconds": begins + window.end_seconds,
+        "features": window.seen.features,
+        "dmr": window.seen.dmr,
+    }
+
+
+def features_schema(model: str, digest: str, facts: dict[bytes, str] | None = None) -> pa.Schema:
+    """Returns the schema of a features file with what made it.
+
+    Args:
+        model: The model's folder.
+        digest: Of its weights.
+        facts: More that is kept in the schema's metadata.
+    """
+    known = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
+    return FEATURES_SCHEMA.with_metadata({**known, **(facts or {})})
+
+
 class FeatureRows:
     """The rows of a features file, written in groups as they come."""
 
@@ -117,19 +153,10 @@ class FeatureRows:
         self._writer, self._schema = writer, schema
         self._held: list[dict[str, Any]] = []
 
-    def add(self, video: str, path: str, window: WindowPrediction) -> None:
-        """Adds a window's row; `path` is the video's absolute path or URI."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a window's row."""
         self.count += 1
-        self._held.append(
-            {
-                "video": video,
-                "path": path,
-                "start_seconds": window.start_seconds,
-                "end_seconds": window.end_seconds,
-                "features": window.seen.features,
-                "dmr": window.seen.dmr,
-            }
-        )
+        self._held.append(row)
         if len(self._held) == _ROWS_HELD:
             self.flush()
 
@@ -140,18 +167,12 @@ class FeatureRows:
 
 
 @contextmanager
-def features_file(file: Path, model: str, digest: str) -> Iterator[FeatureRows]:
+def features_file(file: Path, schema: pa.Schema) -> Iterator[FeatureRows]:
     """Yields the rows of a Parquet file that takes its name on a clean exit.
-
-    Args:
-        model: The model's folder.
-        digest: Of its weights; both are kept in the schema's metadata.
 
     Raises:
         UserError: the file cannot be written.
     """
-    facts = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
-    schema = FEATURES_SCHEMA.with_metadata(facts)
     with atomic_file(file) as growing, pq.ParquetWriter(growing, schema) as writer:
         rows = FeatureRows(writer, schema)
         yield rows

@@ -1,10 +1,11 @@
-"""A features file as arrays: read, checked, scaled."""
+"""The features of an archive as arrays: a file, or a folder of parts; read, checked, scaled."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,48 @@ from finetune.prediction.writers import (
     FEATURES_SCHEMA,
     FORMAT_KEY,
     MODEL_KEY,
+    part_files,
 )
-from finetune.retrieval.knn import Rows, scaling, unit
+from finetune.retrieval.knn import Rows, unit
 
 PARTS = {"features": ("features",), "dmr": ("dmr",), "both": ("features", "dmr")}
+BLOCK = 65_536  # rows that are scaled together
+_ABOUT = ["video", "path", "start_seconds", "end_seconds"]
+_REMEDY = f"expected what `{command('predict')} MODEL VIDEO... --features FILE` writes"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How values were brought to one scale, column by column; each part weighs the same."""
+
+    mean: Rows  # (D,)
+    factor: Rows  # (D,)
+
+    @classmethod
+    def of(cls, parts: list[tuple[Rows, Rows]]) -> Scaling:
+        """Makes it of each part's mean and deviation, (D,) each."""
+        factors = [1 / deviation / np.sqrt(max(1, len(deviation))) for _, deviation in parts]
+        mean = np.concatenate([mean for mean, _ in parts])
+        return cls(mean.astype(np.float32), np.concatenate(factors).astype(np.float32))
+
+    def __call__(self, rows: Rows) -> Rows:
+        """Returns rows (N, D) on that scale, of length 1."""
+        return unit((rows - self.mean) * self.factor)
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """The windows of a features file, N in all."""
+    """The windows of a file or folder of features, N in all."""
 
-    file: Path
+    place: Path
+    files: list[Path]
+    by: str  # features, dmr or both
     model: str
     digest: str
     videos: list[str]
     paths: list[str]
     start_seconds: np.ndarray  # (N,)
     end_seconds: np.ndarray  # (N,)
-    parts: list[Rows]  # (N, D) each, as the model gave them
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -58,70 +83,129 @@ class FeatureTable:
         best = (ends or near or [""])[0]
         return f"; did you mean {best}?" if best else f"; it has e.g. {self.videos[0]}"
 
-    def scaled(self, parts: list[Rows]) -> Rows:
-        """Returns rows of length 1, each part standardised by this file's mean and deviation."""
-        made = []
-        for rows, own in zip(parts, self.parts, strict=True):
-            mean, deviation = scaling(own)
-            made.append((rows - mean) / deviation / np.float32(np.sqrt(max(1, own.shape[1]))))
-        return unit(np.concatenate(made, axis=1))
+    @cached_property
+    def scaling(self) -> Scaling:
+        """The scale of these rows."""
+        return self._read[1]
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All rows, scaled (N, D).
+
+        Raises:
+            UserError: rows of several lengths, or numbers that are not finite.
+        """
+        return self._read[0]
+
+    @cached_property
+    def _read(self) -> tuple[Rows, Scaling]:
+        widths = {name: _width(self.files[0], name) for name in PARTS[self.by]}
+        ends = [0, *accumulate(widths.values())]
+        if not ends[-1]:
+            raise UserError(f"--by {self.by}: the model of {self.place} has none; give another")
+        rows, first = np.empty((len(self), ends[-1]), np.float32), 0
+        for file in self.files:
+            table = pq.read_table(file, columns=[*widths, "video"])
+            last = first + len(table)
+            for name, (at, to) in zip(widths, pairwise(ends), strict=True):
+                rows[first:last, at:to] = _matrix(self.place, table, name, to - at)
+            first = last
+        scaling = Scaling.of([scale_of(rows[:, at:to]) for at, to in pairwise(ends) if to > at])
+        for start in range(0, len(rows), BLOCK):  # in place: there may be millions
+            rows[start : start + BLOCK] = scaling(rows[start : start + BLOCK])
+        return rows, scaling
 
 
-def read_features(file: Path, by: str) -> FeatureTable:
-    """Reads a features file.
+def scale_of(rows: Rows) -> tuple[Rows, Rows]:
+    """Returns each column's mean and deviation, (D,) each; 1 for a column that does not vary."""
+    mean, square, largest = (np.zeros(rows.shape[1]) for _ in range(3))
+    for start in range(0, len(rows), BLOCK):
+        mean += rows[start : start + BLOCK].sum(0, dtype=np.float64) / len(rows)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK].astype(np.float64)
+        square += ((block - mean) ** 2).sum(0) / len(rows)
+        largest = np.maximum(largest, np.abs(block).max(0))
+    deviation = np.sqrt(square)
+    deviation[deviation <= 1e-6 * largest] = 1.0
+    return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def read_features(place: Path, by: str) -> FeatureTable:
+    """Reads which windows a file or a folder of features has; their features when asked for.
 
     Args:
         by: features, dmr or both.
 
     Raises:
-        UserError: missing, damaged, no features file, of an older format or several models, empty,
-            or with numbers that are not finite.
+        UserError: missing, damaged, no features, of an older format or several models, or empty.
     """
-    remedy = f"expected what `{command('predict')} MODEL VIDEO... --features FILE` writes"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; {remedy}")
+    files = part_files(place) if place.is_dir() else [place]
+    if not files or not place.exists():
+        what = "no part-*.parquet in this folder" if place.is_dir() else "no such file"
+        raise UserError(f"{place}: {what}; {_REMEDY}")
+    schemas = [_schema(file) for file in files]
+    facts = schemas[0].metadata
+    for file, schema in zip(files, schemas, strict=True):
+        if schema.metadata[DIGEST_KEY] != facts[DIGEST_KEY]:
+            raise UserError(f"{file}: of another model than {files[0]}; {_REMEDY}")
     try:
-        table = pq.read_table(file)
+        table = pa.concat_tables(pq.read_table(file, columns=_ABOUT) for file in files)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: cannot be read as Parquet: {error}; {remedy}") from None
-    facts = table.schema.metadata or {}
-    if facts.get(FORMAT_KEY) != FEATURES_FORMAT.encode():
-        own = set(table.column_names) >= {"video", "features", "dmr"}
-        why = "does not say which model made it" if own else "is no features file"
-        raise UserError(f"{file}: {why}; {remedy}. Files of several models are not to be joined")
-    if not table.schema.equals(FEATURES_SCHEMA):
-        raise UserError(f"{file}: other columns than a features file has; {remedy}")
+        raise UserError(f"{place}: cannot be read as Parquet: {error}; {_REMEDY}") from None
     if not len(table):
-        raise UserError(f"{file}: no windows in it; {remedy}")
-    parts = [_matrix(file, table, name) for name in PARTS[by]]
-    if not any(rows.shape[1] for rows in parts):
-        raise UserError(f"--by {by}: the model of {file} has none; expected --by features")
+        raise UserError(f"{place}: no windows in it; {_REMEDY}")
     return FeatureTable(
-        file,
+        place,
+        files,
+        by,
         facts.get(MODEL_KEY, b"").decode(),
         facts.get(DIGEST_KEY, b"").decode(),
         table["video"].to_pylist(),
         table["path"].to_pylist(),
         table["start_seconds"].to_numpy(),
         table["end_seconds"].to_numpy(),
-        parts,
     )
 
 
-def _matrix(file: Path, table: pa.Table, name: str) -> Rows:
+def _schema(file: Path) -> pa.Schema:
+    """Returns the schema of a features file.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: cannot be read as Parquet: {error}; {_REMEDY}") from None
+    facts = schema.metadata or {}
+    if facts.get(FORMAT_KEY) != FEATURES_FORMAT.encode():
+        own = set(schema.names) >= {"video", "features", "dmr"}
+        why = "does not say which model made it" if own else "is no features file"
+        raise UserError(f"{file}: {why}; {_REMEDY}. Files of several models are not to be joined")
+    if not schema.equals(FEATURES_SCHEMA):
+        raise UserError(f"{file}: other columns than a features file has; {_REMEDY}")
+    return schema
+
+
+def _width(file: Path, name: str) -> int:
+    """Returns how many values the first row has."""
+    first = next(pq.ParquetFile(file).iter_batches(1, columns=[name]))
+    return len(first.column(0)[0])
+
+
+def _matrix(place: Path, table: pa.Table, name: str, width: int) -> Rows:
     column = table[name].combine_chunks()
     lengths = np.unique(column.value_lengths().to_numpy())
-    if len(lengths) != 1:
-        raise UserError(
-            f"{file}: rows with {lengths[0]} and {lengths[-1]} {name}: of different models"
-        )
+    if set(lengths.tolist()) - {width}:
+        other = next(length for length in lengths if length != width)
+        raise UserError(f"{place}: rows with {width} and {other} {name}: of different models")
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    rows = values.reshape(len(table), lengths[0])
+    rows = values.reshape(len(table), width)
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):
         video = table["video"][int(bad[0])].as_py()
         raise UserError(
-            f"{file}: {len(bad)} of {len(rows)} rows hold {name} that are not finite, the first "
-            f"of {video}; the model or the file is damaged"
+            f"{place}: {len(bad)} rows hold {name} that are not finite, the first of {video}; the "
+            "model or the file is damaged"
         )
     return rows

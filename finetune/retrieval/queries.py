@@ -12,7 +12,7 @@ from dynamonet.errors import UserError
 from dynamonet.video.files import find_videos
 from finetune.prediction.predictor import Predictor, WindowPrediction, predict_windows
 from finetune.prediction.reading import Ended
-from finetune.retrieval.features import PARTS, FeatureTable
+from finetune.retrieval.features import PARTS, FeatureTable, Scaling
 from finetune.retrieval.knn import Rows
 from finetune.retrieval.settings import NearestSettings
 
@@ -45,17 +45,21 @@ def holding(windows: FeatureTable, own: np.ndarray, seconds: float, name: str) -
 
 
 def windows_of_new(
-    windows: FeatureTable, name: str, seconds: float | None, options: NearestSettings
+    windows: FeatureTable,
+    scaling: Scaling,
+    name: str,
+    seconds: float | None,
+    options: NearestSettings,
 ) -> Rows:
     """Computes the windows of a video that is not in the file, scaled as those in it."""
     videos, _ = find_videos([name])
     if len(videos) != 1 or options.model is None:
         hint = windows.closest(name) if not videos else "; for a new video give --model MODEL too"
-        raise UserError(f"{name}: not in {windows.file}{hint}")
+        raise UserError(f"{name}: not in {windows.place}{hint}")
     model = Predictor(options.model, batch_size=8, pictures=False, pixel_scale=options.pixel_scale)
     if model.digest != windows.digest:
         raise UserError(
-            f"{model.folder}: not the model that made {windows.file} ({windows.model}); distances "
+            f"{model.folder}: not the model that made {windows.place} ({windows.model}); distances "
             "between features of two models mean nothing"
         )
     found = [item for _, item in predict_windows(model, videos, model.reading(), processes=0)]
@@ -69,7 +73,7 @@ def windows_of_new(
             raise UserError(f"{name}@{seconds:g}: it ends after {seen[-1].end_seconds:.1f} s")
         seen = inside
     parts = [np.stack([getattr(w.seen, part) for w in seen]) for part in PARTS[options.by]]
-    return windows.scaled(parts)
+    return scaling(np.concatenate(parts, axis=1))
 
 
 def read_labels(file: Path) -> list[dict[str, str]]:
@@ -103,7 +107,7 @@ def labelled_videos(windows: FeatureTable, file: Path) -> np.ndarray:
     absent = [name for name in names if name not in lookup]
     if absent:
         raise UserError(
-            f"--labelled {file}: {len(absent)} of {len(names)} not in {windows.file}, the first "
+            f"--labelled {file}: {len(absent)} of {len(names)} not in {windows.place}, the first "
             f"{absent[0]}{windows.closest(absent[0])}"
         )
     return np.unique(np.array([lookup[name] for name in names], np.int64))

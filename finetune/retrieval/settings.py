@@ -15,7 +15,7 @@ from dynamonet.settings import Settings
 class SearchSettings(Settings):
     """What each command of `finetune/search.py` can be told."""
 
-    features: Path = positional("The file that predict.py --features wrote.")
+    features: Path = positional("The file or folder that predict.py --features wrote.")
     by: Literal["features", "dmr", "both"] = Field(
         default="both", description="What distances are computed from."
     )

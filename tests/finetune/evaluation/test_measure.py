@@ -13,6 +13,7 @@ from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from finetune import measure, run
 from finetune.predict import main as predict
+from finetune.prediction.videos import FilePredictions
 from finetune.train.experiment import Result
 from tests.conftest import without_ray
 
@@ -94,6 +95,7 @@ def test_nearest_neighbours_predict_videos_too(
     tuned: Result, video_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = predict([str(tuned.model), str(video_folder), "--processes", "0"])
+    assert isinstance(found, FilePredictions)
     assert {score.class_name for video in found.videos for score in video.top} == {"left", "right"}
     for video in found.videos:
         assert sum(score.probability for score in video.top) == pytest.approx(1)

@@ -42,6 +42,7 @@ from finetune.prediction.predictor import (
 )
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, cut_clips
 from finetune.prediction.sliding_window import ClipCutter, WindowPlan
+from finetune.prediction.videos import FilePredictions
 from finetune.prediction.writers import VideoScores
 from tests.conftest import REAL_DATA, moving_frames, write_video
 
@@ -83,7 +84,9 @@ def bare_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def seen(model: str, *words: object) -> list[VideoScores]:
     own = ["--processes", "0", "--precision", "fp32"]
-    return predict([model, *map(str, words), *own]).videos
+    found = predict([model, *map(str, words), *own])
+    assert isinstance(found, FilePredictions)
+    return found.videos
 
 
 def see(model: str, *words: object) -> VideoScores:

@@ -11,7 +11,9 @@ import pytest
 from dynamonet.errors import UserError
 from finetune import search
 from finetune.predict import main as predict
-from finetune.retrieval.knn import cover, distances, isolation, unit
+from finetune.retrieval.features import Scaling
+from finetune.retrieval.index import NearestRows, isolation
+from finetune.retrieval.knn import cover, distances, unit
 from tests.conftest import moving_frames, write_video
 from tests.finetune.prediction.test_predict import save_model
 
@@ -32,19 +34,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_distances_in_blocks_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances_equal_the_naive_ones() -> None:
     rows = unit(np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32))
-    group = np.arange(30) // 3
-    monkeypatch.setattr("finetune.retrieval.knn.BLOCK", 7)
+    group = np.random.default_rng(1).permutation(np.arange(30) // 3)
     naive = np.array([[1 - a @ b for b in rows] for a in rows])
     np.testing.assert_allclose(distances(rows, rows), naive, atol=1e-6)
     wanted = [np.sort(naive[i][group != group[i]])[:4].mean() for i in range(30)]
-    np.testing.assert_allclose(isolation(rows, group, 4), wanted, atol=1e-6)
+    plain = Scaling(np.zeros(5, np.float32), np.ones(5, np.float32))
+    nearest = NearestRows.exact(rows, plain)
+    np.testing.assert_allclose(isolation(nearest, group, 4), wanted, atol=1e-6)
+    far, found = nearest.search(rows[:2], 40, without=np.array([0, 7]))
+    assert (found == -1).sum(1).tolist() == [12, 12] and np.isinf(far[found < 0]).all()
+    assert not {0, 7} & set(found.ravel().tolist())
     chosen, far = cover(rows, 5, np.array([0]))
     known = [0]
     for one, distance in zip(chosen, far, strict=True):
-        nearest = naive[known].min(0)
-        assert one == nearest.argmax() and distance == pytest.approx(nearest.max(), abs=1e-5)
+        nearest_known = naive[known].min(0)
+        assert one == nearest_known.argmax()
+        assert distance == pytest.approx(nearest_known.max(), abs=1e-5)
         known.append(one)
 
 
