@@ -298,3 +298,10 @@ class ComparisonSettings(SeriesSettings):
     batch_clips: int = Field(
         default=8, ge=1, description="Clips that go through a frozen network together."
     )
+
+    @field_validator("backbones", "recipes")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each once")
+        return value

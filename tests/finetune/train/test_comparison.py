@@ -1,0 +1,126 @@
+"""A comparison of networks from its command to its files; it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from dynamonet.errors import UserError
+from dynamonet.model.network import DynamoNet
+from dynamonet.tracking.store import tracking_uri
+from finetune import compare, compare_backbones
+from finetune.train import kept_features
+from tests.conftest import without_ray
+from tests.finetune.pretrained.test_convert import foundation, resnet_state
+from tests.finetune.train.test_recipes import TINY
+
+WORDS = (
+    "--max_steps 1 --test_clips 2 --precision fp32 --clips.canvas_px 32 --loader.batch_size 4 "
+    "--loader.processes 0 --seeds 0 1 --name table"
+).split()
+
+
+@pytest.fixture
+def words(shard_set: Path, tmp_path: Path) -> list[str]:
+    DynamoNet(TINY).save_pretrained(tmp_path / "own")
+    foundation("videomae", tmp_path / "encoder")
+    torch.save(resnet_state(4, (1, 1, 1, 1), 3), tmp_path / "hara.pth")
+    places = ["--shards", str(shard_set), "--runs", str(tmp_path)]
+    return [*places, *WORDS]
+
+
+def test_networks_are_compared_with_probes_and_in_full(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [str(tmp_path / name) for name in ("own", "encoder", "hara.pth")]
+    words += ["--backbones", "none", *names, "--pixel_scale", "hara_2020"]
+    with without_ray():
+        rows = compare_backbones.main([*words, "--recipes", "linear"])
+    assert [(row.title, row.recipe) for row in rows] == [
+        (name, "linear") for name in ("own", "encoder", "hara")
+    ]
+    looked = []
+    look = kept_features._look
+    monkeypatch.setattr(
+        kept_features, "_look", lambda *words: looked.append(words[3]) or look(*words)
+    )
+    capsys.readouterr()
+    with without_ray():
+        rows = compare_backbones.main(words)
+    printed = capsys.readouterr().out
+    assert looked and all(looked), "feature maps were not kept before; means were"
+    assert [(row.title, row.recipe) for row in rows] == [
+        ("from scratch", "full"),
+        *(("own", recipe) for recipe in ("linear", "attentive", "full")),
+        *(("encoder", recipe) for recipe in ("linear", "attentive")),
+        *(("hara", recipe) for recipe in ("linear", "attentive", "full")),
+    ]
+    assert all(len(row.outcomes.right) == 2 for row in rows)
+    assert "best     " in printed and "--recipe" in printed and "points behind" in printed
+    folder = tmp_path / "finetune"
+    table = list(csv.DictReader((folder / "table.csv").open(encoding="utf-8")))
+    assert [(each["network"], each["recipe"]) for each in table] == [
+        (row.title, row.recipe) for row in rows
+    ]
+    assert (folder / "table.png").is_file()
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("f*/**/*.parquet")}
+    looked.clear()
+    with without_ray():
+        again = compare_backbones.main(words)
+    assert not looked, "kept features are read"
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for one, other in zip(rows, again, strict=True):
+        np.testing.assert_array_equal(one.outcomes.right, other.outcomes.right)
+    sides = [
+        [str(folder / f"table-own-{r}-split1-seed{s}") for s in (0, 1)] for r in ("linear", "full")
+    ]
+    compare.main(["--a", *sides[0], "--b", *sides[1]])
+    client = MlflowClient(tracking_uri(str(tmp_path)))
+    (experiment,) = [each for each in client.search_experiments() if each.name == "dynamonet"]
+    found = client.search_runs([experiment.experiment_id], max_results=100)
+    (above,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert len(found) == 1 + 2 * len(rows)
+    assert above.data.metrics["test/top1 own linear"] == rows[1].outcomes.mean
+
+
+def test_features_that_were_cut_short_are_completed(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words += ["--backbones", str(tmp_path / "own"), "--recipes", "linear", "--batch_clips", "4"]
+    look, calls = kept_features._look, list[int]()
+
+    def stopped(*given: object) -> object:
+        calls.append(len(given[1]))  # type: ignore[arg-type]
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return look(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_features, "_look", stopped)
+    with pytest.raises(KeyboardInterrupt), without_ray():
+        compare_backbones.main(words)
+    with without_ray():
+        rows = compare_backbones.main(words)
+    assert sum(calls) == 4 + 4 + 20 and len(rows) == 1, "of 12 videos, two clips each"
+
+
+def test_what_cannot_be_compared_is_refused(words: list[str], tmp_path: Path) -> None:
+    DynamoNet(TINY).save_pretrained(tmp_path / "motion")
+    for more, said in (
+        (["--pretrained", "motion"], "--pretrained: of one run; expected --backbones"),
+        (["--recipe", "full"], "--recipe: of one run; expected --recipes"),
+        (["--test", "false"], "what is compared are accuracies"),
+        (["--backbones", "none", "--recipes", "linear"], "nothing to compare"),
+        (["--backbones", str(tmp_path / "hara.pth")], "give --pixel_scale hara_2017"),
+        (["--backbones", "motion", "motion"], "--backbones: expected each once"),
+        (["--backbones", "motion", str(tmp_path / "motion")], "one name in the table, motion"),
+    ):
+        with pytest.raises(UserError, match=said):
+            compare_backbones.main([*words, *more])
