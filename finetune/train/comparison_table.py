@@ -51,12 +51,13 @@ def show(rows: Sequence[Row], console: Console) -> None:
     """Prints the table, and which row is the best."""
     table = Table(
         title="Top-1 on the test part: mean of runs, and its 95 % interval",
-        caption="minutes: of all features beside a network, of one run beside a recipe",
+        caption="M: millions of parameters. min: of all features beside a network, of one run "
+        "beside a recipe. Points behind the best",
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("", no_wrap=True)
-    for column in ("millions", "minutes", "top-1", "interval", "points behind the best"):
+    table.add_column("", no_wrap=True, max_width=24)
+    for column in ("M", "min", "top-1", "interval", "behind"):
         table.add_column(column, justify="right", no_wrap=True)
     before = ""
     for row, behind in against_best(rows):

@@ -64,7 +64,7 @@ def test_networks_are_compared_with_probes_and_in_full(
         *(("hara", recipe) for recipe in ("linear", "attentive", "full")),
     ]
     assert all(len(row.outcomes.right) == 2 for row in rows)
-    assert "best     " in printed and "--recipe" in printed and "points behind" in printed
+    assert "best     " in printed and "--recipe" in printed and "Points behind" in printed
     folder = tmp_path / "finetune"
     table = list(csv.DictReader((folder / "table.csv").open(encoding="utf-8")))
     assert [(each["network"], each["recipe"]) for each in table] == [
