@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -33,29 +31,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dynamonet import cluster
 from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, stream
 from dynamonet.errors import UserError
-from dynamonet.shards.card import CARD
-from dynamonet.shards.shard_set import ShardSet
-from dynamonet.storage import Folder, absolute, atomic_file
-from dynamonet.video.files import VideoFile, find_videos
-from finetune.prediction.predictor import (
-    ClipPrediction,
-    Predictor,
-    WindowPrediction,
-    windows_of,
-)
+from dynamonet.storage import atomic_file
+from finetune.prediction.parts import PART_SECONDS, READING, Parts
+from finetune.prediction.predictor import ClipPrediction, Predictor, WindowPrediction, windows_of
 from finetune.prediction.reading import CutClip, Ended, Reading, VideoClips
-from finetune.prediction.segments import Segment, segments_of
+from finetune.prediction.segments import Segment, Unit, find_units, name_of
 from finetune.prediction.settings import PredictSettings
-from finetune.prediction.writers import feature_row, features_schema, part_files
+from finetune.prediction.writers import feature_row, features_schema
 
 UNITS_A_TASK = 16
-PART_ROWS, PART_SECONDS = 20_000, 60.0  # after so many windows, or so long, a part is written
 BLOCK_BYTES = 32 << 20  # of clips that wait for the model together
-UNITS, READING = b"dynamonet.units", b"dynamonet.reading"  # in a part's metadata
 FAILED = "failed.csv"
 NOTHING = -1  # start of a clip that stands for a video without any
-
-Unit = VideoFile | Segment
 
 
 @dataclass
@@ -85,88 +72,20 @@ def embed(options: PredictSettings, console: Console) -> Embedded:
         raise UserError(f"no video to read:\n  {reasons}")
     predictor = load_predictor(options)
     reading = json.dumps(_depends_on(_reading(predictor, options)), sort_keys=True)
-    facts = {READING: reading}
-    parts = Parts(folder, features_schema(str(predictor.folder), predictor.digest, facts))
-    left = [unit for unit in units if name_of(unit) not in parts.done]
+    schema = features_schema(str(predictor.folder), predictor.digest, {READING: reading})
     how = f"{predictor.precision}, {predictor.clip_text()}"
     console.print(f"model    {predictor.folder} in {how}", soft_wrap=True, highlight=False)
-    there = f", {len(units) - len(left):,} of them are there" if len(left) < len(units) else ""
-    console.print(f"archive  {len(units):,} videos and segments{there}", highlight=False)
-    found = Embedded(folder, len(units) - len(left), failed=dict(failed))
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of its own actors
-    with cluster.connected():
+    with Parts.opened(folder, schema, anew=options.overwrite) as parts:
+        left = [unit for unit in units if name_of(unit) not in parts.done]
+        there = f", {len(units) - len(left):,} of them are there" if len(left) < len(units) else ""
+        console.print(f"archive  {len(units):,} videos and segments{there}", highlight=False)
+        found = Embedded(folder, len(units) - len(left), failed=dict(failed))
         if left:
-            _run(left, predictor, options, parts, found, console)
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of its actors
+            with cluster.connected():
+                _run(left, predictor, options, parts, found, console)
     _write_failed(folder / FAILED, found.failed)
     return found
-
-
-def find_units(places: list[str]) -> tuple[list[Unit], dict[str, str]]:
-    """Finds the videos and segments that paths stand for, and what is none with the reason."""
-    units: dict[str, Unit] = {}
-    failed: dict[str, str] = {}
-    for place in places:
-        if Folder.at(absolute(place)).size(CARD) is not None:
-            units |= {unit.key: unit for unit in segments_of(ShardSet.open(absolute(place)))}
-            continue
-        videos, none = find_videos([place])
-        units |= {video.path: video for video in videos}
-        failed |= none
-    return list(units.values()), failed
-
-
-def name_of(unit: Unit) -> str:
-    return unit.key if isinstance(unit, Segment) else unit.path
-
-
-class Parts:
-    """The parts of a folder of features."""
-
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        """Reads which videos are there.
-
-        Raises:
-            UserError: a part is damaged, or of another model or other windows.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.schema = folder, schema
-        self.done: set[str] = set()
-        self.number = 0  # of the next part
-        self._rows: list[dict[str, Any]] = []
-        self._units: list[str] = []
-        self._since = time.monotonic()
-        for file in part_files(folder):
-            self.number = int(file.stem.removeprefix("part-")) + 1
-            try:
-                facts = dict(pq.read_schema(file).metadata or {})
-                self.done |= set(json.loads(facts.pop(UNITS)))
-            except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-                raise UserError(f"{file}: damaged: {error}; remove it, and run again") from None
-            own = dict(schema.metadata)
-            other = [key.decode() for key in own if own[key] != facts.get(key)]
-            if other:
-                raise UserError(
-                    f"{file}: made with another {', '.join(other)}; name another folder, or give "
-                    "the model and windows that it was made with"
-                )
-
-    def add(self, unit: str, rows: list[dict[str, Any]]) -> None:
-        """Takes the windows of a video that is done."""
-        self.done.add(unit)
-        self._units.append(unit)
-        self._rows += rows
-        if len(self._rows) >= PART_ROWS or time.monotonic() - self._since > PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is held as the next part."""
-        if self._units:
-            facts = {**self.schema.metadata, UNITS: json.dumps(self._units)}
-            table = pa.Table.from_pylist(self._rows, self.schema.with_metadata(facts))
-            with atomic_file(self.folder / f"part-{self.number:05d}.parquet") as growing:
-                pq.write_table(table, growing, compression="zstd")
-            self.number += 1
-        self._rows, self._units, self._since = [], [], time.monotonic()
 
 
 def load_predictor(options: PredictSettings) -> Predictor:
@@ -226,7 +145,6 @@ def _run(
                 minutes = (now - began) / 60 * (len(units) - done) / done
                 line = f"{done:,} of {len(units):,}, {speed:,.1f} windows/s"
                 console.print(f"         {line}, about {minutes:,.0f} minutes left")
-    parts.flush()
 
 
 def _clips(
@@ -274,7 +192,7 @@ def _rows(units: list[Unit], first: int, reading: Reading) -> Iterator[dict[str,
     nothing = np.zeros((reading.num_frames, reading.crops * side, side, 3), np.uint8)
     for number, unit in enumerate(units, first):
         about: dict[str, Any] = {"failure": None, "clips": 0}
-        held: tuple[int, NDArray[np.uint8]] | None = None
+        held: tuple[int, NDArray[np.uint8]] | None = None  # until it is known whether more come
         try:
             for message in stream(_messages, unit, reading, limits=DEFAULT_LIMITS):
                 if isinstance(message, Ended):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -66,11 +67,15 @@ def test_an_archive_has_the_features_of_its_videos_and_grows_with_it(
         query = ["--query", str(video_folder / "left/plain.mp4")]
         hits[source] = search.main(["nearest", str(source), *query, "--top", "4"])
     assert [hit.path for hit in hits[place]] == [hit.path for hit in hits[single]]
-    with pytest.raises(UserError, match=r"made with another dynamonet\.reading"):
+    with pytest.raises(UserError, match="made with another windows, clips or crops"):
         embed(bare, *few, "--crops", "3")
     other = str(save_model(tmp_path / "other", ["a", "b"]))
-    with pytest.raises(UserError, match=r"made with another dynamonet\.model"):
+    with pytest.raises(UserError, match=r"made with another model, by \S+/bare"):
         embed(other, *few)
+    with (place / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is writing"):
+            embed(bare, video_folder / "left", "--features", place, "--overwrite")
     with pytest.raises(UserError, match="--output: of videos"):
         embed(bare, *few, "--output", tmp_path / "o.csv")
 
