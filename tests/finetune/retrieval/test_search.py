@@ -6,16 +6,22 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dynamonet.errors import UserError
 from finetune import search
 from finetune.predict import main as predict
+from finetune.prediction.writers import features_schema
+from finetune.retrieval import index
 from finetune.retrieval.features import Scaling
 from finetune.retrieval.index import NearestRows, isolation
 from finetune.retrieval.knn import cover, distances, unit
 from tests.conftest import moving_frames, write_video
 from tests.finetune.prediction.test_predict import save_model
+from tests.finetune.pretrained.test_convert import foundation, resnet_state
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +127,63 @@ def test_a_file_that_is_no_features_file_is_refused(tmp_path: Path) -> None:
     for name in ("x.parquet", "gone.parquet"):
         with pytest.raises(UserError, match=r"predict\.py"):
             search.main(["outliers", str(tmp_path / name)])
+
+
+def test_features_of_other_people_s_networks_are_searched_too(home: Path, tmp_path: Path) -> None:
+    foundation("videomae", tmp_path / "encoder")
+    torch.save(resnet_state(4, (1, 1, 1, 1), 3), tmp_path / "hara.pth")
+    for model, more in (("encoder", []), ("hara.pth", ["--pixel_scale", "hara_2017"])):
+        file, place = tmp_path / f"{model}.parquet", str(tmp_path / model)
+        predict([place, str(home / "videos"), "--features", str(file), *more])
+        assert {len(dmr) for dmr in pq.read_table(file)["dmr"].to_pylist()} == {0}
+        words = [str(file), "--query", str(home / "videos/<a>.mp4")]
+        assert len(search.main(["nearest", *words])) > 2
+        new = str(write_video(tmp_path / "new.mp4", moving_frames(24, 48, 64)))
+        hits = search.main(["nearest", str(file), "--query", new, "--model", place, *more])
+        assert "<a>" in hits[0].video
+        with pytest.raises(UserError, match=r"--by dmr: the model of .* has none"):
+            search.main(["nearest", *words, "--by", "dmr"])
+    with pytest.raises(UserError, match="not the model that made"):
+        words = [str(tmp_path / "hara.pth.parquet"), "--query", new, "--model", place]
+        search.main(["nearest", *words, "--pixel_scale", "hara_2020"])
+    with pytest.raises(UserError, match="has no classifier"):
+        predict([str(tmp_path / "encoder"), str(home / "videos")])
+
+
+def test_an_index_on_disk_finds_what_all_rows_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(index, "EXACT", 1000)
+    parts, draw = tmp_path / "parts", np.random.default_rng(0)
+    parts.mkdir()
+    schema = features_schema("model", "digest")
+
+    def write(number: int) -> None:
+        rows = [
+            {
+                "video": f"{number}-{i}",
+                "path": f"/{number}-{i}.mp4",
+                "start_seconds": 0.0,
+                "end_seconds": 1.0,
+                "features": draw.normal(size=8).astype(np.float32),
+                "dmr": draw.normal(size=4).astype(np.float32),
+            }
+            for i in range(3000)
+        ]
+        table = pa.Table.from_pylist(rows, schema)
+        pq.write_table(table, parts / f"part-{number:05d}.parquet")
+
+    write(0)
+    words = ["nearest", str(parts), "--query", "0-7"]
+    first = search.main(words)
+    assert "index    of 3,000 windows" in capsys.readouterr().out
+    assert search.main(words) == first and "index    of" not in capsys.readouterr().out
+    monkeypatch.setattr(index, "EXACT", 10_000)
+    exact = {hit.path for hit in search.main(words)}
+    assert len(exact & {hit.path for hit in first}) >= 18 and len(first) == 20
+    monkeypatch.setattr(index, "EXACT", 1000)
+    write(1)
+    capsys.readouterr()
+    assert {hit.path for hit in search.main(words)} - {f"/0-{i}.mp4" for i in range(3000)}
+    assert "index    of 6,000 windows" in capsys.readouterr().out, "made again: parts were added"
+    assert len(search.main(["outliers", str(parts), "--top", "5"])) == 5
