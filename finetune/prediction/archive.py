@@ -89,6 +89,7 @@ def embed(options: PredictSettings, console: Console) -> Embedded:
 
 
 def load_predictor(options: PredictSettings) -> Predictor:
+    """Loads the model that is asked for; see `Predictor`."""
     return Predictor(
         options.model,
         batch_size=options.batch_size,

@@ -40,8 +40,8 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
     wanted = settings.pretrained
     if wanted == "none":
         return None
-    uri = tracking_uri(settings.runs_path())
     if wanted == "newest":
+        uri = tracking_uri(settings.runs_path())
         newest = newest_finished(uri, settings.experiment, "pretrain")
         if newest is None:
             raise UserError(
@@ -51,7 +51,7 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
             )
         return model_at(Path(newest[1]))
     if re.fullmatch("[0-9a-f]{32}", wanted) and not Path(wanted).exists():
-        return model_at(download(uri, wanted, MODEL))
+        return model_at(download(tracking_uri(settings.runs_path()), wanted, MODEL))
     return weights_at(wanted)
 
 
