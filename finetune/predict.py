@@ -106,14 +106,7 @@ def predict(options: PredictSettings) -> FilePredictions:
     from finetune.prediction.videos import predict_files, print_line
     from finetune.prediction.writers import write_predictions
 
-    predictor = Predictor(
-        options.model,
-        batch_size=options.batch_size,
-        pictures=options.filmstrip is not None,
-        pixel_scale=options.pixel_scale,
-        device=options.device,
-        precision=options.precision,
-    )
+    predictor = Predictor.of(options)
     _check_classifier(predictor, options)
     how = f"{predictor.device} in {predictor.precision}, {predictor.clip_text()}"
     print_line(console, f"model    {predictor.folder} on {how}")

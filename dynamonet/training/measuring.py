@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from dynamonet.shards.loading import batches
 from dynamonet.shards.order import Request, even_share
 from dynamonet.shards.reader import ClipReader
+from dynamonet.shards.settings import default_processes
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision
 from dynamonet.video.transforms import ClipBatch
@@ -28,6 +31,14 @@ class Measuring:
     clips: int  # at once
     processes: int = 0  # that read and decode; 0 = this one
     stops: Callable[[], bool] = lambda: False  # tells whether this rank is asked to stop
+
+    @classmethod
+    def alone(
+        cls, device: torch.device, precision: Precision, clips: int, processes: int | None
+    ) -> Measuring:
+        """Measures in this process; None = as many loader processes as suit its cores."""
+        count = default_processes() if processes is None else processes
+        return cls(Rank(0, 1, device), precision, clips, count)
 
     def batches(self, reader: ClipReader, requests: Sequence[Request]) -> Iterator[ClipBatch]:
         """Yields this rank's share of some clips, on its device.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, PixelScale
-from dynamonet.model.files import read_description, weights_digest
+from dynamonet.model.files import read_description
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.settings import validate
 from dynamonet.shards.settings import ClipSettings, FrameSettings
@@ -20,7 +20,7 @@ from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.settings import FormatName
 from dynamonet.training.start import transfer
 from finetune.pretrained.load import (
-    digest_of_foreign,
+    digest_of_weights,
     is_foreign,
     pretrained_config,
     pretrained_weights,
@@ -87,14 +87,13 @@ class FinishedModel:
         self.folder = self.found.folder
         self.device = find_device(device)
         config = pretrained_config(self.folder, pixel_scale)
+        self.digest = digest_of_weights(self.folder, config.pixel_scale)
         if is_foreign(self.folder):
             description: dict[str, Any] = {}
-            self.digest = digest_of_foreign(self.folder, config.pixel_scale)
             model = DynamoNet(ModelConfig.of(config, use_dmr=False))  # it brings no filters
             transfer(model, pretrained_weights(self.folder, config), 1.0)
         else:
             description = read_description(self.folder)
-            self.digest = weights_digest(self.folder)
             model = DynamoNet.from_pretrained(self.folder)
         origin = str(self.folder)
         self.clips = validate(ClipSettings, description.get("clips", {}), origin=origin)

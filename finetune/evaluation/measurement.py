@@ -15,10 +15,8 @@ from dynamonet.errors import UserError
 from dynamonet.model.files import MODEL
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
-from dynamonet.shards.settings import default_processes
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.measuring import Measuring
@@ -165,8 +163,7 @@ def test(
         frame_px=config.frame_px,
         loop_short=True,
     )
-    processes = default_processes() if settings.processes is None else settings.processes
-    alone = Measuring(Rank(0, 1, model.device), model.precision, settings.batch_size, processes)
+    alone = Measuring.alone(model.device, model.precision, settings.batch_size, settings.processes)
     predictions = predict_videos(model.model, reader, shards, views, alone, model.says)
     predictions = replace(predictions, labels=known[predictions.labels])
     return evaluate_test(predictions, reader, shards, model.classes)

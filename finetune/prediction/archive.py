@@ -49,7 +49,6 @@ NOTHING = -1  # start of a clip that stands for a video without any
 class Embedded:
     """What a run over an archive found."""
 
-    folder: Path
     done_before: int  # videos and segments
     done: int = 0
     windows: int = 0  # of this run
@@ -70,38 +69,25 @@ def embed(options: PredictSettings, console: Console) -> Embedded:
     if not units:
         reasons = "\n  ".join(f"{name}: {why}" for name, why in failed.items())
         raise UserError(f"no video to read:\n  {reasons}")
-    predictor = load_predictor(options)
-    reading = json.dumps(_depends_on(_reading(predictor, options)), sort_keys=True)
-    schema = features_schema(str(predictor.folder), predictor.digest, {READING: reading})
+    predictor = Predictor.of(options)
+    reading = predictor.reading(options.window_seconds, options.step_seconds, options.crops)
+    facts = {READING: json.dumps(_depends_on(reading), sort_keys=True)}
+    schema = features_schema(str(predictor.folder), predictor.digest, facts)
     how = f"{predictor.precision}, {predictor.clip_text()}"
     console.print(f"model    {predictor.folder} in {how}", soft_wrap=True, highlight=False)
     with Parts.opened(folder, schema, anew=options.overwrite) as parts:
         left = [unit for unit in units if name_of(unit) not in parts.done]
         there = f", {len(units) - len(left):,} of them are there" if len(left) < len(units) else ""
         console.print(f"archive  {len(units):,} videos and segments{there}", highlight=False)
-        found = Embedded(folder, len(units) - len(left), failed=dict(failed))
+        found = Embedded(len(units) - len(left), failed=dict(failed))
         if left:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of its actors
             with cluster.connected():
-                _run(left, predictor, options, parts, found, console)
+                clips = _clips(left, reading, options)
+                done = _by_unit(clips, reading, predictor.model.trunk.dim)
+                _write(left, done, parts, found, console)
     _write_failed(folder / FAILED, found.failed)
     return found
-
-
-def load_predictor(options: PredictSettings) -> Predictor:
-    """Loads the model that is asked for; see `Predictor`."""
-    return Predictor(
-        options.model,
-        batch_size=options.batch_size,
-        pictures=False,
-        pixel_scale=options.pixel_scale,
-        device=options.device,
-        precision=options.precision,
-    )
-
-
-def _reading(predictor: Predictor, options: PredictSettings) -> Reading:
-    return predictor.reading(options.window_seconds, options.step_seconds, options.crops)
 
 
 def _depends_on(reading: Reading) -> dict[str, Any]:
@@ -111,24 +97,19 @@ def _depends_on(reading: Reading) -> dict[str, Any]:
     return {"frames": frames, "clips": clips, **windows}
 
 
-def _run(
+def _write(
     units: Sequence[Unit],
-    predictor: Predictor,
-    options: PredictSettings,
+    looked_at: Iterator[tuple[int, dict[str, Any], list[WindowPrediction]]],
     parts: Parts,
     found: Embedded,
     console: Console,
 ) -> None:
-    """Sends units through decoding and model, and writes what comes out."""
+    """Writes the windows of units as they are done, and tells how fast and how far."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     began = told = time.monotonic()
-    before, done = found.windows, 0
-    reading = _reading(predictor, options)
-    clips = _clips(units, reading, options)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("", total=len(units))
-        for number, ended, windows in _by_unit(clips, reading, predictor.model.trunk.dim):
-            done += 1
+        for done, (number, ended, windows) in enumerate(looked_at, 1):
             unit = units[number]
             if ended["failure"]:
                 found.failed[name_of(unit)] = ended["failure"]
@@ -139,7 +120,7 @@ def _run(
                 found.done, found.windows = found.done + 1, found.windows + len(rows)
                 found.damaged += bool(ended["damage"])
             now = time.monotonic()
-            speed = (found.windows - before) / (now - began)
+            speed = found.windows / (now - began)
             progress.update(bar, completed=done, description=f"{speed:,.1f} windows/s")
             if not console.is_terminal and now - told > PART_SECONDS:
                 told = now
@@ -227,7 +208,7 @@ class _Model:
     """The model in a process of its own."""
 
     def __init__(self, options: PredictSettings) -> None:
-        self.predictor = load_predictor(options)
+        self.predictor = Predictor.of(options)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Puts what the model sees in place of the pixels: features and DMR side by side."""

@@ -21,6 +21,7 @@ from dynamonet.video.files import VideoFile
 from dynamonet.video.transforms import ClipBatch, denormalise
 from finetune.evaluation.finished import FinishedModel
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
+from finetune.prediction.settings import PredictSettings
 from finetune.prediction.sliding_window import WindowPlan
 
 AHEAD = 16  # clips that each loader process keeps ready
@@ -66,6 +67,18 @@ class Predictor(FinishedModel):
         """
         super().__init__(place, pixel_scale=pixel_scale, device=device, precision=precision)
         self.batch_size, self.pictures = batch_size, pictures
+
+    @classmethod
+    def of(cls, options: PredictSettings) -> Predictor:
+        """Loads the model that is asked for; pictures are for filmstrips."""
+        return cls(
+            options.model,
+            batch_size=options.batch_size,
+            pictures=options.filmstrip is not None,
+            pixel_scale=options.pixel_scale,
+            device=options.device,
+            precision=options.precision,
+        )
 
     def clip_text(self) -> str:
         """Returns what the model is shown at a time, in words."""

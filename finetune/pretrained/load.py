@@ -19,6 +19,7 @@ from dynamonet.model.files import (
     locate,
     read_description,
     read_weights,
+    weights_digest,
 )
 from dynamonet.settings import validate
 from dynamonet.tracking.search import download, newest_finished
@@ -132,8 +133,10 @@ def pretrained_weights(place: Path, config: NetworkConfig) -> dict[str, Tensor]:
     return read_weights(place)
 
 
-def digest_of_foreign(place: Path, scale: PixelScale) -> str:
-    """Returns the digest of weights that others trained, and of the pixels that they are shown."""
+def digest_of_weights(place: Path, scale: PixelScale) -> str:
+    """Returns the digest of weights; of other people's with the pixels that they are shown."""
+    if not is_foreign(place):
+        return weights_digest(place)
     digests = [scale]
     for file in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
         with file.open("rb") as stream:

@@ -82,6 +82,7 @@ class NearestRows:
         draw = np.random.default_rng(0).choice(count, min(count, TRAINED_ON * cells), replace=False)
         index.train(rows[np.sort(draw)])  # type: ignore[call-arg]
         index.add(rows)  # type: ignore[call-arg]
+        index.make_direct_map()  # so that rows can be asked for; kept with it
         return cls(index, scaling, PROBES)
 
     def search(self, queries: Rows, count: int, without: Ids | None = None) -> tuple[Rows, Ids]:
@@ -109,8 +110,6 @@ class NearestRows:
 
     def rows(self, ids: Ids) -> Rows:
         """Returns rows by their numbers, scaled."""
-        if self.probes is not None:
-            self.index.make_direct_map()
         return self.index.reconstruct_batch(ids)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from dynamonet import cluster
@@ -16,19 +17,18 @@ from dynamonet.commands import command
 from dynamonet.errors import UserError
 from dynamonet.model.config import NetworkConfig
 from dynamonet.model.files import MODEL
+from dynamonet.model.network import DynamoNet
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.storage import atomic_file
-from dynamonet.training.run_folder import stage_folder
 from dynamonet.training.start import Pretrained
 from finetune.evaluation.run_results import measured_runs
 from finetune.pretrained.load import find_pretrained, is_foreign, pretrained_config, read_foreign
 from finetune.settings import ComparisonSettings
-from finetune.train.comparison_table import Row, as_csv, as_png, show
+from finetune.train.comparison_table import Row, as_csv, as_png, best_of, show
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import RunResult, Start
 from finetune.train.kept_features import KeptFeatures, keep_features
 from finetune.train.probe import run_probe
-from finetune.train.several import below_one, group_name, run_each, single_runs
+from finetune.train.several import below_one, group_name, keep_files, run_each, single_runs
 
 SCRATCH = "from scratch"
 
@@ -80,16 +80,10 @@ def compare_backbones(
                 rows.append(_row(candidate.title, recipe, parameters, kept, done))
                 above.log_metrics({0: {_metric(rows[-1]): rows[-1].outcomes.mean}})
         show(rows, console)
-        _tell_use(max(rows, key=lambda row: row.outcomes.mean), candidates, console)
-        folder = stage_folder(settings, "finetune")
-        for file, content in (
-            (folder / f"{name}.csv", as_csv(rows)),
-            (folder / f"{name}.png", as_png(rows, shards.name)),
-        ):
-            with atomic_file(file) as growing:
-                growing.write_bytes(content)
-            above.log_bytes(content, file.name)
-            console.print(f"written  {file}", soft_wrap=True)
+        _tell_use(best_of(rows), candidates, console)
+        keep_files(
+            settings, above, {"csv": as_csv(rows), "png": as_png(rows, shards.name)}, console
+        )
     return rows
 
 
@@ -189,8 +183,8 @@ def _metric(row: Row) -> str:
 
 
 def _trunk_size(candidate: Candidate) -> int:
-    task = next(iter(candidate.plan.values()))[0].task
-    return sum(p.numel() for p in task.build_model().trunk.parameters())
+    with torch.device("meta"):
+        return sum(p.numel() for p in DynamoNet(candidate.network).trunk.parameters())
 
 
 def _tell_plan(candidates: Sequence[Candidate], console: Console) -> None:

@@ -35,9 +35,13 @@ class Row:
         return accuracy_interval(self.outcomes)
 
 
+def best_of(rows: Sequence[Row]) -> Row:
+    return max(rows, key=lambda row: row.outcomes.mean)
+
+
 def against_best(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
     """Yields each row with how far it lies behind the best one, in points."""
-    best = max(rows, key=lambda row: row.outcomes.mean)
+    best = best_of(rows)
     for row in rows:
         if row is best:
             yield row, "the best"
@@ -75,7 +79,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
             behind,
         )
     console.print(table)
-    best = max(rows, key=lambda row: row.outcomes.mean)
+    best = best_of(rows)
     equal = [
         f"{row.title} {row.recipe}"
         for row in rows

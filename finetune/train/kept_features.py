@@ -25,16 +25,14 @@ from torch.nn import functional as F
 
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
-from dynamonet.model.files import weights_digest
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.shards.settings import default_processes
+from dynamonet.shards.order import Request
 from dynamonet.storage import atomic_file
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.run_folder import stage_folder
 from finetune.evaluation.finished import find_device
-from finetune.pretrained.load import digest_of_foreign, is_foreign
+from finetune.pretrained.load import digest_of_weights
 from finetune.train.objective import Finetuning
 
 MOST_CELLS = (8, 7, 7)  # of a feature map in time, height and width; larger ones are averaged
@@ -83,40 +81,50 @@ def keep_features(
     Raises:
         UserError: see `Finetuning.build_model`; or the folder cannot be written.
     """
-    model = task.build_model().eval()
-    folder = _folder(task, model, rows, cells=cells)
+    folder = _folder(task, rows, cells=cells)
     requests = [request for row in rows.tolist() for request in task.views.requests(row)]
     views = np.array([request.row for request in requests], np.int64)
+    names = ("pooled", "dmr", *["cells"] * cells)
+    if _how_far(folder)[0] < len(requests):
+        _compute(task, rows, requests, folder, names, batch_clips, console)
+    _, seconds = _how_far(folder)
+    kept = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return KeptFeatures(views, kept["pooled"], kept["dmr"], kept.get("cells"), seconds)
+
+
+def _compute(
+    task: Finetuning,
+    rows: NDArray[np.int64],
+    requests: list[Request],
+    folder: Path,
+    names: tuple[str, ...],
+    batch_clips: int,
+    console: Console,
+) -> None:
+    """Computes the views that are left, and notes down how far it has come."""
+    model = task.build_model().eval()
     device = find_device(task.settings.device)
     precision = forward_precision(model, task.settings.precision, device)
     model = model.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    processes = task.settings.loader.processes
-    measuring = Measuring(
-        Rank(0, 1, device),
-        precision,
-        batch_clips,
-        default_processes() if processes is None else processes,
-    )
+    measuring = Measuring.alone(device, precision, batch_clips, task.settings.loader.processes)
     done, seconds = _how_far(folder)
     columns = TextColumn("features"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    arrays: dict[str, Any] = dict.fromkeys(("pooled", "dmr", *["cells"] * cells))
+    arrays: dict[str, Any] = dict.fromkeys(names)
+    count, cells = len(requests), "cells" in names
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(views), completed=done)
+        bar = progress.add_task("", total=count, completed=done)
         began = time.monotonic()
         for batch in measuring.batches(task.reader(rows), requests[done:]):
             found = _look(model, batch.render()[:, :, : model.config.num_frames], precision, cells)
             for name, values in found.items():
                 if arrays[name] is None:
-                    arrays[name] = _open(folder / f"{name}.npy", len(views), values, new=not done)
+                    arrays[name] = _open(folder / f"{name}.npy", count, values, new=not done)
                 arrays[name][done : done + len(values)] = values
             done += len(batch)
             for array in arrays.values():
                 array.flush()
             _write_about(folder, done, seconds + time.monotonic() - began)
             progress.update(bar, completed=done)
-    done, seconds = _how_far(folder)
-    kept = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}
-    return KeptFeatures(views, kept["pooled"], kept["dmr"], kept.get("cells"), seconds)
 
 
 @torch.no_grad()
@@ -131,16 +139,13 @@ def _look(model: DynamoNet, frames: Tensor, precision: Any, cells: bool) -> dict
     return {name: value.cpu().numpy() for name, value in found.items()}
 
 
-def _folder(task: Finetuning, model: DynamoNet, rows: NDArray[np.int64], *, cells: bool) -> Path:
+def _folder(task: Finetuning, rows: NDArray[np.int64], *, cells: bool) -> Path:
     """Returns the folder of such features, made if missing; its name says what they depend on."""
     assert task.pretrained is not None
     place, settings = Path(task.pretrained), task.settings
-    foreign = is_foreign(place)
     about = {
-        "weights": digest_of_foreign(place, model.config.pixel_scale)
-        if foreign
-        else weights_digest(place),
-        "model": model.config.network.model_dump(mode="json"),
+        "weights": digest_of_weights(place, task.architecture.pixel_scale),
+        "model": task.architecture.model_dump(mode="json"),
         "shards": task.data.digest,
         "rows": digest_of_bytes(rows.tobytes()),
         "clips": settings.clips.model_dump(mode="json"),

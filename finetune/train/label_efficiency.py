@@ -16,8 +16,6 @@ from rich.table import Table
 from dynamonet import cluster
 from dynamonet.errors import UserError
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.storage import atomic_file
-from dynamonet.training.run_folder import stage_folder
 from finetune.evaluation import protocol
 from finetune.evaluation.leakage import labels_spent
 from finetune.evaluation.run_results import measured_runs
@@ -27,7 +25,7 @@ from finetune.settings import CurveSettings, FinetuneSettings
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import Start
 from finetune.train.objective import Finetuning
-from finetune.train.several import below_one, group_name, run_each, single_runs
+from finetune.train.several import below_one, group_name, keep_files, run_each, single_runs
 from finetune.train.splits import Splits
 
 SCRATCH, PRETRAINED = "from scratch", "pretrained"
@@ -92,15 +90,7 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         for point in points:
             means = {f"test/top1 {way}": each.mean for way, each in point.outcomes.items()}
             above.log_metrics({point.train_videos: means})
-        folder = stage_folder(settings, "finetune")
-        for file, content in (
-            (folder / f"{name}.csv", _csv(points)),
-            (folder / f"{name}.png", _png(points, shards)),
-        ):
-            with atomic_file(file) as growing:
-                growing.write_bytes(content)
-            above.log_bytes(content, file.name)
-            console.print(f"written  {file}", soft_wrap=True)
+        keep_files(settings, above, {"csv": _csv(points), "png": _png(points, shards)}, console)
     return points
 
 

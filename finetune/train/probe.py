@@ -98,8 +98,8 @@ class Probe:
             said = self.probabilities(self.trained(train, rate), held)
             predictions = by_video(said, task.data)
             found[rate] = predictions.top(1), predictions.log_likelihood()
+        videos = len(set(task.data.table["source"].take(held).to_pylist()))
         best = max(found, key=found.__getitem__)
-        videos = len(by_video([(int(row), [0.0]) for row in held], task.data).sources)
         return best, f"rate {best:g} by {videos} training videos"
 
 

@@ -156,6 +156,22 @@ def run_each(
     return done
 
 
+def keep_files(
+    settings: FinetuneSettings, above: TrackedRun, contents: dict[str, bytes], console: Console
+) -> None:
+    """Writes what several runs say together beside them and into their run in the tracking store.
+
+    Args:
+        contents: By the ending of their names.
+    """
+    for ending, content in contents.items():
+        file = stage_folder(settings, "finetune") / f"{above.name}.{ending}"
+        with atomic_file(file) as growing:
+            growing.write_bytes(content)
+        above.log_bytes(content, file.name)
+        console.print(f"written  {file}", soft_wrap=True)
+
+
 def _validated(result: RunResult) -> str:
     return f"validation top-1 {result.metrics['top1']:.1%}" if result.metrics else "not measured"
 
