@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from dynamonet.storage import atomic_file
-from finetune.prediction.predictor import WindowPrediction
+
+if TYPE_CHECKING:
+    from finetune.prediction.predictor import WindowPrediction
 
 TABLE_SCHEMA = pa.schema(
     [

@@ -10,8 +10,6 @@ import numpy as np
 
 from dynamonet.errors import UserError
 from dynamonet.video.files import find_videos
-from finetune.prediction.predictor import Predictor, WindowPrediction, predict_windows
-from finetune.prediction.reading import Ended
 from finetune.retrieval.features import PARTS, FeatureTable, Scaling
 from finetune.retrieval.knn import Rows
 from finetune.retrieval.settings import NearestSettings
@@ -56,6 +54,10 @@ def windows_of_new(
     if len(videos) != 1 or options.model is None:
         hint = windows.closest(name) if not videos else "; for a new video give --model MODEL too"
         raise UserError(f"{name}: not in {windows.place}{hint}")
+    # here, because torch takes seconds that a search by a window of the file need not wait for
+    from finetune.prediction.predictor import Predictor, WindowPrediction, predict_windows
+    from finetune.prediction.reading import Ended
+
     model = Predictor(options.model, batch_size=8, pictures=False, pixel_scale=options.pixel_scale)
     if model.digest != windows.digest:
         raise UserError(
