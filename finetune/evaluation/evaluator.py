@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,11 +143,11 @@ def evaluate_test(
             predictions, pairs[:_PAIRS_DRAWN], reader, shards, classes
         )
     files = {
-        PER_CLASS: _csv(
+        PER_CLASS: as_csv(
             ("class", "videos", "accuracy"),
             zip(classes, matrix.sum(1), map(_share, predictions.class_accuracy()), strict=True),
         ),
-        "test/confused.csv": _csv(
+        "test/confused.csv": as_csv(
             ("true", "predicted", "videos"),
             [(classes[true], classes[said], count) for true, said, count in pairs],
         ),
@@ -160,7 +160,7 @@ def _share(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
-def _csv(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> bytes:
+def as_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([head, *rows])
     return text.getvalue().encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.start import Pretrained
 from finetune.evaluation.run_results import measured_runs
 from finetune.pretrained.load import find_pretrained, is_foreign, pretrained_config, read_foreign
-from finetune.settings import ComparisonSettings
-from finetune.train.comparison_table import Row, as_csv, as_png, best_of, show
+from finetune.settings import ComparisonSettings, FinetuneSettings
+from finetune.train.comparison_table import Row, best_of, draw, show, table_csv
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import RunResult, Start
 from finetune.train.kept_features import KeptFeatures, keep_features
-from finetune.train.probe import run_probe
+from finetune.train.objective import TRUNK_RATE
+from finetune.train.probe import HELD_OUT, run_probe
 from finetune.train.several import below_one, group_name, keep_files, run_each, single_runs
 
 SCRATCH = "from scratch"
@@ -40,6 +41,11 @@ class Candidate:
     title: str
     network: NetworkConfig
     plan: dict[str, list[Start]]  # by recipe
+    tries: list[Start]  # of the recipe full, whose rates are tried first; none = as given
+
+    @property
+    def starts(self) -> list[Start]:
+        return [*self.tries, *(start for runs in self.plan.values() for start in runs)]
 
 
 def compare_backbones(
@@ -52,7 +58,7 @@ def compare_backbones(
     """
     name = group_name(settings, "backbones")
     candidates = plan(settings, shards, name)
-    every = [start for each in candidates for runs in each.plan.values() for start in runs]
+    every = [start for each in candidates for start in each.starts]
     if settings.dry_run:
         _tell_plan(candidates, console)
         return []
@@ -74,6 +80,8 @@ def compare_backbones(
                 )
             for recipe, runs in candidate.plan.items():
                 if recipe == "full" or kept is None:
+                    tried = run_each(candidate.tries, name, console, above)
+                    runs[:] = [_at_best_rate(start, tried) for start in runs]
                     done: list[RunResult] = [*run_each(runs, name, console, above)]
                 else:
                     done = run_each(runs, name, console, above, partial(run_probe, kept=kept))
@@ -81,18 +89,19 @@ def compare_backbones(
                 above.log_metrics({0: {_metric(rows[-1]): rows[-1].outcomes.mean}})
         show(rows, console)
         _tell_use(best_of(rows), candidates, console)
-        keep_files(
-            settings, above, {"csv": as_csv(rows), "png": as_png(rows, shards.name)}, console
-        )
+        keep_files(settings, above, table_csv(rows), draw(rows, shards.name), console)
     return rows
 
 
 def _tell_use(best: Row, candidates: Sequence[Candidate], console: Console) -> None:
     """Prints the command that makes a model of the best row."""
-    start = next(each for each in candidates if each.title == best.title).plan[best.recipe][0]
+    chosen = next(each for each in candidates if each.title == best.title)
+    start = chosen.plan[best.recipe][0]
     settings = start.task.settings
     words = f"--dataset {settings.dataset} --shards {start.task.shards}"
     words += f" --pretrained {settings.pretrained} --recipe {best.recipe}"
+    if best.recipe == "full" and chosen.tries:
+        words += f" --optimizer.lr {settings.optimizer.lr:g} --trunk_rate {settings.trunk_rate:g}"
     console.print(f"a model  {command('finetune')} {words}", soft_wrap=True, highlight=False)
 
 
@@ -112,7 +121,7 @@ def plan(settings: ComparisonSettings, shards: ShardSet, name: str) -> list[Cand
     for each, pretrained in found.items():
         if pretrained is None:
             model = settings.model or (pretrained_config(own[0].folder) if own else None)
-            base = settings.single(pretrained="none", model=model, pixel_scale=None)
+            base = settings.single(pretrained="none", model=model, pixel_scale=None, trunk_rate=1.0)
         else:
             place = pretrained.folder
             asks = is_foreign(place) and len(read_foreign(place).scales) > 1
@@ -127,7 +136,9 @@ def plan(settings: ComparisonSettings, shards: ShardSet, name: str) -> list[Cand
             starts[recipe] = Start.of_each(runs, shards)
         if starts:
             network = next(iter(starts.values()))[0].task.architecture
-            candidates.append(Candidate(titles[each], network, starts))
+            fixed = settings.trunk_rate is not None or "full" not in starts
+            tries = [] if fixed else _tries(starts["full"][0], shards)
+            candidates.append(Candidate(titles[each], network, starts, tries))
     if not candidates:
         raise UserError(
             "nothing to compare: from scratch there is the recipe full alone, and encoders are "
@@ -135,6 +146,40 @@ def plan(settings: ComparisonSettings, shards: ShardSet, name: str) -> list[Cand
             f"{' '.join(settings.recipes)}"
         )
     return candidates
+
+
+def _tries(start: Start, shards: ShardSet) -> list[Start]:
+    """Plans a training at each of two rates, measured on videos held out of the training part.
+
+    From scratch they are the rate given and three times that, else of the trunk: a tenth of the
+    classifier's, and the same. None are planned where there are too few groups of videos.
+    """
+    base = start.task.settings
+    rate = base.optimizer.lr
+    scratch = start.pretrained is None
+    pairs = ((rate, 1.0), (3 * rate, 1.0)) if scratch else ((rate, TRUNK_RATE), (rate, 1.0))
+    runs: list[FinetuneSettings] = []
+    for lr, share in pairs:
+        optimizer = base.optimizer.model_copy(update={"lr": lr})
+        update = {"optimizer": optimizer, "trunk_rate": share, "test": False, "val_share": HELD_OUT}
+        name = f"{base.name}-lr{lr:g}-trunk{lr * share:g}"
+        runs.append(base.model_copy(update={**update, "name": name}))
+    tries = Start.of_each(runs, shards)
+    try:
+        tries[0].task.check()  # cuts the held-out part
+    except UserError:
+        return []
+    return tries
+
+
+def _at_best_rate(start: Start, tried: Sequence[RunResult]) -> Start:
+    """Returns a training at the rates that held-out videos were classified best with."""
+    if not tried:
+        return start
+    best = max(tried, key=lambda run: (run.metrics["top1"], run.metrics["log_likelihood"]))
+    update = {"optimizer": best.settings.optimizer, "trunk_rate": best.settings.trunk_rate}
+    settings = start.task.settings.model_copy(update=update)
+    return replace(start, task=replace(start.task, settings=settings))
 
 
 def _is_left_out(pretrained: Pretrained | None, recipe: str) -> bool:
@@ -191,6 +236,7 @@ def _tell_plan(candidates: Sequence[Candidate], console: Console) -> None:
     for each in candidates:
         size = f"{each.network.num_frames} frames of {each.network.frame_px} px"
         runs = ", ".join(f"{recipe} x {len(runs)}" for recipe, runs in each.plan.items())
+        runs += f" at the better of {len(each.tries)} rates" if each.tries else ""
         console.print(f"network  {each.title}: {size}; {runs}", soft_wrap=True)
     full = [start for each in candidates for start in each.plan.get("full", [])]
     if full:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.evaluation.evaluator import as_csv
 from finetune.evaluation.statistics import Outcomes, accuracy_interval, difference
 
 COLOURS = {"linear": "tab:blue", "attentive": "tab:orange", "full": "tab:green"}
@@ -89,25 +88,18 @@ def show(rows: Sequence[Row], console: Console) -> None:
     console.print(f"[bold]best     {best.title}, {best.recipe}[/bold]{chance}", soft_wrap=True)
 
 
-def as_csv(rows: Sequence[Row]) -> bytes:
+def table_csv(rows: Sequence[Row]) -> bytes:
     """Returns the table as a file of comma-separated values."""
-    text = io.StringIO(newline="")
-    head = "network recipe trunk_parameters features_minutes run_minutes".split()
-    lines: list[list[object]] = [[*head, *"top1_mean top1_low top1_high runs".split()]]
+    head = (
+        "network recipe trunk_parameters features_minutes run_minutes top1_mean top1_low top1_high"
+    )
+    lines: list[tuple[object, ...]] = []
     for row in rows:
-        low, high = row.interval
         features = "" if row.features_minutes is None else f"{row.features_minutes:.3f}"
-        lines.append([row.title, row.recipe, row.parameters, features, f"{row.minutes:.3f}"])
-        lines[-1] += [f"{value:.4f}" for value in (row.outcomes.mean, low, high)]
-        lines[-1].append(len(row.outcomes.right))
-    csv.writer(text).writerows(lines)
-    return text.getvalue().encode()
-
-
-def as_png(rows: Sequence[Row], name: str) -> bytes:
-    picture = io.BytesIO()
-    draw(rows, name).savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+        accuracy = [f"{value:.4f}" for value in (row.outcomes.mean, *row.interval)]
+        about = row.title, row.recipe, row.parameters, features, f"{row.minutes:.3f}"
+        lines.append((*about, *accuracy, len(row.outcomes.right)))
+    return as_csv([*head.split(), "top1_high", "runs"], lines)
 
 
 def draw(rows: Sequence[Row], name: str) -> Figure:

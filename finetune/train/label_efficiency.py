@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise, product
@@ -17,6 +15,7 @@ from dynamonet import cluster
 from dynamonet.errors import UserError
 from dynamonet.shards.shard_set import ShardSet
 from finetune.evaluation import protocol
+from finetune.evaluation.evaluator import as_csv
 from finetune.evaluation.leakage import labels_spent
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
@@ -90,7 +89,7 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
         for point in points:
             means = {f"test/top1 {way}": each.mean for way, each in point.outcomes.items()}
             above.log_metrics({point.train_videos: means})
-        keep_files(settings, above, {"csv": _csv(points), "png": _png(points, shards)}, console)
+        keep_files(settings, above, _csv(points), draw_curve(points, shards.name), console)
     return points
 
 
@@ -156,24 +155,15 @@ def labels_saved(points: Sequence[Point]) -> str | None:
 
 
 def _csv(points: Sequence[Point]) -> bytes:
-    text = io.StringIO(newline="")
-    head = ("label_share", "train_videos", "start", "top1_mean", "top1_deviation")
-    rows: list[tuple[object, ...]] = [(*head, "top1_low", "top1_high", "runs")]
+    head = "label_share train_videos start top1_mean top1_deviation top1_low top1_high runs"
+    rows: list[tuple[object, ...]] = []
     for point in points:
         for way, outcomes in point.outcomes.items():
             spread = outcomes.deviation
             ends = [f"{end:.4f}" for end in accuracy_interval(outcomes)]
             cells = (f"{outcomes.mean:.4f}", "" if spread is None else f"{spread:.4f}", *ends)
             rows.append((point.share, point.train_videos, way, *cells, len(outcomes.right)))
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
-
-
-def _png(points: Sequence[Point], shards: ShardSet) -> bytes:
-    figure = draw_curve(points, shards.name)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return as_csv(head.split(), rows)
 
 
 def draw_curve(points: Sequence[Point], name: str) -> Figure:

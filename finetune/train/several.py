@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -157,14 +159,16 @@ def run_each(
 
 
 def keep_files(
-    settings: FinetuneSettings, above: TrackedRun, contents: dict[str, bytes], console: Console
+    settings: FinetuneSettings, above: TrackedRun, table: bytes, figure: Figure, console: Console
 ) -> None:
     """Writes what several runs say together beside them and into their run in the tracking store.
 
     Args:
-        contents: By the ending of their names.
+        table: As comma-separated values.
     """
-    for ending, content in contents.items():
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    for ending, content in {"csv": table, "png": picture.getvalue()}.items():
         file = stage_folder(settings, "finetune") / f"{above.name}.{ending}"
         with atomic_file(file) as growing:
             growing.write_bytes(content)

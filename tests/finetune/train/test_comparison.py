@@ -12,9 +12,14 @@ from mlflow import MlflowClient
 
 from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
+from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.store import tracking_uri
 from finetune import compare, compare_backbones
-from finetune.train import kept_features
+from finetune.evaluation.leakage import Seen
+from finetune.settings import FinetuneSettings
+from finetune.train import comparison, kept_features
+from finetune.train.experiment import RunResult, Start
+from finetune.train.objective import Finetuning
 from tests.conftest import without_ray
 from tests.finetune.pretrained.test_convert import foundation, resnet_state
 from tests.finetune.train.test_recipes import TINY
@@ -87,8 +92,35 @@ def test_networks_are_compared_with_probes_and_in_full(
     (experiment,) = [each for each in client.search_experiments() if each.name == "dynamonet"]
     found = client.search_runs([experiment.experiment_id], max_results=100)
     (above,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    assert len(found) == 1 + 2 * len(rows)
+    tried = [run.info.run_name for run in found if "-lr" in str(run.info.run_name)]
+    assert sorted(str(name).partition("seed0-")[2] for name in tried) == [
+        *["lr0.001-trunk0.0001"] * 2,  # own, hara
+        *["lr0.001-trunk0.001"] * 3,
+        "lr0.003-trunk0.003",  # from scratch
+    ]
+    assert len(found) == 1 + len(tried) + 2 * len(rows)
     assert above.data.metrics["test/top1 own linear"] == rows[1].outcomes.mean
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_a_full_fine_tuning_has_the_rates_of_the_better_try(
+    shard_set: Path, tmp_path: Path, better: int
+) -> None:
+    settings = FinetuneSettings(
+        shards=str(shard_set), runs=str(tmp_path), name="x", pretrained="none", val_share=0
+    )
+    start = Start(Finetuning(settings, str(shard_set), None), None, Seen())
+    tries = [each.task for each in comparison._tries(start, ShardSet.open(str(shard_set)))]
+    held = [set(task.parts.validation.tolist()) for task in tries]
+    trained = set(start.task.parts.train.tolist())
+    assert held[0] == held[1] and held[0] < trained, "only training videos choose"
+    tried = [
+        RunResult(task.settings, tmp_path, None, {"top1": 0.5, "log_likelihood": -good}, None)  # type: ignore[arg-type]
+        for task, good in zip(tries, (better, 1 - better), strict=True)
+    ]
+    chosen = comparison._at_best_rate(start, tried).task.settings
+    assert (chosen.optimizer.lr, chosen.trunk_rate) == ((0.001, 0.003)[better], 1.0)
+    assert chosen.name == "x" and chosen.test and comparison._at_best_rate(start, []) is start
 
 
 def test_features_that_were_cut_short_are_completed(
