@@ -80,8 +80,9 @@ def compare_backbones(
                 )
             for recipe, runs in candidate.plan.items():
                 if recipe == "full" or kept is None:
-                    tried = run_each(candidate.tries, name, console, above)
-                    runs[:] = [_at_best_rate(start, tried) for start in runs]
+                    if candidate.tries:
+                        tried = run_each(candidate.tries, name, console, above)
+                        runs[:] = [_at_best_rate(start, tried) for start in runs]
                     done: list[RunResult] = [*run_each(runs, name, console, above)]
                 else:
                     done = run_each(runs, name, console, above, partial(run_probe, kept=kept))
@@ -174,8 +175,6 @@ def _tries(start: Start, shards: ShardSet) -> list[Start]:
 
 def _at_best_rate(start: Start, tried: Sequence[RunResult]) -> Start:
     """Returns a training at the rates that held-out videos were classified best with."""
-    if not tried:
-        return start
     best = max(tried, key=lambda run: (run.metrics["top1"], run.metrics["log_likelihood"]))
     update = {"optimizer": best.settings.optimizer, "trunk_rate": best.settings.trunk_rate}
     settings = start.task.settings.model_copy(update=update)
