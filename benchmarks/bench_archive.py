@@ -1,6 +1,6 @@
 """An archive embedded with a kill in between, and searched; and a million embeddings searched.
 
-make bench-archive           100,000 short videos, 50 minutes on two cores; VIDEOS=N for others,
+make bench-archive           100,000 short videos, 25 minutes on two cores; VIDEOS=N for others,
                              ROWS=N embeddings to search among
 
 Each measurement is saved as it ends, and what is embedded stays in runs/bench-archive until all
@@ -44,7 +44,6 @@ QUERIES, TOP = 200, 20
 
 def make_videos(folder: Path, count: int) -> None:
     """Renders short videos, and gives each many names."""
-    shutil.rmtree(folder, ignore_errors=True)
     growing = folder.with_name("growing")
     shutil.rmtree(growing, ignore_errors=True)
     growing.mkdir(parents=True)

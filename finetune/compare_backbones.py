@@ -14,7 +14,7 @@ from rich.console import Console
 from dynamonet.command_line import load
 from dynamonet.commands import command
 from dynamonet.errors import UserError, run_entry
-from finetune.settings import ComparisonSettings
+from finetune.series_settings import ComparisonSettings
 from finetune.train.labelled_set import open_labelled
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.start import Pretrained
 from finetune.evaluation.run_results import measured_runs
 from finetune.pretrained.load import find_pretrained, is_foreign, pretrained_config, read_foreign
-from finetune.settings import ComparisonSettings, FinetuneSettings
+from finetune.series_settings import ComparisonSettings
+from finetune.settings import FinetuneSettings
 from finetune.train.comparison_table import Row, best_of, draw, show, table_csv
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import RunResult, Start

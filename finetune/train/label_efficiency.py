@@ -20,7 +20,8 @@ from finetune.evaluation.leakage import labels_spent
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
 from finetune.pretrained.load import find_pretrained
-from finetune.settings import CurveSettings, FinetuneSettings
+from finetune.series_settings import CurveSettings
+from finetune.settings import FinetuneSettings
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import Start
 from finetune.train.objective import Finetuning

@@ -23,7 +23,8 @@ from dynamonet.storage import absolute
 from finetune.evaluation.settings import CompareSettings, MeasureSettings
 from finetune.prediction.settings import PredictSettings
 from finetune.retrieval.settings import LabelNextSettings, NearestSettings, OutlierSettings
-from finetune.settings import CurveSettings, FinetuneSettings
+from finetune.series_settings import CurveSettings
+from finetune.settings import FinetuneSettings
 from pretrain.settings import PretrainSettings
 
 STAGES = {"data_prep": PrepSettings, "pretrain": PretrainSettings, "finetune": FinetuneSettings}

@@ -22,12 +22,9 @@ from finetune.train.experiment import RunResult, Start
 from finetune.train.objective import Finetuning
 from tests.conftest import without_ray
 from tests.finetune.pretrained.test_convert import foundation, resnet_state
-from tests.finetune.train.test_recipes import TINY
+from tests.finetune.train.test_recipes import SMALL, TINY
 
-WORDS = (
-    "--max_steps 1 --test_clips 2 --precision fp32 --clips.canvas_px 32 --loader.batch_size 4 "
-    "--loader.processes 0 --seeds 0 1 --name table"
-).split()
+WORDS = f"--max_steps 1 --test_clips 2 {SMALL} --seeds 0 1 --name table".split()
 
 
 @pytest.fixture

@@ -13,12 +13,9 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.tracking.store import tracking_uri
 from finetune import compare, label_curve
 from tests.conftest import without_ray
-from tests.finetune.train.test_recipes import TINY
+from tests.finetune.train.test_recipes import SMALL, TINY
 
-WORDS = (
-    "--max_steps 1 --test_clips 1 --precision fp32 --clips.canvas_px 32 --loader.batch_size 4 "
-    "--loader.processes 0 --seeds 0 1 --name curve"
-).split()
+WORDS = f"--max_steps 1 --test_clips 1 {SMALL} --seeds 0 1 --name curve".split()
 
 
 @pytest.fixture

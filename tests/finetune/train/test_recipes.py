@@ -35,8 +35,9 @@ from finetune.train.several import single_runs
 from finetune.train.splits import Splits, kept_apart, labelled_share
 from tests.conftest import moving_frames, tracked, training_alone, write_video
 
-BASE = "--max_steps 3 --epochs 50 --precision fp32 --clips.canvas_px 32 --loader.batch_size 4 "
-BASE += "--loader.processes 0 --test_clips 2 --checkpoint_every_steps 100 --aux_weight 0"
+SMALL = "--precision fp32 --clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0"
+BASE = f"--max_steps 3 --epochs 50 {SMALL} --test_clips 2 --checkpoint_every_steps 100 "
+BASE += "--aux_weight 0"
 TINY = ModelConfig(
     num_frames=8,
     frame_px=32,
