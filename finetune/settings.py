@@ -145,7 +145,7 @@ class FinetuneSettings(TrainSettings):
         default=None,
         gt=0,
         description="full: learning rate of trunk and filters, as a share of the classifier's; "
-        "null = 0.1 of a pretrained model, 1 from scratch.",
+        "null = 0.1 of weights that others trained, else 1.",
     )
     layer_decay: float = Field(
         default=1.0,
@@ -174,6 +174,9 @@ class FinetuneSettings(TrainSettings):
                 "is none; to measure random ones give a model"
             )
         return self
+
+    def passes(self, steps_per_epoch: int) -> float:
+        return self.epochs
 
     def shards_name(self) -> str:
         return self.shards or self.dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.start import Transfer, check_input, transfer
 from dynamonet.training.task import Task
+from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.transforms import ClipBatch
 from pretrain.movers import displacement_loss, paste_movers
 from pretrain.probe import probe_metrics, probe_rows
-from pretrain.settings import PretrainSettings
+from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from pretrain.validation import compared, measure
 
 MIN_LOADED_SHARE = 0.5  # of the weights to go on from
+WHERE = "(measured on small sets, docs/results.md)"
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,13 @@ class Pretraining(Task[PretrainSettings]):
     def best_by(self) -> str:
         return "val/skill" if self.probe_shards is None else "probe/knn_top1"
 
+    def verdict(self, clips: int) -> str:
+        if clips < WORTH_CLIPS:
+            return f"fewer than the {WORTH_CLIPS:,} from which pretraining is worth it {WHERE}"
+        return f"pretraining is worth it from {WORTH_CLIPS:,} {WHERE}"
+
     def describe(self) -> dict[str, Any]:
-        clips = self.settings.clips.model_dump(mode="json")
+        clips = self.settings.clips.model_dump(mode="json") | {"stride_seconds": self._spacing}
         frames = self._sets[0].frames.model_dump(mode="json")
         head = {"stage": "pretrain", "shards": self.shards, "frames": frames, "clips": clips}
         return head | {LOSS: self.settings.loss}
@@ -134,6 +142,17 @@ class Pretraining(Task[PretrainSettings]):
     @cached_property
     def _sets(self) -> list[ShardSet]:
         return [ShardSet.open(path) for path in self.shards]
+
+    @cached_property
+    def _spacing(self) -> float:
+        """Seconds between a clip's frames; at the median rate where they are set in frames.
+
+        It goes with the weights, so that videos of other rates are read as these were.
+        """
+        clips = self.settings.clips
+        rates = [fps for each in self._sets for (fps,) in islice(each.index.parts("fps"), 1)]
+        fps = float(np.median(np.concatenate(rates)))
+        return stride_in_frames(fps, clips.stride_frames, clips.stride_seconds) / fps
 
     @cached_property
     def _usable(self) -> RowSet:

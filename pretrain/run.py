@@ -59,6 +59,8 @@ def _pretrain(
     from dynamonet.model.network import DynamoNet
     from dynamonet.report.page import write_report
     from dynamonet.shards.shard_set import ShardSet
+    from dynamonet.training.checkpoint.state import read_state
+    from dynamonet.training.checkpoint.store import newest
     from dynamonet.training.launch import launch
     from dynamonet.training.start import model_at
     from pretrain.objective import Pretraining
@@ -86,6 +88,10 @@ def _pretrain(
         datasets=uses,
         console=console,
     )
+    checkpoint = newest(done.folder)
+    assert checkpoint is not None
+    seen = read_state(checkpoint).samples
+    console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)

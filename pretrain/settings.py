@@ -8,6 +8,9 @@ from dynamonet.doctor.check import PreflightSettings
 from dynamonet.model.config import LossName
 from dynamonet.settings import Settings
 
+PASSES = 100  # over the data
+WORTH_CLIPS = 32_000  # seen, from which pretraining was worth it; measured: docs/results.md
+
 
 class ProbeSettings(Settings):
     """Labelled clips on which frozen features are tried at each measurement."""
@@ -44,6 +47,12 @@ class PretrainSettings(PreflightSettings):
         "probe.shards name".split()
     )
 
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description=f"Passes over the data; null = {PASSES}, and more on a small set, until "
+        f"{WORTH_CLIPS:,} clips are seen.",
+    )
     split: int = Field(
         default=1,
         ge=1,
@@ -84,6 +93,10 @@ class PretrainSettings(PreflightSettings):
                 "model.filters.normalisation to softmax"
             )
         return self
+
+    def passes(self, steps_per_epoch: int) -> float:
+        worth = WORTH_CLIPS / (self.loader.batch_size * steps_per_epoch)
+        return max(PASSES, worth) if self.epochs is None else self.epochs
 
     @property
     def displacement_weight(self) -> float:

@@ -1,64 +1,38 @@
-"""The arms of the learning benchmark and their settings: who gets what, with what budget."""
+"""The arms of the learning benchmark: what each is pretrained on, for how long, and its settings.
+
+Every training has a fixed number of steps, so a row is the same on a busy machine, and its price is
+the processor time that it took. One core makes about `STEPS_PER_MINUTE` steps of our own
+pretraining; the steps of the others are what the same core makes of theirs in the same time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
-from benchmarks.learning.networks import HandMadeMotion, OneFrame, VideoMae
+from benchmarks.learning.networks import VideoMae
+from benchmarks.learning.sets import FOLDS, LABELLED, UNLABELLED
 from benchmarks.learning.tasks import (
     VICREG_BEYOND,
     Filters,
-    ShuffledFrames,
     VicRegPretraining,
     VideoMaePretraining,
-    only_norms,
-    random_filters,
 )
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.network import DynamoNet
 from finetune.settings import FinetuneSettings
 from pretrain.settings import MoverSettings, PretrainSettings
 
-
-@dataclass(frozen=True)
-class Budget:
-    """How long each training takes and how many there are."""
-
-    pretrain_minutes: float = 0.5
-    finetune_minutes: float = 0.1
-    seeds: int = 3  # pretrainings a fold
-    repeats: int = 2  # fine-tunings of each; of an arm that is no finalist 1
-    folds: int = 3
-    rendered: int = 540  # videos of the rendered set
-    shares: tuple[float, ...] = (0.1, 0.25, 0.5)  # of the labels, below all of them
-    curve_seeds: int = 2
-
-    @property
-    def scratch_minutes(self) -> float:
-        """Minutes of a training from scratch, so that every arm takes the same time in all.
-
-        A pretraining serves the fine-tunings of both real sets.
-        """
-        return self.finetune_minutes + self.pretrain_minutes / (2 * self.repeats)
-
-
-QUICK = Budget(
-    pretrain_minutes=0.2,
-    finetune_minutes=0.04,
-    seeds=1,
-    repeats=1,
-    folds=1,
-    rendered=270,
-    shares=(),
-)
-BATCH = 8
-CLIPS = {"canvas_px": 48, "crop_scale": [0.8, 1.0], "stride_seconds": 0.08}
-LOADER = {"batch_size": BATCH, "processes": 0, "decoded_gb": 2.0}
+STEPS_PER_MINUTE = 645  # of 8 clips of 8 x 48 px: 93 ms on one core of a Xeon with AVX512-BF16
+STEPS = {"weizmann": 400, "fights": 400, "jhmdb": 1200}  # of a fine-tuning, after which scratch
+LONGER = 4  # has converged: so many times as many change little
+SHARES = (0.1, 0.25, 0.5)  # of the labels, below all of them
+SEEDS = 3
+PRECISION = "fp32"  # faster than bf16 at this size on a CPU without AMX: 46 against 64 ms
+LR, DROPOUT = 0.003, 0.3
 MODEL: dict[str, Any] = {
-    "num_frames": 8,
-    "frame_px": 48,
     "trunk": {
         "depth": 10,
         "width": 16,
@@ -67,42 +41,78 @@ MODEL: dict[str, Any] = {
         "spatial_strides": [2, 2, 2, 1],
     },
     "filters": {"cell_px": 4},
-    "dropout": 0.3,
+    "dropout": DROPOUT,
 }
-ON_FRAMES = MODEL | {"input": "rgb"}
-PAPER = ON_FRAMES | {
-    "filters": {"kind": "shared", "normalisation": "linear", "levels": [1], "cell_px": 4}
-}
-PRETRAIN_LR = 0.003
-HEAD_LR = 0.003
-
-
-NO_MOVERS = MoverSettings(share=0)
 
 
 @dataclass(frozen=True)
 class Pretext:
     """A way to pretrain."""
 
-    task: type[Filters]
-    model: dict[str, Any]
-    batch: int = BATCH
-    movers: MoverSettings = NO_MOVERS
+    task: type[Filters] = Filters
+    network: type[DynamoNet] = DynamoNet
+    batch: int = 8
+    num_frames: int = 8
+    frame_px: int = 48
+    lr: float = LR
+    movers: float = 0.7  # share of clips
+    model: tuple[tuple[str, Any], ...] = ()  # what it changes in `MODEL`
+    cost: float = 1.0  # of a step, as a multiple of our own's; measured side by side on one core
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The network's description."""
+        return MODEL | dict(self.model) | {"num_frames": self.num_frames, "frame_px": self.frame_px}
+
+    @property
+    def clips(self) -> dict[str, Any]:
+        return {
+            "canvas_px": self.frame_px,
+            "crop_scale": [0.8, 1.0],
+            "stride_seconds": 0.08,
+            "flip": True,
+        }
+
+    def steps(self, minutes: float) -> int:
+        """Returns how many steps one core makes in some minutes."""
+        return round(minutes * STEPS_PER_MINUTE / self.cost)
 
 
+OWN = Pretext()
 PRETEXTS = {
-    "movers": Pretext(Filters, MODEL, movers=MoverSettings()),
-    "grid": Pretext(Filters, MODEL),
-    "paper": Pretext(Filters, PAPER),
-    "videomae": Pretext(VideoMaePretraining, MODEL),
-    # reads that many more frames
-    "vicreg": Pretext(
+    "own": OWN,
+    "VICReg": Pretext(
         VicRegPretraining,
-        MODEL | {"targets": "future", "horizon": VICREG_BEYOND},
-        batch=2 * BATCH,  # its variances are a batch's
+        batch=16,  # its variances are those of a batch
+        movers=0.0,
+        model=(("targets", "future"), ("horizon", VICREG_BEYOND)),  # reads that many more frames
+        cost=2.7,
     ),
-    "shuffled": Pretext(ShuffledFrames, MODEL),
+    "VideoMAE": Pretext(VideoMaePretraining, VideoMae, movers=0.0, lr=0.001, cost=0.67),
+    "no movers": Pretext(movers=0.0, cost=0.83),
+    "all movers": Pretext(movers=1.0, cost=1.03),
+    "batch 32": Pretext(batch=32, cost=3.05),
+    "rate 0.001": Pretext(lr=0.001),
+    "rate 0.01": Pretext(lr=0.01),
+    "16 x 64 px": Pretext(num_frames=16, frame_px=64, cost=2.7),
+    "16 x 64 px, batch 32": Pretext(num_frames=16, frame_px=64, batch=32, cost=11.2),
 }
+
+
+@dataclass(frozen=True)
+class Start:
+    """A pretraining, which serves every fine-tuning that starts from it."""
+
+    pretext: str
+    steps: int
+    sets: tuple[str, ...]
+    split: int  # of the labelled ones among them, whose training part alone is read
+    seed: int
+    held_out: float  # share of the videos that is not read
+
+    @property
+    def key(self) -> str:
+        return "pretrain " + " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
 @dataclass(frozen=True)
@@ -112,148 +122,163 @@ class Arm:
     name: str
     what: str
     pretext: str | None = None
-    start: str | None = None  # instead of a pretext: a model that the package brings
-    network: type[DynamoNet] = DynamoNet
-    own_model: dict[str, Any] | None = None
-    use_dmr: bool = False
-    aux_weight: float = 0.0
-    change: Callable[[DynamoNet], None] | None = None
-    rate_of: str | None = None  # arm whose chosen rate is taken over; None = chosen for itself
-    finalist: bool = False
+    minutes: float = 0.0
+    own_domain: bool = False  # pretrained on the training part of the same set as well
+    brought: str | None = None  # a model of the package, instead of a pretext
+    clips: int | None = None  # seen in pretraining, instead of minutes
+    videos: int | None = None  # about so many are pretrained on; None = all
+    lr: float = LR  # of the fine-tuning
 
     @property
-    def model(self) -> dict[str, Any]:
-        """The network's description."""
-        return self.own_model or (PRETEXTS[self.pretext].model if self.pretext else MODEL)
+    def way(self) -> Pretext:
+        return PRETEXTS[self.pretext or "own"]
 
     @property
-    def rates(self) -> tuple[tuple[float, float], ...]:
-        """Learning rates to choose from: (classifier's, trunk's)."""
-        if self.pretext is None and self.start is None:
-            return tuple((rate, rate) for rate in (0.001, 0.003, 0.01))
-        return tuple((HEAD_LR, rate) for rate in (0.0003, 0.001, 0.003))
+    def reads_dmr(self) -> bool:
+        return self.brought is not None or (self.pretext is not None and self.way.task is Filters)
+
+    def start(self, name: str, fold: int, seed: int) -> Start | None:
+        """Returns the pretraining for a fold of a set; None = there is none to be done."""
+        if self.pretext is None:
+            return None
+        sets, split = _POOLS[name], 1
+        if self.own_domain:  # one serves the same fold of every set: none of their tests is read
+            sets, split = (UNLABELLED, *LABELLED), fold + 1
+        steps = self.clips // self.way.batch if self.clips else self.way.steps(self.minutes)
+        held_out = 0.0 if self.videos is None else round(1 - self.videos / _POOL_VIDEOS, 3)
+        return Start(self.pretext, steps, sets, split, seed, max(0.0, held_out))
 
 
+_POOLS = {
+    "weizmann": (UNLABELLED, "jhmdb"),
+    "fights": (UNLABELLED, "jhmdb"),
+    "jhmdb": (UNLABELLED, "weizmann", "fights"),
+}
+_POOL_VIDEOS = 938  # unlabelled and the training part of jhmdb
+
+SCRATCH, OWN_12, MOTION = "scratch", "own, 12 minutes", "motion"
 ARMS = (
-    Arm("scratch", "from scratch, all minutes on it", finalist=True),
-    Arm("frames", "the same on frames instead of their differences", own_model=ON_FRAMES),
-    Arm(
-        "hand-made motion",
-        "the same on a motion field by local matching",
-        network=HandMadeMotion,
-        finalist=True,
-    ),
-    Arm("pretrained", "grid of filters, movers; DMR read", "movers", use_dmr=True, finalist=True),
-    Arm(
-        "motion",
-        "from the network that the package brings, all minutes on it; DMR read",
-        start="motion",
-        use_dmr=True,
-        finalist=True,
-    ),
-    Arm("no DMR", "pretrained, DMR not read", "movers", rate_of="pretrained"),
-    Arm("no movers", "pretrained without them", "grid", use_dmr=True, rate_of="pretrained"),
-    Arm(
-        "paper",
-        "pretrained on frames, one linear filter a frame, DMR read",
-        "paper",
-        use_dmr=True,
-    ),
-    Arm(
-        "joint",
-        "from scratch, frame prediction beside the labels",
-        aux_weight=1.0,
-        rate_of="scratch",
-    ),
-    Arm("VideoMAE", "pretrained, a small VideoMAE", "videomae", network=VideoMae, finalist=True),
-    Arm("VICReg", "pretrained, VICReg of two views", "vicreg", finalist=True),
-    Arm(
-        "one frame",
-        "from scratch on the middle frame",
-        network=OneFrame,
-        own_model=ON_FRAMES,
-        rate_of="frames",
-    ),
-    Arm(
-        "shuffled frames",
-        "no movers, pretrained on frames in random order",
-        "shuffled",
-        use_dmr=True,
-        rate_of="pretrained",
-    ),
-    Arm(
-        "random filters",
-        "pretrained, the filters that are read made random",
-        "movers",
-        use_dmr=True,
-        change=random_filters,
-        rate_of="pretrained",
-    ),
-    Arm(
-        "norms only",
-        "from scratch but for pretrained batch norms",
-        "movers",
-        change=only_norms,
-        rate_of="scratch",
-    ),
+    Arm(SCRATCH, "from random weights"),
+    Arm("own, 3 minutes", "grid of filters with movers, on other sets' videos", "own", 3),
+    Arm(OWN_12, "the same for longer", "own", 12),
+    Arm("own, 40 minutes", "the same for longer still", "own", 40),
+    Arm("own, 12 minutes, own domain", "also on the set's training videos", "own", 12, True),
+    Arm(MOTION, "the network that ships with the package, 76 minutes of one core", brought=MOTION),
+    Arm("VICReg, 12 minutes", "VICReg of two views, on the videos of `own`", "VICReg", 12),
+    Arm("VideoMAE, 12 minutes", "a small VideoMAE, on the videos of `own`", "VideoMAE", 12),
 )
-BY_NAME = {arm.name: arm for arm in ARMS}
-BASELINE = "scratch"
-OURS = ("pretrained", "motion")  # the better one, by validation, has a label curve
+CLIPS_SEEN, VIDEOS = (2_000, 8_000, 32_000, 128_000), (100, 300, 900)
+SCALE = tuple(
+    Arm(f"{clips:,} clips of {videos} videos", "", "own", clips=clips, videos=videos)
+    for videos, clips in product(VIDEOS, CLIPS_SEEN)
+)
+VARIANTS = tuple(
+    Arm(f"3 minutes, {name}", "", name, 3)
+    for name in PRETEXTS
+    if name not in ("VICReg", "VideoMAE")
+)
+PEER_RATES = tuple(
+    Arm(f"VideoMAE, 12 minutes, rate {lr:g}", "", "VideoMAE", 12, lr=lr)
+    for lr in (0.0003, 0.001, 0.003)
+)
+BY_NAME = {arm.name: arm for arm in (*ARMS, *SCALE, *VARIANTS, *PEER_RATES)}
+FINALISTS = (SCRATCH, OWN_12, MOTION)  # which have three seeds and a label curve
+PEERS = ("VICReg, 12 minutes", "VideoMAE, 12 minutes")
 
 
-def pretrain_settings(
-    pretext: Pretext, *, shards: str, split: int, seed: int, minutes: float, flip: bool
-) -> PretrainSettings:
-    """Returns the settings of a pretraining on a split of the pool."""
+@dataclass(frozen=True)
+class Row:
+    """A fine-tuning, or a linear probe, on one fold."""
+
+    arm: str
+    set: str
+    fold: int
+    seed: int = 0  # of pretraining and fine-tuning
+    longer: int = 1  # times the usual steps
+    share: float = 1.0  # of the labels
+    recipe: str = "full"
+    part: str = "test"  # val = groups of the training part, by which variants are compared
+
+    @property
+    def key(self) -> str:
+        return "finetune " + " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    @property
+    def start(self) -> Start | None:
+        return BY_NAME[self.arm].start(self.set, self.fold, self.seed)
+
+
+def plan() -> list[Row]:
+    """Returns all rows, those that decide most first."""
+
+    def rows(arms: Sequence[str], sets: Sequence[str] = LABELLED, **more: Any) -> list[Row]:
+        return [Row(a, s, fold, **more) for a, s, fold in product(arms, sets, range(FOLDS))]
+
+    pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
+    peer_rates = rows([arm.name for arm in PEER_RATES], pair, part="val")
+    planned: list[Row] = []
+    for seed in range(SEEDS):
+        planned += rows(FINALISTS, seed=seed)
+        for share in SHARES:  # while the pretrained models are there
+            planned += rows([OWN_12], seed=seed, share=share)
+        if seed == 0:
+            planned += peer_rates + rows(PEERS)
+    for seed, share in product(range(SEEDS), SHARES):
+        planned += rows((SCRATCH, MOTION), seed=seed, share=share)
+    for arm in SCALE:
+        planned += rows([arm.name], pair) + rows([arm.name], pair, recipe="linear")
+    planned += rows([arm.name for arm in VARIANTS], pair, part="val")
+    return planned + rows(rest) + rows((SCRATCH, OWN_12), longer=LONGER)
+
+
+def pretrain_settings(start: Start, shards: dict[str, str]) -> PretrainSettings:
+    """Returns the settings of a pretraining."""
+    way = PRETEXTS[start.pretext]
     return PretrainSettings(
-        shards=(shards,),
-        split=split,
-        seed=seed,
-        max_minutes=minutes,
-        holdout_share=0.02,
-        movers=pretext.movers,
-        model=ModelConfig.model_validate(pretext.model),
-        clips=CLIPS | {"flip": flip},  # type: ignore[arg-type]
-        loader=LOADER | {"batch_size": pretext.batch},  # type: ignore[arg-type]
-        optimizer={"lr": PRETRAIN_LR},  # type: ignore[arg-type]
+        shards=tuple(shards[name] for name in start.sets),
+        split=start.split,
+        seed=start.seed,
+        epochs=_NEVER,
+        max_steps=start.steps,
+        holdout_share=start.held_out,
+        movers=MoverSettings(share=way.movers),
+        model=ModelConfig.model_validate(way.config),
+        clips=way.clips,  # type: ignore[arg-type]
+        loader=_LOADER | {"batch_size": way.batch},  # type: ignore[arg-type]
+        optimizer={"lr": way.lr},  # type: ignore[arg-type]
+        precision=PRECISION,
         **_QUIET,
     )
 
 
-def finetune_settings(
-    arm: Arm,
-    *,
-    shards: str,
-    split: int,
-    seed: int,
-    minutes: float,
-    rate: tuple[float, float],
-    flip: bool,
-    share: float = 1.0,
-    val_share: float = 0.0,
-) -> FinetuneSettings:
-    """Returns the settings of a fine-tuning on a split of a labelled set."""
-    head, trunk = rate
+def finetune_settings(row: Row, shards: dict[str, str]) -> FinetuneSettings:
+    """Returns the settings of a fine-tuning: one rate for trunk and classifier."""
+    arm = BY_NAME[row.arm]
     return FinetuneSettings(
-        shards=shards,
-        split=split,
-        seed=seed,
-        max_minutes=minutes,
-        label_share=share,
-        val_share=val_share,
+        shards=shards[row.set],
+        split=row.fold + 1,
+        seed=row.seed,
+        epochs=_NEVER,
+        max_steps=row.longer * STEPS[row.set],
+        label_share=row.share,
+        val_share=VAL_SHARE if row.part == "val" else 0.0,
+        recipe=row.recipe,  # type: ignore[arg-type]
         pretrained="none",
-        model=ModelConfig.model_validate(arm.model),
-        use_dmr=arm.use_dmr,
-        dropout=MODEL["dropout"],
-        aux_weight=arm.aux_weight,
-        trunk_rate=trunk / head,
+        model=ModelConfig.model_validate(arm.way.config),
+        use_dmr=arm.reads_dmr,
+        dropout=DROPOUT,
+        aux_weight=0.0,
+        trunk_rate=1.0,
         test_clips=4,
-        clips=CLIPS | {"flip": flip},  # type: ignore[arg-type]
-        loader=LOADER,  # type: ignore[arg-type]
-        optimizer={"lr": head},  # type: ignore[arg-type]
+        clips=arm.way.clips,  # type: ignore[arg-type]
+        loader=_LOADER | {"batch_size": 8},  # type: ignore[arg-type]
+        optimizer={"lr": arm.lr},  # type: ignore[arg-type]
+        precision=PRECISION,
         **_QUIET,
     )
 
 
+VAL_SHARE = 0.34  # of the training part's groups
+_NEVER = 10.0**6
+_LOADER = {"processes": 0, "decoded_gb": 2.0}
 _QUIET: dict[str, Any] = {"log_every_steps": 10**6, "checkpoint_every_steps": 10**6}

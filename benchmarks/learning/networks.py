@@ -6,28 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dynamonet.errors import need
 from dynamonet.model.classifier import Classifier
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.network import DynamoNet, Output
-from dynamonet.model.prediction import pool_frames
-from dynamonet.model.trunk import Trunk
-
-
-class OneFrame(DynamoNet):
-    """Sees the clip's middle frame, repeated."""
-
-    def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
-        """See `DynamoNet.forward`."""
-        middle = clip.shape[2] // 2
-        still = clip[:, :, middle : middle + 1].expand_as(clip)
-        return super().forward(still, predict_frames=predict_frames)
 
 
 class FeatureClassifier(DynamoNet):
-    """A network without motion filters: another trunk or input, its features, a classifier."""
+    """A network without motion filters: another trunk, its features, a classifier."""
 
     def __init__(self, config: ModelConfig, trunk: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -41,66 +28,6 @@ class FeatureClassifier(DynamoNet):
         none = features.new_zeros(len(features), 0)
         logits = None if self.classifier is None else self.classifier(features, none)
         return Output(features, features.mean((2, 3, 4)), none, none, [], logits)
-
-
-class HandMadeMotion(FeatureClassifier):
-    """A motion field found by local matching, nothing learnt, into a 3D-CNN.
-
-    Frames at half resolution, `_PATCH` x `_PATCH` patches less their mean and of unit norm;
-    softmax over a `_WINDOW` x `_WINDOW` window of their similarities with the next frame's. Of it
-    the mean displacement (u, v) less the frame's median, and the share that moved.
-    """
-
-    _PATCH, _WINDOW, _SHARPNESS = 5, 7, 20.0
-    _REST = 6.0  # logit by which staying is likelier: what has no texture stands still
-    u: Tensor
-    v: Tensor
-
-    def __init__(self, config: ModelConfig) -> None:
-        strides = config.trunk.spatial_strides
-        half = (max(1, strides[0] // 2), *strides[1:])  # the field has half the resolution already
-        trunk = Trunk(
-            config.trunk.model_copy(update={"spatial_strides": half}), config.num_frames - 1
-        )
-        super().__init__(config, trunk)
-        reach = torch.arange(self._WINDOW).float() - self._WINDOW // 2
-        self.register_buffer("u", reach.repeat(self._WINDOW), persistent=False)
-        self.register_buffer("v", reach.repeat_interleave(self._WINDOW), persistent=False)
-
-    def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
-        """See `DynamoNet.forward`; no frame is ever predicted."""
-        return self.classified(self.trunk(self.field(clip)))
-
-    @torch.no_grad()
-    def field(self, clip: Tensor) -> Tensor:
-        """Maps a clip (B, 3, T, H, W) to (B, 3, T-1, H/2, W/2): u, v and the share that moved."""
-        grey = pool_frames(clip.float(), 2).mean(1)
-        batch, frames, height, width = grey.shape
-        grey = grey.reshape(-1, 1, height, width)
-        side = self._PATCH // 2
-        padded = F.pad(grey, (side,) * 4, mode="replicate")
-        patches = F.unfold(padded, self._PATCH)
-        patches = F.normalize(patches - patches.mean(1, keepdim=True), dim=1, eps=0.05)
-        patches = patches.view(batch, frames, -1, height, width)
-        now, after = patches[:, :-1].flatten(0, 1), patches[:, 1:].flatten(0, 1)
-        reach = self._WINDOW // 2
-        around = F.pad(after, (reach,) * 4)  # nothing is like what is outside
-        similar = torch.stack(
-            [
-                (now * around[..., y : y + height, x : x + width]).sum(1)
-                for y in range(self._WINDOW)
-                for x in range(self._WINDOW)
-            ],
-            1,
-        )
-        logits = self._SHARPNESS * similar
-        logits[:, self._WINDOW**2 // 2] += self._REST
-        weights = logits.softmax(1)
-        u, v = torch.einsum("nkhw,dk->dnhw", weights, torch.stack([self.u, self.v]))
-        u, v = (each - each.flatten(1).median(1).values[:, None, None] for each in (u, v))
-        moved = 1 - weights[:, self._WINDOW**2 // 2]
-        field = torch.stack([u, v, moved], 1).view(batch, frames - 1, 3, height, width)
-        return field.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
 class VicReg(DynamoNet):

@@ -1,52 +1,76 @@
-"""Runs the rows of the learning benchmark, and keeps what they say.
+"""Runs the rows of the learning benchmark, two at a time on two cores, and keeps what they say.
 
-A row is one training. It is written as a JSON line when it is finished and is not done again unless
-its settings change, so the benchmark can be cut off at any time.
+A row is written as a JSON line when it is finished and is not done again unless its settings
+change, so the benchmark can be cut off at any time: a pretraining that was cut off goes on from its
+last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from rich.console import Console
 
 from benchmarks.alone import Untracked, training_alone
-from benchmarks.learning.arms import BY_NAME, PRETEXTS, Arm, Budget
-from benchmarks.learning.plan import (
-    PRETRAIN,
-    TUNE,
+from benchmarks.learning.arms import (
+    BY_NAME,
+    PRETEXTS,
     Row,
-    finetuning_of,
-    is_of_today,
-    kept,
-    pretraining_of,
+    Start,
+    finetune_settings,
+    pretrain_settings,
 )
-from benchmarks.learning.sets import MOTION, LabelledSet
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
 from dynamonet.model.files import locate
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
+from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.numerics.precision import hardware
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Task
 from dynamonet.training.trainer import Trainer
+from finetune.evaluation.evaluator import by_video
+from finetune.evaluation.finished import find_device
 from finetune.evaluation.metrics import Predictions
+from finetune.train.kept_features import keep_features
+from finetune.train.probe import Probe
+
+SAVED_EVERY_STEPS = 1000  # of a pretraining
+Line = dict[str, Any]
+
+
+def settings_of(row: Row | Start, shards: dict[str, str]) -> TrainSettings:
+    """Returns the settings of a training."""
+    if isinstance(row, Start):
+        return pretrain_settings(row, shards)
+    return finetune_settings(row, shards)
+
+
+def kept(row: Row | Start, shards: dict[str, str]) -> Line:
+    """Returns what a finished row says about its settings: all that the benchmark sets."""
+    said = settings_of(row, shards).model_dump(mode="json", exclude_unset=True, exclude={"shards"})
+    return json.loads(json.dumps(said))
 
 
 @dataclass
 class Ledger:
-    """The results file: finished rows, and what they share."""
+    """The results file: a line for each finished row, and for the clips of each tested part."""
 
     path: Path
-    lines: dict[str, dict[str, Any]]
+    lines: dict[str, Line]
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
@@ -54,172 +78,185 @@ class Ledger:
         lines = [json.loads(line) for line in text.splitlines()]
         return cls(path, {line["key"]: line for line in lines})
 
-    def add(self, key: str, **content: Any) -> None:
+    def add(self, line: Line) -> None:
         """Adds a line, unless it is there."""
-        if key in self.lines:
+        if line["key"] in self.lines:
             return
-        self.lines[key] = {"key": key, **content}
+        self.lines[line["key"]] = line
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.lines[key]) + "\n")
+            file.write(json.dumps(line) + "\n")
 
-    def share(self, name: str, content: dict[str, Any]) -> str:
-        """Adds what many rows have in common, once, and returns its key."""
-        key = f"{name}={digest_of_bytes(json.dumps(content).encode())}"
-        self.add(key, **content)
-        return key
+    def of(self, rows: Iterable[Row]) -> list[Line]:
+        """Returns the lines of rows that are finished."""
+        return [self.lines[row.key] for row in rows if row.key in self.lines]
 
-    def forget(self, arms: Sequence[str], budget: Budget) -> int:
-        """Drops the rows of some arms or ways to pretrain, and those that had other settings.
+    def forget(self, rows: Sequence[Row], shards: dict[str, str]) -> int:
+        """Drops rows that had other settings, with those that started from them; returns how many.
 
         Rows of an arm that is no more are kept.
-
-        Returns:
-            Their number.
         """
-        rows = {k: Row(**{f.name: line[f.name] for f in fields(Row)}) for k, line in self._rows()}
-        gone = {
-            key
-            for key, row in rows.items()
-            if row.arm in arms or not is_of_today(row, self.settings(key), budget)
+        starts = {start.key: start for row in rows if (start := row.start)}
+        every: list[Row | Start] = [*starts.values(), *rows]
+        old = {
+            each.key
+            for each in every
+            if each.key in self.lines and self.lines[each.key]["settings"] != kept(each, shards)
         }
-        gone |= {k for k, row in rows.items() if (made := row.pretraining) and made.key in gone}
-        if gone:
-            self.lines = {k: line for k, line in self.lines.items() if k not in gone}
+        old |= {
+            row.key
+            for row in rows
+            if row.key in self.lines and (start := row.start) and start.key in old
+        }
+        if old:
+            self.lines = {key: line for key, line in self.lines.items() if key not in old}
             with atomic_file(self.path) as growing:
                 text = "".join(json.dumps(line) + "\n" for line in self.lines.values())
                 growing.write_text(text, "utf-8")
-        return len(gone)
-
-    def settings(self, key: str) -> dict[str, Any]:
-        """Returns all settings of a finished row; its line has what is not the default's."""
-        line = self.lines[key]
-        return self.lines[line["defaults"]]["settings"] | line["settings"]
-
-    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
-        known = {*BY_NAME, *PRETEXTS}
-        return [(key, line) for key, line in self.lines.items() if line.get("arm") in known]
-
-    def row(self, row: Row) -> dict[str, Any] | None:
-        """Returns a finished row's results."""
-        return self.lines.get(row.key)
+        return len(old)
 
 
+@dataclass(frozen=True)
 class Runner:
-    """Runs rows, one after the other, in this process."""
+    """Does rows, each in one process with one thread. Picklable."""
 
-    def __init__(
-        self, ledger: Ledger, sets: dict[str, LabelledSet], home: Path, budget: Budget, threads: int
-    ) -> None:
-        self.ledger, self.sets, self.home, self.budget = ledger, sets, home, budget
-        self.threads = threads
+    home: Path
+    shards: dict[str, str]
 
-    def run(self, row: Row) -> None:
-        """Does a row, unless it is done."""
-        if self.ledger.row(row):
-            return
-        if row.kind == PRETRAIN:
-            self._pretrain(row)
-        else:
-            self._finetune(row)
-
-    def model(self, row: Row) -> Path:
+    def model(self, start: Start) -> Path:
         """Returns the folder of a pretraining's model."""
-        said = row.key + json.dumps(kept(pretraining_of(row, self.budget)))
+        said = start.key + json.dumps(kept(start, self.shards), sort_keys=True)
         return self.home / "models" / digest_of_bytes(said.encode())
 
-    def chosen_rate(self, arm: Arm, name: str, fold: int) -> tuple[float, float]:
-        """Returns the rate that was best on the validation part of the training folds."""
-        if arm.rate_of is not None:
-            return self.chosen_rate(BY_NAME[arm.rate_of], name, fold)
-        scores = []
-        for rate in range(len(arm.rates)):
-            done = self.ledger.row(Row(TUNE, arm.name, name, fold, rate=rate))
-            assert done is not None
-            scores.append((done["top1"], done["log_likelihood"]))
-        return arm.rates[scores.index(max(scores))]
+    def run(self, rows: Sequence[Row], ledger: Ledger, told: Callable[[Line], None]) -> None:
+        """Does the rows that are not finished, in their order where that is possible.
 
-    def _pretrain(self, row: Row) -> None:
-        real = next(iter(self.sets.values()))
-        shards = str(self.sets[MOTION].shards if row.set == MOTION else real.pool)
-        settings = pretraining_of(row, self.budget, shards=shards)
-        trainer, folder = self._train(PRETEXTS[row.arm].task(settings, (shards,)))
-        shutil.rmtree(self.model(row), ignore_errors=True)
-        self.model(row).parent.mkdir(parents=True, exist_ok=True)
-        next(folder.glob("step-*")).rename(self.model(row))
-        shutil.rmtree(folder)
+        Args:
+            told: Gets each line as its row finishes.
+        """
+        left: list[Row] = [row for row in rows if row.key not in ledger.lines]
+        running: dict[Future[list[Line]], str] = {}
+        cores = len(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+            while left or running:
+                while len(running) < cores and (each := self._ready(left, {*running.values()})):
+                    running[pool.submit(self.lines_of, each)] = each.key
+                    left = [row for row in left if row is not each]
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    del running[future]
+                    for line in future.result():
+                        ledger.add(line)
+                        if "set" in line or "pretext" in line:
+                            told(line)
+
+    def _ready(self, left: Sequence[Row], running: set[str]) -> Row | Start | None:
+        """Returns the first row that can be done now, or the pretraining that it waits for."""
+        for row in left:
+            start = row.start
+            if start is None or self.model(start).is_dir():
+                return row
+            if start.key not in running:
+                return start
+        return None
+
+    def lines_of(self, row: Row | Start) -> list[Line]:
+        """Does a row, and returns what is to be kept of it."""
+        torch.set_num_threads(1)
+        if isinstance(row, Start):
+            return [self._pretrain(row)]
+        return self._finetune(row)
+
+    def _pretrain(self, start: Start) -> Line:
+        settings = pretrain_settings(start, self.shards)
+        settings = settings.model_copy(update={"checkpoint_every_steps": SAVED_EVERY_STEPS})
+        task = PRETEXTS[start.pretext].task(settings, settings.shards, None, None)
+        model = self.model(start)
+        trainer, seconds = self._train(task, model.with_name(f"{model.name}.growing"))
+        growing = trainer.job.home
+        finished = growing / f"step-{start.steps:08d}"
+        task.trained_on().write(finished)
+        finished.rename(model)
+        shutil.rmtree(growing)
         assert isinstance(trainer.job.run, Untracked)
-        self._write(row, settings, trainer, skill=trainer.job.run.last_mean("train/skill"))
+        skill = trainer.job.run.last_mean("train/skill")
+        segments = len(task.training_data().rows)
+        return self._line(start, seconds, trainer, segments=segments, skill=skill)
 
-    def _finetune(self, row: Row) -> None:
-        arm, labelled = BY_NAME[row.arm], self.sets[row.set]
-        made = row.pretraining
-        if made and not self.model(made).is_dir():
-            self._pretrain(made)
-        tunes = row.kind == TUNE
-        rate = (
-            arm.rates[row.rate]
-            if row.rate is not None
-            else self.chosen_rate(arm, row.set, row.fold)
-        )
-        settings = finetuning_of(row, self.budget, rate, shards=str(labelled.shards))
-        start = self.model(made) if made else locate(arm.start) if arm.start else None
+    def _finetune(self, row: Row) -> list[Line]:
+        arm, settings, start = BY_NAME[row.arm], finetune_settings(row, self.shards), row.start
+        settings = settings.model_copy(update={"runs": str(self.home / "runs")})
+        place = self.model(start) if start else locate(arm.brought) if arm.brought else None
         task = Classification(
             settings,
-            str(labelled.shards),
-            str(start) if start else None,
-            network=arm.network,
-            change=arm.change,
-            validates=tunes,
+            self.shards[row.set],
+            str(place) if place else None,
+            network=arm.way.network,
+            validates=row.part == "val",
         )
-        trainer, folder = self._train(task)
-        shutil.rmtree(folder)
-        said = task.outcome[-1]
-        part = self._part(task.data, said)
-        right = "".join("01"[each] for each in said.correct.astype(int))
-        self._write(
+        self._guard(task, place)
+        if row.recipe == "full":
+            home = self.home / "training" / digest_of_bytes(row.key.encode())
+            shutil.rmtree(home, ignore_errors=True)
+            trainer, seconds = self._train(task, home)
+            shutil.rmtree(home)
+            found, seconds = task.outcome[-1], seconds - task.seconds[-1]
+        else:
+            trainer, began = None, time.process_time()
+            found = self._probed(task)
+            seconds = time.process_time() - began
+        part = self._part(task.data, found)
+        line = self._line(
             row,
-            settings,
+            seconds,
             trainer,
-            part=part,
-            right=right,
-            top1=said.top(1),
-            log_likelihood=said.log_likelihood(),
+            clips=part["key"],
+            right="".join("01"[each] for each in found.correct.astype(int)),
+            top1=found.top(1),
+            log_likelihood=found.log_likelihood(),
         )
+        return [part, line]
 
-    def _train(self, task: Task[Any]) -> tuple[Trainer, Path]:
-        folder = self.home / "training"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        trainer = training_alone(
-            task, Untracked(), folder, queue.SimpleQueue(), threads=self.threads
-        )
+    def _guard(self, task: Classification, place: Path | None) -> None:
+        """Stops where a model has learnt from a clip that it is tested on."""
+        tested = task.data.table["source_digest"].take(task.parts.test).to_pylist()
+        if place is not None and TrainedOn.read(place).has(tested).any():
+            raise RuntimeError(f"{place} has seen clips that it is tested on")
+
+    def _probed(self, task: Classification) -> Predictions:
+        """Trains a linear layer on frozen features, its rate chosen by groups held out."""
+        rows, quiet = np.sort(np.r_[task.parts.train, task.parts.test]), Console(quiet=True)
+        features = keep_features(task, rows, cells=False, batch_clips=64, console=quiet)
+        probe = Probe(task, features, find_device("cpu"))
+        rate, _ = probe.chosen()
+        said = probe.probabilities(probe.trained(task.parts.train, rate), task.parts.test)
+        return by_video(said, task.data)
+
+    def _train(self, task: Task[Any], home: Path) -> tuple[Trainer, float]:
+        """Trains, or goes on; returns processor seconds, of steps done before at today's price."""
+        home.mkdir(parents=True, exist_ok=True)
+        trainer = training_alone(task, Untracked(), home, queue.SimpleQueue())
+        before, began = trainer.state.step, time.process_time()
         trainer.run()
-        return trainer, folder
+        spent, steps = time.process_time() - began, trainer.state.step
+        return trainer, spent * steps / max(1, steps - before)
 
-    def _part(self, data: ShardSet, said: Predictions) -> str:
-        """Notes which clips were tested, with their groups, and returns the line's key."""
-        names, given = data.table["source"].to_pylist(), data.table["group"].to_pylist()
-        groups = dict(zip(names, given, strict=True))
+    def _part(self, data: ShardSet, found: Predictions) -> Line:
+        """Notes which clips were tested, with their groups."""
         clips = {
-            "sources": list(said.sources),
-            "labels": said.labels.tolist(),
-            "groups": [groups[name] or name for name in said.sources],
+            "sources": list(found.sources),
+            "labels": found.labels.tolist(),
+            "groups": list(found.groups),
         }
-        return self.ledger.share("clips", clips)
+        return {"key": f"clips={digest_of_bytes(json.dumps(clips).encode())}", **clips}
 
-    def _write(self, row: Row, settings: TrainSettings, trainer: Trainer, **found: Any) -> None:
-        state, said = trainer.state, kept(settings)
-        defaults = kept(type(settings)())
-        self.ledger.add(
-            row.key,
-            **asdict(row),
-            **found,
-            steps=state.step,
-            minutes=round(state.minutes, 3),
-            parameters=sum(p.numel() for p in trainer.train_state.model.parameters()),
-            defaults=self.ledger.share("defaults", {"settings": defaults}),
-            settings={k: v for k, v in said.items() if (k, v) not in defaults.items()},
-            machine=hardware(torch.device("cpu")),
-            at=time.strftime("%Y-%m-%d"),
-        )
+    def _line(
+        self, row: Row | Start, seconds: float, trainer: Trainer | None, **found: Any
+    ) -> Line:
+        line = {"key": row.key, **asdict(row), **found, "seconds": round(seconds, 1)}
+        if trainer is not None:
+            parameters = sum(p.numel() for p in trainer.train_state.model.parameters())
+            line |= {"steps": trainer.state.step, "parameters": parameters}
+        machine = hardware(torch.device("cpu"))
+        own = {"settings": kept(row, self.shards), "machine": machine, "at": time.strftime("%F")}
+        return line | own

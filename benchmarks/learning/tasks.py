@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +28,10 @@ from pretrain.objective import Pretraining
 
 VICREG_BEYOND = 4  # frames that the second view of a clip is later
 _VICREG_CROP, _VICREG_COLOUR = (0.4, 1.0), 0.4
-_DECODED: dict[str, dict[int, Bytes]] = {}  # shard sets -> their segments, for all rows
-RANDOM_STD = 0.3  # of a generator's weights that makes filters as peaked as learnt ones
+_DECODED: dict[tuple[str, ...], dict[int, Bytes]] = {}  # shard sets -> their segments, for all rows
 
 
-def _decoded_once(reader: ClipReader, shards: str) -> ClipReader:
+def _decoded_once(reader: ClipReader, *shards: str) -> ClipReader:
     """Shares the decoded segments of a set, so that no training is charged with decoding them."""
     reader.decoded = _DECODED.setdefault(shards, reader.decoded)
     return reader
@@ -43,19 +42,10 @@ class Filters(Pretraining):
     """Prediction with dynamic motion filters: the product's own."""
 
     def training_data(self) -> ClipReader:
-        return _decoded_once(super().training_data(), self.shards[0])
+        return _decoded_once(super().training_data(), *self.shards)
 
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         return False
-
-
-@dataclass(frozen=True)
-class ShuffledFrames(Filters):
-    """The same on clips whose frames are in random order."""
-
-    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
-        order = torch.randperm(frames.shape[2], device=frames.device)
-        return super().loss(model, frames[:, :, order], batch)
 
 
 @dataclass(frozen=True)
@@ -117,41 +107,17 @@ class VideoMaePretraining(_Peer):
         return _sums(model.masked_loss(frames[:, :, : self.settings.model.num_frames]))
 
 
-def random_filters(model: DynamoNet) -> None:
-    """Makes the filters random, and keeps them so."""
-    for weight in model.motion.parameters():
-        nn.init.normal_(weight, std=RANDOM_STD)
-    model.motion.requires_grad_(False)
-
-
-def only_norms(model: DynamoNet) -> None:
-    """Leaves of what was pretrained the batch norms and their statistics."""
-    fresh = DynamoNet(model.config)
-    norms = {
-        f"{name}.{key}"
-        for name, layer in model.trunk.named_modules()
-        if isinstance(layer, nn.BatchNorm3d)
-        for key in layer.state_dict()
-    }
-    kept = {key: value for key, value in model.trunk.state_dict().items() if key in norms}
-    fresh.trunk.load_state_dict(kept, strict=False)
-    model.load_state_dict(fresh.state_dict())
-
-
 @dataclass(frozen=True)
 class Classification(Finetuning):
     """Fine-tuning as the product does it, of any of the networks, measured without pictures."""
 
     network: type[DynamoNet] = DynamoNet
-    change: Callable[[DynamoNet], None] | None = None  # what is done to pretrained weights
     validates: bool = False  # measures the validation part, and never looks at the test part
     outcome: list[Predictions] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of the processor, that measuring took
 
     def build_model(self) -> DynamoNet:
-        model = super().build_model() if self.network is DynamoNet else self._other_network()
-        if self.change is not None:
-            self.change(model)
-        return model
+        return super().build_model() if self.network is DynamoNet else self._other_network()
 
     def _other_network(self) -> DynamoNet:
         model = self.network(self.classifier_config())
@@ -181,5 +147,7 @@ class Classification(Finetuning):
     def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         part = self.parts.validation if self.validates else self.parts.test
         how = self.data, self.views, measuring, self.classes_of(model, measuring)
+        began = time.process_time()
         self.outcome.append(predict_videos(model, self.reader(part), *how))
+        self.seconds.append(time.process_time() - began)
         return Evaluation(metrics_of(self.outcome[-1], "test"), {}, {})

@@ -54,6 +54,13 @@ class ClipSettings(Settings):
         description="Range of the brightness, contrast and saturation factors.",
     )
 
+    @property
+    def spacing(self) -> str:
+        """How far a clip's frames are apart, in words."""
+        if self.stride_seconds is not None:
+            return f"{self.stride_seconds:.3g} s apart"
+        return f"{self.stride_frames} frame{'s' if self.stride_frames > 1 else ''} apart"
+
 
 class LoaderSettings(Settings):
     """How clips are brought to the model."""

@@ -34,7 +34,6 @@ class OptimizerSettings(Settings):
 class TrainSettings(StageSettings):
     """What each training stage's settings begin with."""
 
-    epochs: float = Field(default=100.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(
         default=None, ge=1, description="Stop after this many steps; null = never."
     )
@@ -144,9 +143,13 @@ class TrainSettings(StageSettings):
         """Decides the order of clips and how they are changed."""
         return self.seed
 
+    def passes(self, steps_per_epoch: int) -> float:
+        """Returns how many epochs the training takes, unless steps or minutes end it."""
+        raise NotImplementedError
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Returns how many steps the whole training takes at most, at least one."""
-        steps = max(1, round(self.epochs * steps_per_epoch))
+        steps = max(1, round(self.passes(steps_per_epoch) * steps_per_epoch))
         if self.max_minutes is not None:
             steps = NO_LIMIT
         return min(steps, self.max_steps or steps)

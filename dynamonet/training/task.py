@@ -89,6 +89,10 @@ class Task(ABC, Generic[S]):
         """
         return None
 
+    def verdict(self, clips: int) -> str:
+        """Returns what a training that sees so many clips is worth, in words; may be empty."""
+        return ""
+
     def tags(self) -> dict[str, str]:
         """Returns what the tracking store can find the run by."""
         return {}

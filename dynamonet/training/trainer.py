@@ -24,6 +24,7 @@ from dynamonet.training.checkpoint.store import CheckpointStore
 from dynamonet.training.distributed.coordinator import Heartbeat
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
+from dynamonet.training.logs.console import duration
 from dynamonet.training.logs.metrics import MetricWindow
 from dynamonet.training.measuring import BrokenOff, Measuring
 from dynamonet.training.numerics import nonfinite
@@ -36,6 +37,7 @@ from dynamonet.training.train_step import Gradients
 from dynamonet.video.transforms import ClipBatch
 
 logger = logging.getLogger(__name__)
+TELLING = 2  # the first line of the log that a speed can be read from: the one before warms up
 
 
 class StepRequest(NamedTuple):
@@ -69,7 +71,7 @@ class Trainer:
         self.window = MetricWindow(rank)
         self.measured: dict[str, float] = {}  # by an evaluation at the present step
         self.clock, self.saved_at = Clock(rank, settings.max_minutes), time.monotonic()
-        self.advised = False
+        self.advised, self.logged = False, 0  # how often
 
     def run(self) -> None:
         """The loop itself."""
@@ -218,8 +220,21 @@ class Trainer:
             self.tracking.metrics(rows)
             if self._is_due(done):
                 self.job.progress.step(done, self.clock.expected_steps(done), row)
+                self._tell_length(done, row)
             if not self.advised and self.perf.can_advise(last=done == self.total_steps):
                 self._advise()
+
+    def _tell_length(self, done: int, row: dict[str, float]) -> None:
+        """Says how long the training will take and what that buys, once its speed is known."""
+        self.logged += 1
+        rate, batch = row.get("train/clips_per_second"), self.plan.global_batch
+        if self.logged == TELLING and rate:
+            clips = self.clock.expected_steps(done) * batch
+            left = duration((clips - done * batch) / rate)
+            verdict = self.task.verdict(clips)
+            logger.info(
+                f"length   {clips:,} clips seen in all, {left} left; {verdict}".rstrip("; ")
+            )
 
     def _advise(self) -> None:
         """Names what holds the training up, once."""

@@ -82,12 +82,7 @@ class Predictor(FinishedModel):
 
     def clip_text(self) -> str:
         """Returns what the model is shown at a time, in words."""
-        text = f"clips of {self.config.num_frames} frames"
-        if self.clips.stride_seconds:
-            return f"{text}, {self.clips.stride_seconds:g} s apart"
-        return (
-            text if self.clips.stride_frames == 1 else f"{text}, {self.clips.stride_frames} apart"
-        )
+        return f"clips of {self.config.num_frames} frames, {self.clips.spacing}"
 
     def reading(
         self,

@@ -22,6 +22,7 @@ from dynamonet.model.files import (
     weights_digest,
 )
 from dynamonet.settings import validate
+from dynamonet.shards.settings import ClipSettings
 from dynamonet.tracking.search import download, newest_finished
 from dynamonet.tracking.store import tracking_uri
 from dynamonet.training.start import Pretrained, check_input, model_at
@@ -29,6 +30,8 @@ from finetune.pretrained.convert import ForeignWeights, convert
 from finetune.pretrained.foundation import foundation_network, is_foundation, read_foundation
 from finetune.pretrained.weight_files import SUFFIXES, read_tensors
 from finetune.settings import FinetuneSettings
+
+STRIDES = {"stride_frames", "stride_seconds"}
 
 
 def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
@@ -108,6 +111,23 @@ def pretrained_config(place: Path, scale: PixelScale | None = None) -> NetworkCo
     if scale is not None:
         raise UserError(f"--pixel_scale {scale}: {place} is a model of ours, which says so itself")
     return validate(ModelConfig, read_description(place)["model"], origin=str(place)).network
+
+
+def learnt_clips(place: Path) -> ClipSettings:
+    """Returns how the clips were cut that a model of ours learnt from; the defaults if unknown."""
+    said = {} if is_foreign(place) else read_description(place).get("clips", {})
+    return validate(ClipSettings, said, origin=str(place))
+
+
+def as_learnt(clips: ClipSettings, place: Path) -> ClipSettings:
+    """Takes the time between frames and the size of the square over from the weights.
+
+    What the user has set stays.
+    """
+    learnt, given = learnt_clips(place), clips.model_fields_set
+    taken = {"canvas_px"} | (set() if given & STRIDES else STRIDES)
+    known = learnt.model_fields_set & taken - given
+    return clips.model_copy(update={name: getattr(learnt, name) for name in known})
 
 
 def pretrained_loss(place: Path) -> LossName:

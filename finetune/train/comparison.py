@@ -21,7 +21,13 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.start import Pretrained
 from finetune.evaluation.run_results import measured_runs
-from finetune.pretrained.load import find_pretrained, is_foreign, pretrained_config, read_foreign
+from finetune.pretrained.load import (
+    as_learnt,
+    find_pretrained,
+    is_foreign,
+    pretrained_config,
+    read_foreign,
+)
 from finetune.series_settings import ComparisonSettings
 from finetune.settings import FinetuneSettings
 from finetune.train.comparison_table import Row, best_of, draw, show, table_csv
@@ -123,7 +129,9 @@ def plan(settings: ComparisonSettings, shards: ShardSet, name: str) -> list[Cand
     for each, pretrained in found.items():
         if pretrained is None:
             model = settings.model or (pretrained_config(own[0].folder) if own else None)
-            base = settings.single(pretrained="none", model=model, pixel_scale=None, trunk_rate=1.0)
+            clips = as_learnt(settings.clips, own[0].folder) if own else settings.clips
+            own_way = {"model": model, "clips": clips, "pixel_scale": None, "trunk_rate": 1.0}
+            base = settings.single(pretrained="none", **own_way)
         else:
             place = pretrained.folder
             asks = is_foreign(place) and len(read_foreign(place).scales) > 1

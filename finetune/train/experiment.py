@@ -12,6 +12,7 @@ from rich.console import Console
 from dynamonet.model.files import MODEL
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
+from dynamonet.shards.settings import ClipSettings
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import Origin
 from dynamonet.tracking.runs import TrackedRun
@@ -22,7 +23,13 @@ from finetune.evaluation import protocol
 from finetune.evaluation.evaluator import views_line
 from finetune.evaluation.leakage import Seen, find_seen, labels_spent
 from finetune.evaluation.protocol import Protocol, Times, accuracy
-from finetune.pretrained.load import find_pretrained, pretrained_weights
+from finetune.pretrained.load import (
+    as_learnt,
+    find_pretrained,
+    is_foreign,
+    learnt_clips,
+    pretrained_weights,
+)
 from finetune.settings import FinetuneSettings
 from finetune.train.objective import NEIGHBOURS, Finetuning
 
@@ -65,6 +72,9 @@ class Start:
         for settings in runs:
             pretrained = find_pretrained(settings)
             place = str(pretrained.folder) if pretrained else None
+            if pretrained:
+                clips = as_learnt(settings.clips, pretrained.folder)
+                settings = settings.model_copy(update={"clips": clips})
             task = Finetuning(settings, shards.folder.path, place)
             seen = Seen()
             if pretrained and settings.test:
@@ -147,6 +157,7 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
         if pretrained.note:
             console.print(f"         {pretrained.note}", soft_wrap=True)
         console.print(f"         {transfer(fitted, weights, settings.min_loaded_share)}")
+        console.print(f"clips    {clips_line(settings.clips, pretrained.folder)}", soft_wrap=True)
     else:
         console.print("weights  from scratch")
     done = launch(
@@ -171,6 +182,19 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
     return Result(settings, done.folder, done.run, metrics, found, done.model)
+
+
+def clips_line(clips: ClipSettings, place: Path) -> str:
+    """Describes how clips are cut, next to how the weights learnt from theirs."""
+    own, learnt = (
+        f"frames {each.spacing}, squares of {each.canvas_px} px"
+        for each in (clips, learnt_clips(place))
+    )
+    if is_foreign(place):
+        return own
+    return (
+        f"{own}, as the weights learnt" if own == learnt else f"{own}; the weights learnt {learnt}"
+    )
 
 
 def tell(

@@ -19,7 +19,7 @@ from finetune.evaluation.evaluator import as_csv
 from finetune.evaluation.leakage import labels_spent
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
-from finetune.pretrained.load import find_pretrained
+from finetune.pretrained.load import as_learnt, find_pretrained
 from finetune.series_settings import CurveSettings
 from finetune.settings import FinetuneSettings
 from finetune.train.dry_run import dry_run
@@ -54,7 +54,8 @@ def label_curve(settings: CurveSettings, shards: ShardSet, console: Console) -> 
     pretrained = find_pretrained(settings)
     assert pretrained is not None
     name = group_name(settings, "curve")
-    base = settings.single()
+    clips = as_learnt(settings.clips, pretrained.folder)  # from scratch the same
+    base = settings.single(clips=clips)
     task = Finetuning(base, shards.folder.path, str(pretrained.folder))
     ways = {
         SCRATCH: settings.scratch.applied(base).model_copy(

@@ -48,7 +48,7 @@ from finetune.train.augment import augment
 from finetune.train.splits import Splits
 
 NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
-TRUNK_RATE = 0.1  # of a pretrained trunk. Source: Hara's fine-tuning
+TRUNK_RATE = 0.1  # of a trunk that others trained. Source: Hara's fine-tuning
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Finetuning(Task[FinetuneSettings]):
         """The difference between frames that pretraining used."""
         return "mse" if self.pretrained is None else pretrained_loss(Path(self.pretrained))
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the weights to start from are other people's."""
+        return self.pretrained is not None and is_foreign(Path(self.pretrained))
+
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what a worker opens itself."""
         return {key: vars(self)[key] for key in ("settings", "shards", "pretrained")}
@@ -93,11 +98,10 @@ class Finetuning(Task[FinetuneSettings]):
         Frozen filters that start at random are not read.
         """
         settings, classes = self.settings, len(self.data.classes)
-        foreign = self.pretrained is not None and is_foreign(Path(self.pretrained))
         classifier = {
             "num_classes": None if settings.recipe == "knn" else classes,
             "pooling": "attentive" if settings.recipe == "attentive" else "mean",
-            "use_dmr": settings.use_dmr and not (foreign and settings.recipe != "full"),
+            "use_dmr": settings.use_dmr and not (self.is_foreign and settings.recipe != "full"),
             "dropout": settings.dropout,
         }
         return ModelConfig.of(self.architecture, **classifier)
@@ -117,7 +121,7 @@ class Finetuning(Task[FinetuneSettings]):
         """Gives the classifier the full rate, the trunk less from stage to stage downwards."""
         rate, decay = self.settings.trunk_rate, self.settings.layer_decay
         if rate is None:
-            rate = 1.0 if self.pretrained is None else TRUNK_RATE
+            rate = TRUNK_RATE if self.is_foreign else 1.0
         stages = [model.trunk.stem, *model.trunk.stages]
         below = zip(reversed(stages), range(len(stages)), strict=True)
         groups = [(stage, rate * decay**depth) for stage, depth in below]
