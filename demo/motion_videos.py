@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 
 import av
@@ -59,12 +61,16 @@ def write_motion_videos(
         numbers = range(first, min(first + _BATCH, total))
         labels = torch.tensor([number % len(CLASSES) for number in numbers])
         videos = render_motion(labels, seed=seed + first, num_frames=num_frames, size_px=size_px)
-        for number, label, video in zip(numbers, labels.tolist(), videos, strict=True):
+        own = []
+        for number, label in zip(numbers, labels.tolist(), strict=True):
             split = "train" if number < train_videos else "test"
             path = f"{CLASSES[label]}/{split}_{number:05d}.mp4"
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            write_video(folder / path, video, fps)
-            rows.append((path, CLASSES[label], split))
+            own.append((path, CLASSES[label], split))
+        with ThreadPoolExecutor() as threads:  # the encoder lets go of the interpreter
+            files = [folder / path for path, _, _ in own]
+            list(threads.map(write_video, files, videos, repeat(fps)))
+        rows += own
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
 

@@ -16,13 +16,17 @@ from dynamonet.errors import run_entry
 from dynamonet.settings import Settings
 
 EXPERIMENT = "demo"  # its own, so that a real fine-tuning never takes a demo model for the newest
-LABELLED_SHARE = 0.25
+TRAIN_VIDEOS, TEST_VIDEOS, LABELLED_SHARE = 450, 360, 0.08  # 4 labelled ones of each class
+PRETRAIN_STEPS = 1500
+RENDERED_APART = 100_000  # seeds of two renderings
+HERE = "pretrained here"
 
 
 class DemoSettings(Settings):
     """Runs three stages in one process, on rendered videos; or two on your own."""
 
     videos: Path | None = Field(default=None, description="Folder of your own videos.")
+    seed: int = Field(default=0, ge=0, description="Of the rendered videos and all trainings.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,81 +40,78 @@ def main(argv: list[str]) -> None:
         if settings.videos:
             own_videos(console, settings.videos)
         else:
-            motion_videos(console)
+            motion_videos(console, settings.seed)
     console.print(f"All of it took {time.monotonic() - began:.0f} s.")
 
 
-def motion_videos(console: Console) -> None:
-    """Renders labelled videos, pretrains without the labels, fine-tunes with a quarter of them."""
+def motion_videos(console: Console, seed: int) -> None:
+    """Renders videos, pretrains without labels, fine-tunes with few, and compares."""
     from data_prep.shard import main as shard
     from demo.motion_videos import CLASSES, write_motion_videos
     from finetune import run as finetune
     from finetune.evaluation import protocol
+    from finetune.evaluation.run_results import measured_runs
+    from finetune.evaluation.statistics import difference
     from finetune.settings import FinetuneSettings
     from pretrain import run as pretrain
-    from pretrain.settings import PretrainSettings
 
-    videos = Path("data/motion_videos")
+    name = f"motion{seed or ''}"
+    videos = Path(f"data/{name}_videos")
     if not (videos / "labels.csv").is_file():
         console.rule("Rendering labelled motion videos")
         shutil.rmtree(videos, ignore_errors=True)
-        write_motion_videos(videos, train_videos=720, test_videos=270)
-    console.print(f"{videos}: 990 videos, classes {', '.join(CLASSES)}", soft_wrap=True)
+        write_motion_videos(
+            videos, train_videos=TRAIN_VIDEOS, test_videos=TEST_VIDEOS, seed=RENDERED_APART * seed
+        )
+    total = TRAIN_VIDEOS + TEST_VIDEOS
+    console.print(f"{videos}: {total} videos, classes {', '.join(CLASSES)}", soft_wrap=True)
 
     def stage(script: str, *words: str) -> list[str]:
         arguments = ["--config", "tiny", "--experiment", EXPERIMENT, *words]
         console.rule(f"python {script} {' '.join(arguments)}", align="left")
         return arguments
 
-    shard(
-        stage(
-            "data_prep/shard.py",
-            "--source",
-            str(videos),
-            "--dataset",
-            "folder",
-            "--output",
-            "motion",
-        )
-    )
-    learnt = pretrain.main(stage("pretrain/run.py", "--shards", "motion", "--clips.flip", "false"))
-    skill = learnt.run.metrics("val/")["skill"]
-    table = Table(title=f"{720 * LABELLED_SHARE:.0f} labelled videos, 270 test videos, 9 motions")
-    for column in ("", "top-1", "95 % interval", "top-5", "skill of the prediction"):
-        table.add_column(column, justify="left" if not column else "right")
-    told = []
-    # from scratch: as many steps as both have together, all at the full rate
-    both = (PretrainSettings.from_config("tiny"), FinetuneSettings.from_config("tiny"))
-    steps = sum(each.max_steps or 0 for each in both)
-    scratch = ("--pretrained", "none", "--max_steps", str(steps))
-    pretrained = ("--trunk_rate", "0.33", "--pretrained")
-    for name, start, shown in (
-        ("from scratch", scratch, ""),
-        ("pretrained", (*pretrained, str(learnt.model)), f"{skill:.2f}"),
-        ("--pretrained motion", (*pretrained, "motion"), ""),
-    ):
-        tuned = finetune.main(
-            stage(
-                "finetune/run.py",
-                "--shards",
-                "motion",
-                "--label_share",
-                str(LABELLED_SHARE),
-                *start,
-            )
-        )
-        top1, top5, low, high = (
-            f"{tuned.metrics[key]:.1%}" for key in ("top1", "top5", "top1_low", "top1_high")
-        )
-        table.add_row(name, top1, f"{low} to {high}", top5, shown)
-        told.append(
-            f"{name}: {protocol.line([run.protocol for run in tuned.runs if run.protocol])}"
-        )
+    where = ("--source", str(videos), "--dataset", "folder", "--output", name)
+    shard(stage("data_prep/shard.py", *where))
+    labelled = round(TRAIN_VIDEOS * LABELLED_SHARE)
+    common = ("--shards", name, "--clips.flip", "false", "--seed", str(seed))
+    way = ("--max_steps", str(PRETRAIN_STEPS), "--movers.share", "1")
+    learnt = pretrain.main(stage("pretrain/run.py", *common, *way))
+    # from scratch: as many steps as pretraining and fine-tuning have together
+    both = PRETRAIN_STEPS + (FinetuneSettings.from_config("tiny").max_steps or 0)
+    rows = {
+        "from scratch": ("--pretrained", "none", "--max_steps", str(both)),
+        HERE: ("--pretrained", str(learnt.model)),
+        "--pretrained motion": ("--pretrained", "motion"),
+    }
+    table = Table(title=f"{labelled} labelled videos, {TEST_VIDEOS} test videos, 9 motions")
+    for column in ("", "top-1", "95 % interval", "points ahead of scratch", "seconds of training"):
+        table.add_column(column, justify="right" if column else "left")
+    before = {HERE: 60 * learnt.run.metrics("run/")["minutes"]}
+    runs, lines = [], []
+    for row, start in rows.items():
+        words = (*common, "--label_share", str(LABELLED_SHARE), *start)
+        (tuned,) = finetune.main(stage("finetune/run.py", *words)).runs
+        runs.append(measured_runs([tuned.folder]).outcomes)
+        low, high, top1 = (tuned.metrics[key] for key in ("top1_low", "top1_high", "top1"))
+        gain, ahead = difference(runs[0], runs[-1]), ""
+        if len(runs) > 1:
+            points = (f"{100 * each:+.1f}" for each in (gain.mean, gain.low, gain.high))
+            ahead = "{} ({} to {})".format(*points)
+        spent = 60 * tuned.run.metrics("run/")["minutes"]
+        price = f"{before[row]:.0f} + {spent:.0f}" if row in before else f"{spent:.0f}"
+        table.add_row(row, f"{top1:.1%}", f"{low:.1%} to {high:.1%}", ahead, price)
+        lines.append(f"{row}: {protocol.line([tuned.protocol] if tuned.protocol else [])}")
     console.rule()
     console.print(table)
-    for line in told:
+    for line in lines:
         console.print(line, soft_wrap=True)
-    console.print("Skill: 1 - error / error of copying the last frame; 0 = a copy, 1 = perfect.")
+    console.print(
+        f"Pretraining saw {PRETRAIN_STEPS * 8:,} clips of the {TRAIN_VIDEOS} training videos, "
+        "without labels; scratch took as many steps as pretraining and fine-tuning "
+        "together. `motion` ships with the package and has seen none of these videos.",
+        soft_wrap=True,
+    )
     console.print(f"Curves, pictures, lineage: {learnt.run.ui_command()}", soft_wrap=True)
 
 
@@ -121,7 +122,8 @@ def own_videos(console: Console, videos: Path) -> None:
 
     words = ["--config", "tiny", "--experiment", EXPERIMENT]
     shard([*words, "--source", str(videos), "--output", "own"])
-    learnt = pretrain.main([*words, "--shards", "own"])
+    steps = ("--max_steps", str(PRETRAIN_STEPS))
+    learnt = pretrain.main([*words, "--shards", "own", *steps])
     skill = learnt.run.metrics("val/")["skill"]
     console.print(f"Skill of the prediction on videos kept out of training: {skill:.3f}")
 

@@ -88,10 +88,9 @@ def _pretrain(
         datasets=uses,
         console=console,
     )
-    checkpoint = newest(done.folder)
-    assert checkpoint is not None
-    seen = read_state(checkpoint).samples
-    console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
+    if checkpoint := newest(done.folder):
+        seen = read_state(checkpoint).samples
+        console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)

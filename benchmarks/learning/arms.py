@@ -214,6 +214,12 @@ def plan() -> list[Row]:
     def rows(arms: Sequence[str], sets: Sequence[str] = LABELLED, **more: Any) -> list[Row]:
         return [Row(a, s, fold, **more) for a, s, fold in product(arms, sets, range(FOLDS))]
 
+    def scale(videos: Sequence[int], clips: Sequence[int]) -> list[Row]:
+        arms = [arm.name for arm in SCALE if arm.videos in videos and arm.clips in clips]
+        return [
+            r for arm in arms for how in ("full", "linear") for r in rows([arm], pair, recipe=how)
+        ]
+
     pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
     peer_rates = rows([arm.name for arm in PEER_RATES], pair, part="val")
     planned: list[Row] = []
@@ -222,13 +228,12 @@ def plan() -> list[Row]:
         for share in SHARES:  # while the pretrained models are there
             planned += rows([OWN_12], seed=seed, share=share)
         if seed == 0:
-            planned += peer_rates + rows(PEERS)
+            planned += scale(VIDEOS[-1:], CLIPS_SEEN[:-1]) + peer_rates + rows(PEERS)
     for seed, share in product(range(SEEDS), SHARES):
         planned += rows((SCRATCH, MOTION), seed=seed, share=share)
-    for arm in SCALE:
-        planned += rows([arm.name], pair) + rows([arm.name], pair, recipe="linear")
-    planned += rows([arm.name for arm in VARIANTS], pair, part="val")
-    return planned + rows(rest) + rows((SCRATCH, OWN_12), longer=LONGER)
+    planned += scale(VIDEOS, CLIPS_SEEN) + rows([arm.name for arm in VARIANTS], pair, part="val")
+    planned += rows(rest) + rows((SCRATCH, OWN_12), longer=LONGER)
+    return list(dict.fromkeys(planned))
 
 
 def pretrain_settings(start: Start, shards: dict[str, str]) -> PretrainSettings:

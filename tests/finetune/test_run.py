@@ -17,10 +17,11 @@ from dynamonet.lineage import __main__ as lineage
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, squared_errors
+from dynamonet.shards.settings import ClipSettings
 from dynamonet.training.start import transfer
 from dynamonet.video.transforms import normalise
 from finetune import run
-from finetune.pretrained.load import find_pretrained
+from finetune.pretrained.load import as_learnt, find_pretrained
 from finetune.settings import FinetuneSettings
 from finetune.train.objective import Finetuning
 from pretrain import run as pretraining
@@ -101,10 +102,26 @@ def test_the_network_of_the_package_is_found_by_its_name() -> None:
     model = DynamoNet.from_pretrained("motion")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     tiny = PretrainSettings.from_config("tiny").model
-    assert model.config.network == tiny  # what docs and configurations say fits it
+    assert model.config.trunk == tiny.trunk  # what docs and configurations say fits it
     scenes = normalise(render_scenes(8, seed=10**6, num_frames=17).transpose(1, 2) / 255)
     pairs = pair_frames(scenes, model(scenes[:, :, :16]).predicted, (2,), "within_clip")
     assert squared_errors(pairs[0], 5).total.skill > 0.3
+
+
+def test_spacing_and_size_travel_with_the_weights_unless_they_are_set(pretrained: Path) -> None:
+    found = find_pretrained(FinetuneSettings(pretrained="motion"))
+    assert found is not None
+    taken = as_learnt(ClipSettings(flip=False), found.folder)
+    assert (taken.stride_seconds, taken.canvas_px, taken.flip) == (1 / 12, 64, False)
+    assert as_learnt(taken, found.folder) == taken
+    own = as_learnt(ClipSettings(stride_frames=2), found.folder)
+    assert (own.stride_seconds, own.stride_frames, own.canvas_px) == (None, 2, 64)
+    own = ClipSettings(stride_seconds=0.2, canvas_px=128)
+    assert as_learnt(own, found.folder) == own
+    (made,) = (pretrained / "pretrain").iterdir()  # set in frames, of videos of 12 a second
+    assert as_learnt(ClipSettings(), made / "model").stride_seconds == pytest.approx(1 / 12)
+    task = Finetuning(FinetuneSettings(), "", str(made / "model"))
+    assert {rate for _, rate in task.rate_groups(DynamoNet(task.architecture))} == {1.0}
 
 
 def test_a_model_is_found_by_folder_and_by_run_id(pretrained: Path) -> None:

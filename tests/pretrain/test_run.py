@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet
 from dynamonet.training.launch import TrainingResult
 from pretrain import run
+from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from tests.conftest import ROOT, TINY_MODEL, stop_driver
 
 SHORT = "--max_steps 6 --epochs 50 --evaluate_every_steps 3 --log_every_steps 2".split()
@@ -35,13 +39,27 @@ def losses(done: TrainingResult) -> list[float]:
     return [m.value for m in history]
 
 
+PRINTED: list[str] = []  # by that run
+
+
 @pytest.fixture(scope="module")
 def finished(
     shard_set: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainingResult:
     """One pretraining of six steps on one worker."""
     runs = tmp_path_factory.mktemp("runs")
-    return train(shard_set, "--runs", str(runs), "--name", "whole")
+    with redirect_stdout(io.StringIO()) as out:
+        done = train(shard_set, "--runs", str(runs), "--name", "whole")
+    PRINTED.append(out.getvalue())
+    return done
+
+
+def test_it_says_how_long_it_takes_and_what_that_buys(finished: TrainingResult) -> None:
+    (text,) = PRINTED
+    clips = 6 * 4  # steps of so many
+    few = f"fewer than the {WORTH_CLIPS:,} from which pretraining is worth it"
+    assert re.search(rf"length   {clips} clips seen in all, .*left; {few}", text)
+    assert f"seen     {clips} clips; {few}" in text
 
 
 def test_a_finished_run_leaves_model_checkpoints_settings_and_state(
@@ -96,7 +114,6 @@ def test_mlflow_has_steps_epochs_speed_skill_pictures_and_the_parent(
 def test_test_videos_of_a_labelled_set_are_never_learnt_from(shard_set: Path) -> None:
     from dynamonet.shards.shard_set import ShardSet
     from pretrain.objective import Pretraining
-    from pretrain.settings import PretrainSettings
 
     settings = PretrainSettings(holdout_share=0.3, model={"num_frames": 8})  # type: ignore[arg-type]
     task = Pretraining(settings, (str(shard_set),))

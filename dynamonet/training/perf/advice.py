@@ -135,7 +135,7 @@ def _arithmetic(shares: Mapping[str, float], mfu: float, about: PerfContext) -> 
     text = f"{share:.0%} of the time is the network's arithmetic, at {mfu:.0%} of the peak: "
     if mfu / max(share, 1e-9) >= GOOD_MFU:
         return text + "nothing holds it up; more num_workers or a smaller model.trunk go faster"
-    if about.precision != about.fastest:
+    if about.precision != about.fastest and about.device_type == "cuda":  # CPUs: it depends on size
         return text + f"set precision to auto, {about.fastest} is faster here"
     if about.device_type == "cuda" and not about.compiled:
         return text + "set compile to on"

@@ -30,6 +30,8 @@ from dynamonet.training.perf.memory import fitting_micro_batch
 from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
 from dynamonet.training.settings import OptimizerSettings, TrainSettings
 from dynamonet.video.transforms import ClipBatch
+from finetune.settings import FinetuneSettings
+from pretrain.settings import PASSES, WORTH_CLIPS, PretrainSettings
 from tests.conftest import logged
 
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -72,9 +74,13 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def test_steps_follow_from_epochs_and_stop_at_max_steps() -> None:
-    assert TrainSettings(epochs=2.5).total_steps(10) == 25
-    assert TrainSettings(epochs=2.5, max_steps=7).total_steps(10) == 7
-    assert TrainSettings(epochs=0.01).total_steps(10) == 1
+    assert PretrainSettings(epochs=2.5).total_steps(10) == 25
+    assert PretrainSettings(epochs=2.5, max_steps=7).total_steps(10) == 7
+    assert PretrainSettings(epochs=0.01).total_steps(10) == 1
+    assert FinetuneSettings().total_steps(10) == 600
+    assert PretrainSettings().total_steps(10_000) == PASSES * 10_000
+    small = PretrainSettings().total_steps(1)  # sees enough clips all the same
+    assert small * PretrainSettings().loader.batch_size == WORTH_CLIPS > PASSES
 
 
 def test_long_trainings_on_gpus_are_compiled_and_the_setting_wins() -> None:

@@ -135,7 +135,7 @@ def test_metrics_of_a_window() -> None:
         (split(evaluation=1.0), HERE, "raise evaluate_every_steps"),
         (split(checkpoint=1.0), HERE, "raise checkpoint_every_steps (now 200)"),
         (split(wait=0.3, logging=0.3), HERE, "log_every_steps"),  # the further beyond its limit
-        (split(), replace(HERE, precision="fp32"), "set precision to auto, bf16 is faster here"),
+        (split(), replace(GPU, precision="fp32"), "set precision to auto, bf16 is faster here"),
         (split(), replace(GPU, compiled=False), "set compile to on"),
         (split(), GPU, "raise loader.batch_size"),
         (split(), HERE, "89% of the time is the network's arithmetic, at 10% of the peak"),
