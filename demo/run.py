@@ -85,7 +85,7 @@ def motion_videos(console: Console, seed: int) -> None:
         "--pretrained motion": ("--pretrained", "motion"),
     }
     table = Table(title=f"{labelled} labelled videos, {TEST_VIDEOS} test videos, 9 motions")
-    for column in ("", "top-1", "95 % interval", "points ahead of scratch", "seconds of training"):
+    for column in ("", "top-1", "95 % interval", "ahead of scratch", "training, s"):
         table.add_column(column, justify="right" if column else "left")
     before = {HERE: 60 * learnt.run.metrics("run/")["minutes"]}
     runs, lines = [], []
@@ -96,7 +96,7 @@ def motion_videos(console: Console, seed: int) -> None:
         low, high, top1 = (tuned.metrics[key] for key in ("top1_low", "top1_high", "top1"))
         gain, ahead = difference(runs[0], runs[-1]), ""
         if len(runs) > 1:
-            points = (f"{100 * each:+.1f}" for each in (gain.mean, gain.low, gain.high))
+            points = (f"{100 * each:+.0f}" for each in (gain.mean, gain.low, gain.high))
             ahead = "{} ({} to {})".format(*points)
         spent = 60 * tuned.run.metrics("run/")["minutes"]
         price = f"{before[row]:.0f} + {spent:.0f}" if row in before else f"{spent:.0f}"

@@ -31,15 +31,13 @@ shards = ShardSet.open(prepared.folder.path)  # later, or elsewhere
 print(f"{len(shards)} segments of the classes {', '.join(shards.classes)}")
 
 # %% Look at a clip: (1, 3, T, H, W), normalised as the model wants it
-clip = ClipReader(shards, num_frames=16, frame_px=64)[0].render()
-frames = denormalise(clip)[0, :, ::5].permute(2, 1, 3, 0).flatten(1, 2)  # side by side
+clip = ClipReader(shards, num_frames=8, frame_px=48)[0].render()
+frames = denormalise(clip)[0, :, ::2].permute(2, 1, 3, 0).flatten(1, 2)  # side by side
 plt.imsave("clip.png", frames.clamp(0, 1).numpy())
 
 # %% Stage 2: pretraining, which looks at no label
 learnt = pretrain(
-    PretrainSettings.from_config(
-        "tiny", shards="example", max_steps=steps, clips={"flip": False}, optimizer={"lr": 0.002}
-    )
+    PretrainSettings.from_config("tiny", shards="example", max_steps=steps, clips={"flip": False})
 )
 print(f"skill {learnt.run.metrics('val/')['skill']:.2f}: 0 = a copy of the last frame, 1 = perfect")
 

@@ -9,7 +9,7 @@ from dynamonet.model.config import LossName
 from dynamonet.settings import Settings
 
 PASSES = 100  # over the data
-WORTH_CLIPS = 32_000  # seen, from which pretraining was worth it; measured: docs/results.md
+WORTH_CLIPS = 60_000  # seen, with which pretraining was worth it; measured: docs/results.md
 
 
 class ProbeSettings(Settings):

@@ -222,15 +222,19 @@ def plan() -> list[Row]:
 
     pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
     peer_rates = rows([arm.name for arm in PEER_RATES], pair, part="val")
-    planned: list[Row] = []
+    planned = rows(FINALISTS)
+    for share in SHARES:
+        planned += rows([OWN_12], share=share)
+    for seed in (1, 2):
+        planned += rows(FINALISTS, pair, seed=seed)
+    planned += scale(VIDEOS[-1:], CLIPS_SEEN[:-1])
+    for seed, share in product(range(SEEDS), SHARES):
+        planned += rows(FINALISTS, pair, seed=seed, share=share)
+    planned += peer_rates + rows(PEERS)
     for seed in range(SEEDS):
         planned += rows(FINALISTS, seed=seed)
-        for share in SHARES:  # while the pretrained models are there
-            planned += rows([OWN_12], seed=seed, share=share)
-        if seed == 0:
-            planned += scale(VIDEOS[-1:], CLIPS_SEEN[:-1]) + peer_rates + rows(PEERS)
-    for seed, share in product(range(SEEDS), SHARES):
-        planned += rows((SCRATCH, MOTION), seed=seed, share=share)
+        for share in SHARES:
+            planned += rows(FINALISTS, seed=seed, share=share)
     planned += scale(VIDEOS, CLIPS_SEEN) + rows([arm.name for arm in VARIANTS], pair, part="val")
     planned += rows(rest) + rows((SCRATCH, OWN_12), longer=LONGER)
     return list(dict.fromkeys(planned))

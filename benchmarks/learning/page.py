@@ -55,6 +55,7 @@ clips was not measured beyond the table above.
     "| `tiny`, 8 x 48 px | two cores, with Ray Train | 120 | 10 million | 10 |",
     "| the default, 16 x 112 px | one H100 | 980 | 84 million | 84 |",
 )
+EMPTY = 2  # entries of a section without a row: its title and the head of its table
 TESTED = {"weizmann": "10 actions", "fights": "fight or not", "jhmdb": "21 actions"}
 _MOTION_SECONDS = 2 * 38 * 60  # of one core, before the package was made
 _HEAD = """# Results
@@ -73,8 +74,8 @@ for weizmann and fights, those of weizmann and fights for jhmdb. No network has 
 is tested on: each fine-tuning compares digests, and stops otherwise.
 
 **Protocol.** All arms have the same network (VideoMAE: its own), clips of 8 frames at 48 px, 0.08 s
-apart, and fine-tune everything at one rate for a fixed number of steps of 8 clips: {steps}.
-Scratch has converged by then (see below). ± and intervals (95 %) count groups and, where there are
+apart, and fine-tune everything at one rate for a fixed number of steps of 8 clips:
+{steps}. ± and intervals (95 %) count groups and, where there are
 several, seeds of pretraining and fine-tuning. Seconds are of one core, the pretraining's included.
 Differences below 5 points between single seeds are not results.
 """
@@ -163,7 +164,8 @@ def render(ledger: Ledger) -> str:
         _variants(results),
         _pretrainings(results),
     )
-    return "\n\n".join([head.rstrip(), *("\n".join(part) for part in parts)]) + "\n"
+    written = [lines for part in parts if len(lines := list(part)) > EMPTY]
+    return "\n\n".join([head.rstrip(), *map("\n".join, written)]) + "\n"
 
 
 def cell(found: Outcomes | None) -> str:
@@ -187,7 +189,8 @@ def _accuracies(results: Results) -> Iterator[str]:
         cells = [cell(results.of(arm.name, name)) for name in LABELLED]
         spent = [results.seconds(arm.name, name) for name in LABELLED]
         prices = ["" if each is None else f"{each:,.0f}" for each in spent]
-        yield f"| {arm.name} | {' | '.join(cells + prices)} |"
+        if any(cells):
+            yield f"| {arm.name} | {' | '.join(cells + prices)} |"
     yield ""
     yield from (f"- **{arm.name}**: {arm.what}." for arm in ARMS)
 
@@ -216,7 +219,8 @@ def _curve(results: Results) -> Iterator[str]:
     yield _head("set", "arm", *(f"{share:.0%}" for share in shares))
     for name, arm in product(LABELLED, FINALISTS):
         cells = [cell(results.of(arm, name, share=share)) for share in shares]
-        yield f"| {name} | {arm} | {' | '.join(cells)} |"
+        if any(cells):
+            yield f"| {name} | {arm} | {' | '.join(cells)} |"
 
 
 def _scale(results: Results) -> Iterator[str]:
@@ -231,10 +235,8 @@ def _scale(results: Results) -> Iterator[str]:
             tuned, linear = (results.of(arm.name, name, recipe=r) for r in ("full", "linear"))
             both = [f"{100 * each.mean:.1f}" for each in (tuned, linear) if each]
             cells.append(", ".join(both))
-        yield f"| {name} | {videos} | {' | '.join(cells)} |"
-    for name in ("weizmann", "fights"):
-        if base := results.of(SCRATCH, name):
-            yield f"| {name} | from scratch | {100 * base.mean:.1f} |" + " |" * 3
+        if any(cells):
+            yield f"| {name} | {videos} | {' | '.join(cells)} |"
 
 
 def _longer(results: Results) -> Iterator[str]:
@@ -243,7 +245,8 @@ def _longer(results: Results) -> Iterator[str]:
     for arm in (SCRATCH, OWN_12):
         for longer in (1, LONGER):
             cells = [cell(results.of(arm, name, longer=longer)) for name in LABELLED]
-            yield f"| {arm}, {longer} x the steps | {' | '.join(cells)} |"
+            if any(cells) and any(results.of(arm, name, longer=LONGER) for name in LABELLED):
+                yield f"| {arm}, {longer} x the steps | {' | '.join(cells)} |"
 
 
 def _variants(results: Results) -> Iterator[str]:
@@ -254,7 +257,8 @@ def _variants(results: Results) -> Iterator[str]:
     yield _head("way", "weizmann", "fights", "steps")
     for arm in VARIANTS:
         cells = [cell(results.of(arm.name, name, part="val")) for name in ("weizmann", "fights")]
-        yield f"| {arm.name} | {' | '.join(cells)} | {arm.way.steps(arm.minutes):,} |"
+        if any(cells):
+            yield f"| {arm.name} | {' | '.join(cells)} | {arm.way.steps(arm.minutes):,} |"
 
 
 def figures(ledger: Ledger) -> list[Figure]:
@@ -291,8 +295,6 @@ def draw(ledger: Ledger, file: Path) -> None:
             axis.axhline(100 * base.mean, color="0.45", linestyle="--", label="from scratch")
         axis.set(title=f"{name}: how much pretraining", xlabel="clips seen", ylabel="top-1, %")
         _logarithmic(axis, CLIPS_SEEN, [f"{clips // 1000}k" for clips in CLIPS_SEEN])
-    axes[0, 2].axis("off")
-    axes[0, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="upper left", frameon=False)
     shares = (*SHARES, 1.0)
     for axis, name in zip(axes[1], LABELLED, strict=True):
         for arm in FINALISTS:
@@ -302,7 +304,9 @@ def draw(ledger: Ledger, file: Path) -> None:
             title=f"{name}: with fewer labels", xlabel="share of the labels", ylabel="top-1, %"
         )
         _logarithmic(axis, shares, [f"{share:.0%}" for share in shares])
-    axes[1, 2].legend()
+    axes[0, 2].axis("off")
+    axes[0, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
+    axes[1, 2].legend(fontsize=8)
     with atomic_file(file) as growing:
         picture.savefig(growing, format="png", dpi=110)
 
@@ -313,6 +317,7 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 def _logarithmic(axis: Any, ticks: Sequence[float], labels: Sequence[str]) -> None:
     axis.set_xscale("log")
+    axis.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(ticks, labels)
     axis.grid(alpha=0.3)

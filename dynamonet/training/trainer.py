@@ -228,13 +228,11 @@ class Trainer:
         """Says how long the training will take and what that buys, once its speed is known."""
         self.logged += 1
         rate, batch = row.get("train/clips_per_second"), self.plan.global_batch
-        if self.logged == TELLING and rate:
-            clips = self.clock.expected_steps(done) * batch
+        clips = self.clock.expected_steps(done) * batch
+        verdict = self.task.verdict(clips)
+        if self.logged == TELLING and rate and verdict:
             left = duration((clips - done * batch) / rate)
-            verdict = self.task.verdict(clips)
-            logger.info(
-                f"length   {clips:,} clips seen in all, {left} left; {verdict}".rstrip("; ")
-            )
+            logger.info(f"length   {clips:,} clips seen in all, {left} left; {verdict}")
 
     def _advise(self) -> None:
         """Names what holds the training up, once."""
