@@ -193,6 +193,7 @@ def _accuracies(results: Results) -> Iterator[str]:
             yield f"| {arm.name} | {' | '.join(cells + prices)} |"
     yield ""
     yield from (f"- **{arm.name}**: {arm.what}." for arm in ARMS)
+    yield "\n![Accuracy by clips seen, and by the share of the labels](results.png)"
 
 
 def _differences(results: Results) -> Iterator[str]:
