@@ -100,13 +100,19 @@ def test_it_runs_whole_and_trains_no_row_again(
     assert len(told) == len(wanted) + len({row.start for row in wanted} - {None})
 
     page = render(ledger)
-    for heading in ("Does pretraining pay?", "By how much?", "With fewer labels", "How much"):
+    for heading in (
+        "Does pretraining pay?",
+        "By how much?",
+        "With fewer labels",
+        "The pretrainings",
+    ):
         assert f"## {heading}" in page
     draw(ledger, tmp_path / "plot.png")
     found = {figure.name for figure in figures(ledger)}
     assert {f"own_12_ahead_of_{o}_weizmann" for o in ("scratch", "VICReg", "VideoMAE")} == found
     scratch = Results(ledger).of(SCRATCH, "weizmann")
     assert scratch is not None and scratch.right.shape == (2, 18)
+    assert Results(ledger).of(few.name, "weizmann", recipe="linear") is not None
 
     again, before = Ledger.open(ledger.path), ledger.path.read_text()
     runner.run(wanted, again, lambda line: pytest.fail(f"trained again: {line['key']}"))
