@@ -26,8 +26,8 @@ from finetune.settings import FinetuneSettings
 from pretrain.settings import MoverSettings, PretrainSettings
 
 STEPS_PER_MINUTE = 645  # of 8 clips of 8 x 48 px: 93 ms on one core of a Xeon with AVX512-BF16
-STEPS = {"weizmann": 400, "fights": 400, "jhmdb": 1200}  # of a fine-tuning, after which scratch
-LONGER = 4  # has converged: so many times as many change little
+STEPS = {"weizmann": 400, "fights": 400, "jhmdb": 1200}  # of a fine-tuning
+LONGER = 4  # times as many, which show whether scratch has converged by then
 SHARES = (0.1, 0.25, 0.5)  # of the labels, below all of them
 SEEDS = 3
 PRECISION = "fp32"  # faster than bf16 at this size on a CPU without AMX: 46 against 64 ms

@@ -24,6 +24,7 @@ from benchmarks.learning.arms import (
     PRETEXTS,
     SCALE,
     SCRATCH,
+    SEEDS,
     SHARES,
     VARIANTS,
     VIDEOS,
@@ -117,7 +118,8 @@ class Results:
         return outcomes(self.ledger, self._rows(arm, name, **more))
 
     def _rows(self, arm: str, name: str, **more: Any) -> list[Row]:
-        wanted = [Row(arm, name, fold, seed, **more) for fold in range(FOLDS) for seed in range(9)]
+        every = product(range(FOLDS), range(SEEDS))
+        wanted = [Row(arm, name, fold, seed, **more) for fold, seed in every]
         return [row for row in wanted if row.key in self.ledger.lines]
 
     def ahead(self, arm: str, other: str, name: str, **more: Any) -> Difference | None:
