@@ -222,21 +222,20 @@ def plan() -> list[Row]:
 
     pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
     peer_rates = rows([arm.name for arm in PEER_RATES], pair, part="val")
-    planned = rows(FINALISTS)
+    planned = rows(FINALISTS) + peer_rates
     for share in SHARES:
-        planned += rows([OWN_12], share=share)
+        planned += rows((OWN_12, SCRATCH), share=share)
+    planned += rows(PEERS)
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
     planned += scale(VIDEOS[-1:], CLIPS_SEEN[:-1])
-    for seed, share in product(range(SEEDS), SHARES):
-        planned += rows(FINALISTS, pair, seed=seed, share=share)
-    planned += peer_rates + rows(PEERS)
+    planned += rows([arm.name for arm in VARIANTS], pair, part="val")
+    planned += scale(VIDEOS[-1:], CLIPS_SEEN)
     for seed in range(SEEDS):
         planned += rows(FINALISTS, seed=seed)
-        for share in SHARES:
-            planned += rows(FINALISTS, seed=seed, share=share)
-    planned += scale(VIDEOS, CLIPS_SEEN) + rows([arm.name for arm in VARIANTS], pair, part="val")
-    planned += rows(rest) + rows((SCRATCH, OWN_12), longer=LONGER)
+    planned += rows((SCRATCH, OWN_12), longer=LONGER) + scale(VIDEOS, CLIPS_SEEN) + rows(rest)
+    for seed, share in product(range(SEEDS), SHARES):
+        planned += rows(FINALISTS, seed=seed, share=share)
     return list(dict.fromkeys(planned))
 
 

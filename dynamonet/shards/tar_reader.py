@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,12 +22,13 @@ from typing import Any
 import pyarrow as pa
 
 from dynamonet.errors import UserError
-from dynamonet.shards.cache import cache_folder, locked
+from dynamonet.shards.cache import cache_folder, is_locked, locked
 from dynamonet.storage import RETRY_SECONDS, Folder
 
 MOST_FILES = 1 << 16  # that a process asks the system for
 READS_AT_ONCE = 16  # of a remote store
 _BLOCK = 1 << 20
+_WAIT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,37 @@ class TarCache:
         return locked(self.home / ".lock")
 
     def _reserve(self, growing: Path, size: int) -> None:
-        """Makes room for a file and takes it at once, so that others count it while it grows."""
+        """Makes room for a file and takes it at once, so that others count it while it grows.
+
+        Waits where the files that others fetch at this moment leave no room.
+        """
+        while not self._room_was_taken(growing, size):
+            time.sleep(_WAIT_SECONDS)
+
+    def _room_was_taken(self, growing: Path, size: int) -> bool:
         with self._counting():
+            growing.unlink(missing_ok=True)  # left by a killed process
             files = [(f.stat(), f) for f in self.home.glob("*/*.tar")]
             files.sort(key=lambda item: item[0].st_mtime)
-            reserved = sum(f.stat().st_size for f in self.home.glob("*/.*.incomplete"))
+            reserved = sum(self._reserved(f) for f in self.home.glob("*/.*.incomplete"))
             held = reserved + sum(stat.st_size for stat, _ in files)
             for stat, file in files:
                 if held + size <= self.limit_bytes:
                     break
                 file.unlink(missing_ok=True)  # who has it open reads on
                 held -= stat.st_size
+            if reserved and held + size > self.limit_bytes:
+                return False
             with growing.open("wb") as out:
                 out.truncate(size)
+            return True
+
+    def _reserved(self, incomplete: Path) -> int:
+        """Returns the bytes that a growing file will take; removes it where nobody fetches it."""
+        if is_locked(incomplete.with_suffix(".lock")):
+            return incomplete.stat().st_size
+        incomplete.unlink()
+        return 0
 
 
 class _LocalTar:

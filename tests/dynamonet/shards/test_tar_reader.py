@@ -158,6 +158,43 @@ def test_a_tar_gets_its_name_only_while_nobody_counts(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("set/*.incomplete"))
 
 
+def test_fetches_at_once_wait_for_room_and_leftovers_take_none(tmp_path: Path) -> None:
+    release, sizes = threading.Event(), list[int]()
+
+    class Store:
+        fs = property(lambda self: self)
+
+        def below(self, name: str) -> str:
+            return name
+
+        def open_input_stream(self, name: str) -> io.BytesIO:
+            release.wait(10)
+            with locked(tmp_path / ".lock"):
+                files = (*tmp_path.glob("set/*.tar"), *tmp_path.glob("set/.*.incomplete"))
+                sizes.append(sum(file.stat().st_size for file in files))
+            return io.BytesIO(b"tar")
+
+    cache = TarCache(tmp_path, 2 * 3 + 1)
+    (tmp_path / "set").mkdir()
+    for name in ("a.tar", "of-a-killed-process.tar"):
+        (tmp_path / "set" / f".{name}.incomplete").write_bytes(b"left behind")
+        (tmp_path / "set" / f".{name}.lock").touch()
+    store = cast("Folder", Store())
+    threads = [
+        threading.Thread(target=cache.fetch, args=(store, "set", f"{name}.tar", 3))
+        for name in "abcd"
+    ]
+    for thread in threads:
+        thread.start()
+    threading.Event().wait(0.3)
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert len(sizes) == len(threads)
+    assert max(sizes) <= cache.limit_bytes
+    assert sum(file.stat().st_size for file in tmp_path.glob("set/*.tar")) <= cache.limit_bytes
+
+
 def test_a_cache_that_cannot_hold_two_windows_is_refused(
     remote_set: tuple[str, list[str]],
 ) -> None:
