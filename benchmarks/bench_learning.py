@@ -1,8 +1,8 @@
 """Does pretraining pay? `make bench-learning`: what is left of seven hours of two cores.
 
 Trains every arm of `benchmarks.learning.arms` on every fold of every set, one training per core,
-and writes docs/results.md. Rows that are in the results file are not trained again unless their
-settings have changed; delete a line to train it again.
+and writes docs/results.md and the table of README. Rows that are in the results file are not
+trained again unless their settings have changed; delete a line to train it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.learning.arms import plan
-from benchmarks.learning.page import draw, figures, render
+from benchmarks.learning.page import draw, figures, render, summary
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import make_sets
 from benchmarks.report import show
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("DYNAMONET_REAL_DATA", ROOT / "../shared/data"))
 RESULTS = ROOT / "benchmarks/results/learning.jsonl"
 PAGE, PICTURE = ROOT / "docs/results.md", ROOT / "docs/results.png"
+README, MARK = ROOT / "README.md", "<!-- from make bench-learning -->"  # before and after its table
 
 
 class LearningSettings(Settings):
@@ -56,6 +57,10 @@ def main(argv: list[str]) -> None:
     if settings.results == RESULTS:
         with atomic_file(PAGE) as growing:
             growing.write_text(page, "utf-8")
+        with atomic_file(README) as growing:
+            before, _, after = README.read_text("utf-8").split(MARK)
+            table = f"{MARK}\n\n{summary(ledger)}\n\n{MARK}"
+            growing.write_text(before + table + after, "utf-8")
         draw(ledger, PICTURE)
     show([], figures(ledger))
 
