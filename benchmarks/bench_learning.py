@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.learning.arms import plan
-from benchmarks.learning.page import draw, figures, render, summary
+from benchmarks.learning.page import draw_labels, draw_scale, figures, render, summary
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import make_sets
 from benchmarks.report import show
@@ -29,7 +29,7 @@ from dynamonet.storage import atomic_file
 ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("DYNAMONET_REAL_DATA", ROOT / "../shared/data"))
 RESULTS = ROOT / "benchmarks/results/learning.jsonl"
-PAGE, PICTURE = ROOT / "docs/results.md", ROOT / "docs/results.png"
+PAGE = ROOT / "docs/results.md"
 README, MARK = ROOT / "README.md", "<!-- from make bench-learning -->"  # before and after its table
 
 
@@ -61,7 +61,8 @@ def main(argv: list[str]) -> None:
             before, _, after = README.read_text("utf-8").split(MARK)
             table = f"{MARK}\n\n{summary(ledger)}\n\n{MARK}"
             growing.write_text(before + table + after, "utf-8")
-        draw(ledger, PICTURE)
+        draw_labels(ledger, PAGE.with_name("results-labels.png"))
+        draw_scale(ledger, PAGE.with_name("results-scale.png"))
     show([], figures(ledger))
 
 

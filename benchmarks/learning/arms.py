@@ -178,8 +178,7 @@ VARIANTS = tuple(
     if name not in ("VICReg", "VideoMAE")
 )
 PEER_RATES = tuple(
-    Arm(f"VideoMAE, 12 minutes, rate {lr:g}", "", "VideoMAE", 12, lr=lr)
-    for lr in (0.001, 0.003)
+    Arm(f"VideoMAE, 12 minutes, rate {lr:g}", "", "VideoMAE", 12, lr=lr) for lr in (0.001, 0.003)
 )
 BY_NAME = {arm.name: arm for arm in (*ARMS, *SCALE, *VARIANTS, *PEER_RATES)}
 FINALISTS = (SCRATCH, OWN_12, MOTION)  # which have three seeds and a label curve

@@ -206,7 +206,7 @@ def summary(ledger: Ledger) -> str:
     for arm in (SCRATCH, OWN_12, MOTION, *PEERS):
         cells = [_ahead(results, arm, name) for name in LABELLED]
         seconds = results.seconds(arm, LABELLED[0])
-        if all(cells) and seconds is not None:
+        if seconds is not None:
             rows.append(f"| {_IN_README.get(arm, arm)} | {' | '.join(cells)} | {seconds:,.0f} |")
     return "\n".join(rows)
 
@@ -244,7 +244,6 @@ def _accuracies(results: Results) -> Iterator[str]:
             yield f"| {arm.name} | {' | '.join(cells + prices)} |"
     yield ""
     yield from (f"- **{arm.name}**: {arm.what}." for arm in ARMS)
-    yield "\n![Accuracy by clips seen, and by the share of the labels](results.png)"
 
 
 def _differences(results: Results) -> Iterator[str]:
@@ -266,7 +265,10 @@ def _points(found: Difference | None) -> str:
 
 
 def _curve(results: Results) -> Iterator[str]:
-    yield "## With fewer labels\n\nTop-1 in per cent; the same steps, other labels for each seed.\n"
+    yield (
+        "## With fewer labels\n\n![Accuracy by the share of the labels](results-labels.png)\n\n"
+        "Top-1 in per cent; the same steps, other labels for each seed.\n"
+    )
     shares = (*SHARES, 1.0)
     yield _head("set", "arm", *(f"{share:.0%}" for share in shares))
     for name, arm in product(LABELLED, FINALISTS):
@@ -277,8 +279,9 @@ def _curve(results: Results) -> Iterator[str]:
 
 def _scale(results: Results) -> Iterator[str]:
     yield (
-        "## How much pretraining?\n\nOur own pretraining on some of the videos, until so many "
-        "clips are seen; one seed. Fine-tuned, then a linear layer on the frozen features.\n"
+        "## How much pretraining?\n\n![Accuracy by clips seen](results-scale.png)\n\n"
+        "Our own pretraining on some of the videos, until so many clips are seen; one seed. "
+        "Fine-tuned, then a linear layer on the frozen features.\n"
     )
     yield _head("set", "videos", *(f"{clips:,} clips" for clips in CLIPS_SEEN))
     for name, videos in product(("weizmann", "fights"), VIDEOS):
@@ -333,34 +336,39 @@ def figures(ledger: Ledger) -> list[Figure]:
     return found
 
 
-def draw(ledger: Ledger, file: Path) -> None:
-    """Draws accuracy over clips seen in pretraining, and over the share of the labels."""
+def draw_labels(ledger: Ledger, file: Path) -> None:
+    """Draws accuracy over the share of the labels."""
+    results, shares = Results(ledger), (*SHARES, 1.0)
+    picture = Picture(figsize=(9.6, 2.9), layout="constrained")
+    for axis, (name, what) in zip(picture.subplots(1, len(TESTED)), TESTED.items(), strict=True):
+        for arm in FINALISTS:
+            _plot(axis, [(s, results.of(arm, name, share=s)) for s in shares], arm)
+        axis.set(title=f"{name}, {what}", xlabel="share of the labels", ylabel="top-1, %")
+        _logarithmic(axis, shares, [f"{share:.0%}" for share in shares])
+    picture.axes[0].legend(fontsize=8)
+    _save(picture, file)
+
+
+def draw_scale(ledger: Ledger, file: Path) -> None:
+    """Draws accuracy over clips seen in pretraining."""
     results = Results(ledger)
-    picture = Picture(figsize=(9.6, 5.6), layout="constrained")
-    axes = picture.subplots(2, 3)
-    for axis, name in zip(axes[0], ("weizmann", "fights"), strict=False):
+    picture = Picture(figsize=(6.8, 2.9), layout="constrained")
+    for axis, name in zip(picture.subplots(1, 2), ("weizmann", "fights"), strict=True):
         for videos in VIDEOS:
             arms = [arm for arm in SCALE if arm.videos == videos]
             if videos == VIDEOS[-1]:  # all of them are hardly more
                 arms = sorted([*arms, *OWN], key=clips_seen)
-            points = [(clips_seen(a), f.mean) for a in arms if (f := results.of(a.name, name))]
-            axis.plot(*_columns(points), marker="o", label=f"{videos} videos")
+            points = [(clips_seen(arm), results.of(arm.name, name)) for arm in arms]
+            _plot(axis, points, f"{videos} videos")
         if base := results.of(SCRATCH, name):
             axis.axhline(100 * base.mean, color="0.45", linestyle="--", label="from scratch")
-        axis.set(title=f"{name}: how much pretraining", xlabel="clips seen", ylabel="top-1, %")
+        axis.set(title=name, xlabel="clips seen in pretraining", ylabel="top-1, %")
         _logarithmic(axis, CLIPS_SEEN, [f"{clips // 1000}k" for clips in CLIPS_SEEN])
-    shares = (*SHARES, 1.0)
-    for axis, name in zip(axes[1], LABELLED, strict=True):
-        for arm in FINALISTS:
-            points = [(s, f.mean) for s in shares if (f := results.of(arm, name, share=s))]
-            axis.plot(*_columns(points), marker="o", label=arm)
-        axis.set(
-            title=f"{name}: with fewer labels", xlabel="share of the labels", ylabel="top-1, %"
-        )
-        _logarithmic(axis, shares, [f"{share:.0%}" for share in shares])
-    axes[0, 2].axis("off")
-    axes[0, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
-    axes[1, 2].legend(fontsize=8)
+    picture.axes[0].legend(fontsize=8)
+    _save(picture, file)
+
+
+def _save(picture: Picture, file: Path) -> None:
     with atomic_file(file) as growing:
         picture.savefig(growing, format="png", dpi=110)
 
@@ -370,8 +378,13 @@ def clips_seen(arm: Arm) -> int:
     return arm.clips or arm.way.batch * arm.way.steps(arm.minutes)
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [100 * y for _, y in points]
+def _plot(axis: Any, points: Sequence[tuple[float, Outcomes | None]], label: str) -> None:
+    """Draws a line of accuracies, in per cent, with their 95 % intervals."""
+    known = [(x, 100 * found.mean, *accuracy_interval(found)) for x, found in points if found]
+    if known:
+        x, top1, low, high = np.array(known).T
+        ends = top1 - 100 * low, 100 * high - top1
+        axis.errorbar(x, top1, ends, marker="o", capsize=3, elinewidth=0.6, label=label)
 
 
 def _logarithmic(axis: Any, ticks: Sequence[float], labels: Sequence[str]) -> None:

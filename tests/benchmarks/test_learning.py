@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.learning import arms, rows
 from benchmarks.learning.arms import ARMS, OWN_12, PRETEXTS, SCALE, SCRATCH, Row, Start, plan
-from benchmarks.learning.page import Results, draw, figures, render
+from benchmarks.learning.page import Results, draw_labels, draw_scale, figures, render, summary
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import LABELLED, UNLABELLED, make_sets
 from dynamonet.errors import UserError
@@ -107,7 +107,9 @@ def test_it_runs_whole_and_trains_no_row_again(
         "The pretrainings",
     ):
         assert f"## {heading}" in page
-    draw(ledger, tmp_path / "plot.png")
+    assert summary(ledger).count("\n") == 6  # a head of two lines, five arms
+    draw_labels(ledger, tmp_path / "labels.png")
+    draw_scale(ledger, tmp_path / "scale.png")
     found = {figure.name for figure in figures(ledger)}
     assert {f"own_12_ahead_of_{o}_weizmann" for o in ("scratch", "VICReg", "VideoMAE")} == found
     scratch = Results(ledger).of(SCRATCH, "weizmann")
