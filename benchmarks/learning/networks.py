@@ -63,6 +63,7 @@ class VideoMae(FeatureClassifier):
             decoder_num_attention_heads=2,
             decoder_intermediate_size=2 * dim,
             norm_pix_loss=True,
+            initializer_range=0.08,  # Xavier's at this width; 0.02 is that of 768
             use_mean_pooling=False,  # the encoder ends with a norm, as the paper's does
         )
         super().__init__(config, hf.VideoMAEForPreTraining(own))
