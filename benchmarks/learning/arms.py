@@ -224,7 +224,7 @@ def plan() -> list[Row]:
     planned = rows(FINALISTS) + peer_rates
     for share in SHARES:
         planned += rows((OWN_12, SCRATCH), share=share)
-    planned += rows(PEERS)
+    planned += rows(PEERS) + rows((*PEERS, MOTION, OWN_12), recipe="linear")
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
     planned += scale(VIDEOS[-1:], CLIPS_SEEN[:-1])

@@ -188,6 +188,7 @@ def render(ledger: Ledger) -> str:
     parts = (
         _accuracies(results),
         _differences(results),
+        _frozen(results),
         _curve(results),
         _scale(results),
         _ARITHMETIC,
@@ -255,6 +256,18 @@ def _differences(results: Results) -> Iterator[str]:
         cells = [_points(results.ahead(arm, other, name)) for name in LABELLED]
         if any(cells):
             yield f"| {arm} | {other} | {' | '.join(cells)} |"
+
+
+def _frozen(results: Results) -> Iterator[str]:
+    yield (
+        "## Frozen\n\nTop-1 in per cent of a linear layer on pooled features, with the DMR where "
+        "there is one; the network is not trained on labels.\n"
+    )
+    yield _head("arm", *LABELLED)
+    for arm in (OWN_12, MOTION, *PEERS):
+        cells = [cell(results.of(arm, name, recipe="linear")) for name in LABELLED]
+        if any(cells):
+            yield f"| {arm} | {' | '.join(cells)} |"
 
 
 def _points(found: Difference | None) -> str:
