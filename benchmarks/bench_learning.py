@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.learning.arms import plan
-from benchmarks.learning.page import draw_labels, draw_scale, figures, render, summary
+from benchmarks.learning.page import figures, render, summary
+from benchmarks.learning.plots import draw_labels, draw_scale
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import make_sets
 from benchmarks.report import show

@@ -94,10 +94,7 @@ def motion_videos(console: Console, seed: int) -> None:
         (tuned,) = finetune.main(stage("finetune/run.py", *words)).runs
         runs.append(measured_runs([tuned.folder]).outcomes)
         low, high, top1 = (tuned.metrics[key] for key in ("top1_low", "top1_high", "top1"))
-        gain, ahead = difference(runs[0], runs[-1]), ""
-        if len(runs) > 1:
-            points = (f"{100 * each:+.0f}" for each in (gain.mean, gain.low, gain.high))
-            ahead = "{} ({} to {})".format(*points)
+        ahead = difference(runs[0], runs[-1]).points(digits=0) if len(runs) > 1 else ""
         spent = 60 * tuned.run.metrics("run/")["minutes"]
         price = f"{before[row]:.0f} + {spent:.0f}" if row in before else f"{spent:.0f}"
         table.add_row(row, f"{top1:.1%}", f"{low:.1%} to {high:.1%}", ahead, price)

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import NullLocator
 
 from benchmarks.learning.arms import (
     ARMS,
-    BY_NAME,
     CLIPS_SEEN,
     FINALISTS,
     LONGER,
@@ -25,26 +16,18 @@ from benchmarks.learning.arms import (
     PRETEXTS,
     SCALE,
     SCRATCH,
-    SEEDS,
     SHARES,
-    STEPS_PER_MINUTE,
     VARIANTS,
     VIDEOS,
-    Arm,
-    Row,
-    Start,
-    plan,
 )
-from benchmarks.learning.rows import Ledger, Line
-from benchmarks.learning.sets import FOLDS, LABELLED
+from benchmarks.learning.results import Results
+from benchmarks.learning.rows import Ledger
+from benchmarks.learning.sets import LABELLED, TESTED
 from benchmarks.report import Figure
-from dynamonet.storage import atomic_file
 from finetune.evaluation.statistics import (
     Difference,
     Outcomes,
     accuracy_interval,
-    difference,
-    numbered,
 )
 
 _ARITHMETIC = (
@@ -64,10 +47,7 @@ _IN_README = {
     OWN_12: "**pretrained here, 12 minutes**",
     MOTION: "`--pretrained motion`",
 }
-OWN = tuple(arm for arm in ARMS if arm.pretext == "own" and not arm.own_domain)
 EMPTY = 2  # entries of a section without a row: its title and the head of its table
-TESTED = {"weizmann": "10 actions", "fights": "fight or not", "jhmdb": "21 actions"}
-_MOTION_SECONDS = 2 * 38 * 60  # of one core, before the package was made
 _HEAD = """# Results
 
     make bench-learning
@@ -91,87 +71,6 @@ the pretraining's included; those of the other one are scaled by what scratch ta
 by the cost of a step of each pretraining, measured side by side.
 Differences below 5 points between single seeds are not results.
 """
-
-
-def outcomes(ledger: Ledger, rows: Sequence[Row]) -> Outcomes | None:
-    """Puts the rows of an arm on a set together; None unless one seed has all folds.
-
-    Trainings are seeds: each was tested on every clip, fold by fold.
-    """
-    found = {row: ledger.lines[row.key] for row in rows if row.key in ledger.lines}
-    seeds = [s for s, n in Counter(row.seed for row in found).items() if n == FOLDS]
-    if not seeds:
-        return None
-    groups: dict[str, str] = {}
-    right: list[dict[str, float]] = []
-    for seed in sorted(seeds):
-        own: dict[str, float] = {}
-        for line in (line for row, line in found.items() if row.seed == seed):
-            part = ledger.lines[line["clips"]]
-            groups |= dict(zip(part["sources"], part["groups"], strict=True))
-            own |= dict(zip(part["sources"], map(float, line["right"]), strict=True))
-        right.append(own)
-    names = sorted(groups)
-    table = np.array([[own[name] for name in names] for own in right])
-    return Outcomes(
-        table, np.zeros(len(table), np.int64), numbered([groups[name] for name in names])
-    )
-
-
-class Results:
-    """What the finished rows say."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.rows = ledger, plan()
-
-    def of(self, arm: str, name: str, **more: Any) -> Outcomes | None:
-        """Returns what an arm had right on a set."""
-        return outcomes(self.ledger, self._rows(arm, name, **more))
-
-    def _rows(self, arm: str, name: str, **more: Any) -> list[Row]:
-        every = product(range(FOLDS), range(SEEDS))
-        wanted = [Row(arm, name, fold, seed, **more) for fold, seed in every]
-        return [row for row in wanted if row.key in self.ledger.lines]
-
-    def ahead(self, arm: str, other: str, name: str, **more: Any) -> Difference | None:
-        """Compares an arm with another on the same clips, both over the seeds that they have."""
-        ours, theirs = self.of(arm, name, **more), self.of(other, name, **more)
-        return None if ours is None or theirs is None else difference(theirs, ours)
-
-    def seconds(self, arm: str, name: str) -> float | None:
-        """Returns the mean price of a fine-tuning, with the pretraining that it starts from."""
-        spent = [self.price(row) + self._before(row) for row in self._rows(arm, name)]
-        return float(np.mean(spent)) if spent else None
-
-    def _before(self, row: Row) -> float:
-        if row.start is not None:
-            return self.price(row.start)
-        return float(_MOTION_SECONDS if BY_NAME[row.arm].brought else 0)
-
-    def price(self, row: Row | Start) -> float:
-        """Returns seconds of one core of the first machine, which others' are turned into."""
-        line = self.ledger.lines[row.key]
-        if line["machine"] == self._first["machine"]:
-            return float(line["seconds"])
-        if isinstance(row, Start):  # its steps were counted by their cost on the first machine
-            return row.steps * PRETEXTS[row.pretext].cost * 60 / STEPS_PER_MINUTE
-        same = [each for each in self._of_scratch() if each["machine"] == line["machine"]]
-        pace = np.mean([each["seconds"] for each in same]) if same else self._first["seconds"]
-        return float(line["seconds"] * self._first["seconds"] / pace)
-
-    def _of_scratch(self) -> list[Line]:
-        """Returns lines of the same fine-tuning on all machines."""
-        same = [row for row in self.rows if (row.arm, row.set) == (SCRATCH, "weizmann")]
-        return self.ledger.of(row for row in same if row.longer == 1)
-
-    @cached_property
-    def _first(self) -> Line:
-        return self._of_scratch()[0]
-
-    def starts(self) -> dict[Start, Line]:
-        """Returns the pretrainings that are finished."""
-        wanted = {row.start for row in self.rows if row.start is not None}
-        return {s: self.ledger.lines[s.key] for s in wanted if s.key in self.ledger.lines}
 
 
 def render(ledger: Ledger) -> str:
@@ -213,11 +112,10 @@ def summary(ledger: Ledger) -> str:
 
 
 def _ahead(results: Results, arm: str, name: str) -> str:
-    said, gain = cell(results.of(arm, name)), results.ahead(arm, SCRATCH, name)
-    if not said or gain is None or arm == SCRATCH:
-        return said
-    points = (f"{100 * each:+.0f}" for each in (gain.mean, gain.low, gain.high))
-    return "{}, {} ({} to {})".format(said.split(" ± ")[0] + " *" * said.endswith("*"), *points)
+    found, gain = results.of(arm, name), results.ahead(arm, SCRATCH, name)
+    if found is None or gain is None or arm == SCRATCH:
+        return cell(found)
+    return f"{_mean(found)}, {gain.points()}"
 
 
 def cell(found: Outcomes | None) -> str:
@@ -225,8 +123,11 @@ def cell(found: Outcomes | None) -> str:
     if found is None:
         return ""
     low, high = accuracy_interval(found)
-    star = "" if len(found.right) > 1 else " *"
-    return f"{100 * found.mean:.1f} ± {50 * (high - low):.0f}{star}"
+    return f"{_mean(found)} ± {50 * (high - low):.0f}"
+
+
+def _mean(found: Outcomes) -> str:
+    return f"{100 * found.mean:.1f}{'' if len(found.right) > 1 else '*'}"
 
 
 def _head(*columns: str) -> str:
@@ -271,10 +172,7 @@ def _frozen(results: Results) -> Iterator[str]:
 
 
 def _points(found: Difference | None) -> str:
-    if found is None:
-        return ""
-    low, high = 100 * found.low, 100 * found.high
-    return f"{100 * found.mean:+.1f} ({low:+.0f} to {high:+.0f}), p {found.p_value:.2g}"
+    return "" if found is None else f"{found.points()}, p {found.p_value:.2g}"
 
 
 def _curve(results: Results) -> Iterator[str]:
@@ -347,64 +245,6 @@ def figures(ledger: Ledger) -> list[Figure]:
             points = 100 * (few.mean - more.mean)
             found.append(Figure(f"own_12_with_10%_less_scratch_with_25%_{name}", points, 0.0))
     return found
-
-
-def draw_labels(ledger: Ledger, file: Path) -> None:
-    """Draws accuracy over the share of the labels."""
-    results, shares = Results(ledger), (*SHARES, 1.0)
-    picture = Picture(figsize=(9.6, 2.9), layout="constrained")
-    for axis, (name, what) in zip(picture.subplots(1, len(TESTED)), TESTED.items(), strict=True):
-        for arm in FINALISTS:
-            _plot(axis, [(s, results.of(arm, name, share=s)) for s in shares], arm)
-        axis.set(title=f"{name}, {what}", xlabel="share of the labels", ylabel="top-1, %")
-        _logarithmic(axis, shares, [f"{share:.0%}" for share in shares])
-    picture.axes[0].legend(fontsize=8)
-    _save(picture, file)
-
-
-def draw_scale(ledger: Ledger, file: Path) -> None:
-    """Draws accuracy over clips seen in pretraining."""
-    results = Results(ledger)
-    picture = Picture(figsize=(6.8, 2.9), layout="constrained")
-    for axis, name in zip(picture.subplots(1, 2), ("weizmann", "fights"), strict=True):
-        for videos in VIDEOS:
-            arms = [arm for arm in SCALE if arm.videos == videos]
-            if videos == VIDEOS[-1]:  # all of them are hardly more
-                arms = sorted([*arms, *OWN], key=clips_seen)
-            points = [(clips_seen(arm), results.of(arm.name, name)) for arm in arms]
-            _plot(axis, points, f"{videos} videos")
-        if base := results.of(SCRATCH, name):
-            axis.axhline(100 * base.mean, color="0.45", linestyle="--", label="from scratch")
-        axis.set(title=name, xlabel="clips seen in pretraining", ylabel="top-1, %")
-        _logarithmic(axis, CLIPS_SEEN, [f"{clips // 1000}k" for clips in CLIPS_SEEN])
-    picture.axes[0].legend(fontsize=8)
-    _save(picture, file)
-
-
-def _save(picture: Picture, file: Path) -> None:
-    with atomic_file(file) as growing:
-        picture.savefig(growing, format="png", dpi=110)
-
-
-def clips_seen(arm: Arm) -> int:
-    """Returns how many clips an arm's pretraining sees."""
-    return arm.clips or arm.way.batch * arm.way.steps(arm.minutes)
-
-
-def _plot(axis: Any, points: Sequence[tuple[float, Outcomes | None]], label: str) -> None:
-    """Draws a line of accuracies, in per cent, with their 95 % intervals."""
-    known = [(x, 100 * found.mean, *accuracy_interval(found)) for x, found in points if found]
-    if known:
-        x, top1, low, high = np.array(known).T
-        ends = top1 - 100 * low, 100 * high - top1
-        axis.errorbar(x, top1, ends, marker="o", capsize=3, elinewidth=0.6, label=label)
-
-
-def _logarithmic(axis: Any, ticks: Sequence[float], labels: Sequence[str]) -> None:
-    axis.set_xscale("log")
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xticks(ticks, labels)
-    axis.grid(alpha=0.3)
 
 
 def _pretrainings(results: Results) -> Iterator[str]:

@@ -9,7 +9,8 @@ from data_prep.shard import main as shard
 from dynamonet.errors import UserError
 from dynamonet.shards.card import CARD
 
-LABELLED = ("weizmann", "fights", "jhmdb")  # each has a split.csv of path, class, group, fold
+TESTED = {"weizmann": "10 actions", "fights": "fight or not", "jhmdb": "21 actions"}
+LABELLED = tuple(TESTED)  # each has a split.csv of path, class, group, fold
 UNLABELLED = "unlabelled"
 FOLDS = 3
 _SHARDED = "--encode.short_side_px 64 --encode.crf 18 --min_seconds 0.2 --near_duplicates off"

@@ -102,6 +102,11 @@ class Difference:
     high: float
     p_value: float  # of a difference at least as large where neither is better
 
+    def points(self, digits: int = 1) -> str:
+        """Returns it in points of accuracy, with its interval."""
+        mean, low, high = (f"{100 * each:+.{digits}f}" for each in (self.mean, self.low, self.high))
+        return f"{mean} ({low} to {high})"
+
 
 def difference(a: Outcomes, b: Outcomes) -> Difference:
     """Compares two kinds of training on the same videos in the same groups."""

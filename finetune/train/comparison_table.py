@@ -45,9 +45,7 @@ def against_best(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
         if row is best:
             yield row, "the best"
             continue
-        less = difference(best.outcomes, row.outcomes)
-        ends = f"{100 * less.low:+.1f} to {100 * less.high:+.1f}"
-        yield row, f"{100 * less.mean:+.1f} ({ends})"
+        yield row, difference(best.outcomes, row.outcomes).points()
 
 
 def show(rows: Sequence[Row], console: Console) -> None:

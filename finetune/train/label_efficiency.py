@@ -131,7 +131,7 @@ def _show(points: Sequence[Point], console: Console) -> None:
             f"{point.share:.0%}",
             str(point.train_videos),
             *cells,
-            f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
+            gain.points(),
             f"{gain.p_value:.2g}",
         )
     console.print(table)

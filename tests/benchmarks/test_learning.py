@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks.learning import arms, rows
 from benchmarks.learning.arms import ARMS, OWN_12, PRETEXTS, SCALE, SCRATCH, Row, Start, plan
-from benchmarks.learning.page import Results, draw_labels, draw_scale, figures, render, summary
+from benchmarks.learning.page import figures, render, summary
+from benchmarks.learning.plots import draw_labels, draw_scale
+from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import LABELLED, UNLABELLED, make_sets
 from dynamonet.errors import UserError
@@ -89,9 +91,9 @@ def test_it_runs_whole_and_trains_no_row_again(
         if row.set == "weizmann" and row.seed == 0 and row.longer == 1 and row.share in (0.5, 1)
         if row.arm in names
     ]
-    few = replace(SCALE[0], name="24 clips", clips=24, videos=None)
+    few = replace(SCALE[0], clips=24, videos=None)
     monkeypatch.setitem(arms.BY_NAME, few.name, few)
-    wanted += [Row("24 clips", "weizmann", fold, recipe="linear") for fold in range(3)]
+    wanted += [Row(few.name, "weizmann", fold, recipe="linear") for fold in range(3)]
     wanted += [Row(SCRATCH, "weizmann", fold, seed=1) for fold in range(3)]
     ledger, runner, told = Ledger.open(tmp_path / "rows.jsonl"), Runner(tmp_path, shards), []
     runner.run(wanted[:4], ledger, told.append)  # cut off, and the page can be made
@@ -103,7 +105,9 @@ def test_it_runs_whole_and_trains_no_row_again(
     for heading in (
         "Does pretraining pay?",
         "By how much?",
+        "Frozen",
         "With fewer labels",
+        "How much pretraining?",
         "The pretrainings",
     ):
         assert f"## {heading}" in page

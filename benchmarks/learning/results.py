@@ -1,0 +1,107 @@
+"""What the finished rows of the learning benchmark say: accuracies, differences, prices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from benchmarks.learning.arms import (
+    BY_NAME,
+    PRETEXTS,
+    SCRATCH,
+    SEEDS,
+    STEPS_PER_MINUTE,
+    Row,
+    Start,
+    plan,
+)
+from benchmarks.learning.rows import Ledger, Line
+from benchmarks.learning.sets import FOLDS
+from finetune.evaluation.statistics import Difference, Outcomes, difference, numbered
+
+_MOTION_SECONDS = 2 * 38 * 60  # of one core, before the package was made
+
+
+def outcomes(ledger: Ledger, rows: Sequence[Row]) -> Outcomes | None:
+    """Puts the rows of an arm on a set together; None unless one seed has all folds.
+
+    Trainings are seeds: each was tested on every clip, fold by fold.
+    """
+    found = {row: ledger.lines[row.key] for row in rows if row.key in ledger.lines}
+    seeds = [s for s, n in Counter(row.seed for row in found).items() if n == FOLDS]
+    if not seeds:
+        return None
+    groups: dict[str, str] = {}
+    right: list[dict[str, float]] = []
+    for seed in sorted(seeds):
+        own: dict[str, float] = {}
+        for line in (line for row, line in found.items() if row.seed == seed):
+            part = ledger.lines[line["clips"]]
+            groups |= dict(zip(part["sources"], part["groups"], strict=True))
+            own |= dict(zip(part["sources"], map(float, line["right"]), strict=True))
+        right.append(own)
+    names = sorted(groups)
+    table = np.array([[own[name] for name in names] for own in right])
+    return Outcomes(
+        table, np.zeros(len(table), np.int64), numbered([groups[name] for name in names])
+    )
+
+
+class Results:
+    """What the finished rows say."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.rows = ledger, plan()
+
+    def of(self, arm: str, name: str, **more: Any) -> Outcomes | None:
+        """Returns what an arm had right on a set."""
+        return outcomes(self.ledger, self._rows(arm, name, **more))
+
+    def _rows(self, arm: str, name: str, **more: Any) -> list[Row]:
+        every = product(range(FOLDS), range(SEEDS))
+        wanted = [Row(arm, name, fold, seed, **more) for fold, seed in every]
+        return [row for row in wanted if row.key in self.ledger.lines]
+
+    def ahead(self, arm: str, other: str, name: str, **more: Any) -> Difference | None:
+        """Compares an arm with another on the same clips, both over the seeds that they have."""
+        ours, theirs = self.of(arm, name, **more), self.of(other, name, **more)
+        return None if ours is None or theirs is None else difference(theirs, ours)
+
+    def seconds(self, arm: str, name: str) -> float | None:
+        """Returns the mean price of a fine-tuning, with the pretraining that it starts from."""
+        spent = [self.price(row) + self._before(row) for row in self._rows(arm, name)]
+        return float(np.mean(spent)) if spent else None
+
+    def _before(self, row: Row) -> float:
+        if row.start is not None:
+            return self.price(row.start)
+        return float(_MOTION_SECONDS if BY_NAME[row.arm].brought else 0)
+
+    def price(self, row: Row | Start) -> float:
+        """Returns seconds of one core of the first machine, which others' are turned into."""
+        line, pace = self.ledger.lines[row.key], self._pace
+        first = next(iter(pace), line["machine"])
+        if line["machine"] == first:
+            return float(line["seconds"])
+        if isinstance(row, Start):  # its steps were counted by their cost on the first machine
+            return row.steps * PRETEXTS[row.pretext].cost * 60 / STEPS_PER_MINUTE
+        return float(line["seconds"] * pace[first] / pace.get(line["machine"], pace[first]))
+
+    @cached_property
+    def _pace(self) -> dict[str, float]:
+        """Seconds that the same fine-tuning takes on each machine, the first machine first."""
+        same = [row for row in self.rows if (row.arm, row.set) == (SCRATCH, "weizmann")]
+        seconds: dict[str, list[float]] = {}
+        for line in self.ledger.of(row for row in same if row.longer == 1):
+            seconds.setdefault(line["machine"], []).append(line["seconds"])
+        return {machine: sum(each) / len(each) for machine, each in seconds.items()}
+
+    def starts(self) -> dict[Start, Line]:
+        """Returns the pretrainings that are finished."""
+        wanted = {row.start for row in self.rows if row.start is not None}
+        return {s: self.ledger.lines[s.key] for s in wanted if s.key in self.ledger.lines}
