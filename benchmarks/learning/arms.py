@@ -16,6 +16,7 @@ from benchmarks.learning.networks import VideoMae
 from benchmarks.learning.sets import FOLDS, LABELLED, UNLABELLED
 from benchmarks.learning.tasks import (
     VICREG_BEYOND,
+    AgreeingFilters,
     Filters,
     VicRegPretraining,
     VideoMaePretraining,
@@ -94,6 +95,8 @@ PRETEXTS = {
     "batch 32": Pretext(batch=32, cost=3.05),
     "rate 0.001": Pretext(lr=0.001),
     "rate 0.01": Pretext(lr=0.01),
+    "agreement": Pretext(AgreeingFilters, batch=16, cost=4.0),
+    "agreement, batch 8": Pretext(AgreeingFilters, cost=2.3),
     "16 x 64 px": Pretext(num_frames=16, frame_px=64, cost=2.7),
     "16 x 64 px, batch 32": Pretext(num_frames=16, frame_px=64, batch=32, cost=11.2),
 }
@@ -135,7 +138,9 @@ class Arm:
 
     @property
     def reads_dmr(self) -> bool:
-        return self.brought is not None or (self.pretext is not None and self.way.task is Filters)
+        return self.brought is not None or (
+            self.pretext is not None and self.way.task in (Filters, AgreeingFilters)
+        )
 
     @property
     def steps(self) -> int:
@@ -173,9 +178,10 @@ ARMS = (
     Arm("VideoMAE, 12 minutes", "a small VideoMAE, tuned at rate 0.001", "VideoMAE", 12, lr=0.001),
 )
 CLIPS_SEEN, VIDEOS = (2_000, 8_000, 32_000, 128_000), (100, 300, 900)
+SCALES: dict[str, tuple[int | None, ...]] = {"weizmann": VIDEOS, "fights": VIDEOS, "jhmdb": (None,)}
 SCALE = tuple(
-    Arm(f"{clips:,} clips of {videos} videos", "", "own", clips=clips, videos=videos)
-    for videos, clips in product(VIDEOS, CLIPS_SEEN)
+    Arm(f"{clips:,} clips of {videos or 'all'} videos", "", "own", clips=clips, videos=videos)
+    for videos, clips in product((*VIDEOS, None), CLIPS_SEEN)
 )
 VARIANTS = tuple(
     Arm(f"3 minutes, {name}", "", name, 3)
@@ -218,11 +224,12 @@ def plan() -> list[Row]:
     def rows(arms: Sequence[str], sets: Sequence[str] = LABELLED, **more: Any) -> list[Row]:
         return [Row(a, s, fold, **more) for a, s, fold in product(arms, sets, range(FOLDS))]
 
-    def scale(videos: Sequence[int], clips: Sequence[int]) -> list[Row]:
-        arms = [arm.name for arm in SCALE if arm.videos in videos and arm.clips in clips]
-        return [
-            r for arm in arms for how in ("full", "linear") for r in rows([arm], pair, recipe=how)
-        ]
+    def scale(videos: Sequence[int | None], clips: Sequence[int]) -> list[Row]:
+        found: list[Row] = []
+        for arm in (arm for arm in SCALE if arm.videos in videos and arm.clips in clips):
+            sets = [name for name, sizes in SCALES.items() if arm.videos in sizes]
+            found += rows([arm.name], sets) + rows([arm.name], sets, recipe="linear")
+        return found
 
     pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
     peer_rates = rows([arm.name for arm in PEER_RATES], pair, part="val")
@@ -232,9 +239,9 @@ def plan() -> list[Row]:
     planned += rows(PEERS) + rows((*PEERS, MOTION, OWN_12), recipe="linear")
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
-    planned += scale(VIDEOS[-1:], CLIPS_SEEN[:-1])
+    planned += scale((VIDEOS[-1], None), CLIPS_SEEN[:-1])
     planned += rows([arm.name for arm in VARIANTS], pair, part="val")
-    planned += scale(VIDEOS[-1:], CLIPS_SEEN)
+    planned += scale((VIDEOS[-1], None), CLIPS_SEEN)
     for seed in range(SEEDS):
         planned += rows(FINALISTS, seed=seed)
     planned += rows((SCRATCH, OWN_12), longer=LONGER) + scale(VIDEOS, CLIPS_SEEN) + rows(rest)

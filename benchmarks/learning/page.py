@@ -15,10 +15,10 @@ from benchmarks.learning.arms import (
     PEERS,
     PRETEXTS,
     SCALE,
+    SCALES,
     SCRATCH,
     SHARES,
     VARIANTS,
-    VIDEOS,
 )
 from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger
@@ -195,14 +195,14 @@ def _scale(results: Results) -> Iterator[str]:
         "Fine-tuned, then a linear layer on the frozen features.\n"
     )
     yield _head("set", "videos", *(f"{clips:,} clips" for clips in CLIPS_SEEN))
-    for name, videos in product(("weizmann", "fights"), VIDEOS):
+    for name, videos in ((each, videos) for each, sizes in SCALES.items() for videos in sizes):
         cells = []
         for arm in (each for each in SCALE if each.videos == videos):
             tuned, linear = (results.of(arm.name, name, recipe=r) for r in ("full", "linear"))
             both = [f"{100 * each.mean:.1f}" for each in (tuned, linear) if each]
             cells.append(", ".join(both))
         if any(cells):
-            yield f"| {name} | {videos} | {' | '.join(cells)} |"
+            yield f"| {name} | {videos or 'all'} | {' | '.join(cells)} |"
 
 
 def _longer(results: Results) -> Iterator[str]:

@@ -15,9 +15,9 @@ from benchmarks.learning.arms import (
     CLIPS_SEEN,
     FINALISTS,
     SCALE,
+    SCALES,
     SCRATCH,
     SHARES,
-    VIDEOS,
 )
 from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger
@@ -44,14 +44,14 @@ def draw_labels(ledger: Ledger, file: Path) -> None:
 def draw_scale(ledger: Ledger, file: Path) -> None:
     """Draws accuracy over clips seen in pretraining."""
     results = Results(ledger)
-    picture = Picture(figsize=(6.8, 2.9), layout="constrained")
-    for axis, name in zip(picture.subplots(1, 2), ("weizmann", "fights"), strict=True):
-        for videos in VIDEOS:
+    picture = Picture(figsize=(9.6, 2.9), layout="constrained")
+    for axis, name in zip(picture.subplots(1, len(SCALES)), SCALES, strict=True):
+        for videos in SCALES[name]:
             arms = [arm for arm in SCALE if arm.videos == videos]
-            if videos == VIDEOS[-1]:  # all of them are hardly more
+            if videos == SCALES[name][-1]:  # where it is a number, all of them are hardly more
                 arms = sorted([*arms, *OWN], key=lambda arm: arm.steps)
             points = [(arm.steps * arm.way.batch, results.of(arm.name, name)) for arm in arms]
-            _plot(axis, points, f"{videos} videos")
+            _plot(axis, points, f"{videos or 'all'} videos")
         if base := results.of(SCRATCH, name):
             axis.axhline(100 * base.mean, color="0.45", linestyle="--", label="from scratch")
         axis.set(title=name, xlabel="clips seen in pretraining", ylabel="top-1, %")
