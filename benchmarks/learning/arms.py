@@ -16,7 +16,6 @@ from benchmarks.learning.networks import VideoMae
 from benchmarks.learning.sets import FOLDS, LABELLED, UNLABELLED
 from benchmarks.learning.tasks import (
     VICREG_BEYOND,
-    AgreeingFilters,
     Filters,
     VicRegPretraining,
     VideoMaePretraining,
@@ -95,8 +94,6 @@ PRETEXTS = {
     "batch 32": Pretext(batch=32, cost=3.05),
     "rate 0.001": Pretext(lr=0.001),
     "rate 0.01": Pretext(lr=0.01),
-    "agreement": Pretext(AgreeingFilters, batch=16, cost=4.0),
-    "agreement, batch 8": Pretext(AgreeingFilters, cost=2.3),
     "16 x 64 px": Pretext(num_frames=16, frame_px=64, cost=2.7),
     "16 x 64 px, batch 32": Pretext(num_frames=16, frame_px=64, batch=32, cost=11.2),
 }
@@ -138,9 +135,7 @@ class Arm:
 
     @property
     def reads_dmr(self) -> bool:
-        return self.brought is not None or (
-            self.pretext is not None and self.way.task in (Filters, AgreeingFilters)
-        )
+        return self.brought is not None or (self.pretext is not None and self.way.task is Filters)
 
     @property
     def steps(self) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from benchmarks.learning.networks import VicReg, VideoMae
 from dynamonet.errors import need
 from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import read_weights
-from dynamonet.model.network import DynamoNet, Output
+from dynamonet.model.network import DynamoNet
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
@@ -30,7 +28,6 @@ from pretrain.objective import Pretraining
 
 VICREG_BEYOND = 4  # frames that the second view of a clip is later
 _VICREG_CROP, _VICREG_COLOUR = (0.4, 1.0), 0.4
-_AGREEMENT = 0.1  # weight of VICReg's loss beside the filters'
 _DECODED: dict[tuple[str, ...], dict[int, Bytes]] = {}  # shard sets -> their segments, for all rows
 
 
@@ -68,75 +65,34 @@ class VicRegPretraining(_Peer):
     """Features of two views of a video agree, each feature varies, none repeats another."""
 
     def training_data(self) -> ClipReader:
-        return _whole_squares(super().training_data())
+        reader = super().training_data()  # whole squares: each view is drawn from them
+        whole = {"crop_scale": (1.0, 1.0), "flip": False, "colour_jitter": 0.0}
+        reader.settings = reader.settings.model_copy(update=whole)
+        return reader
 
     def build_model(self) -> DynamoNet:
         return VicReg(ModelConfig.of(self.settings.model))
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
-        clips = _two_views(batch, self.settings.model.num_frames, self.settings.model.frame_px)
-        pooled = [model(clip.to(frames.device), predict_frames=False).pooled for clip in clips]
-        return _sums(_vicreg(model, pooled))
-
-
-@dataclass(frozen=True)
-class AgreeingFilters(Filters):
-    """The product's own on two views of a video, whose features agree as those of VICReg."""
-
-    def training_data(self) -> ClipReader:
-        return _whole_squares(super().training_data())
-
-    def build_model(self) -> DynamoNet:
-        return VicReg(ModelConfig.of(self.settings.model))
-
-    def _reader(self, *which: Any, **more: Any) -> ClipReader:
-        model = self.settings.model
-        longer = model.model_copy(update={"num_frames": model.num_frames + VICREG_BEYOND})
-        settings = self.settings.model_copy(update={"model": longer})
-        return Filters._reader(replace(self, settings=settings), *which, **more)
-
-    def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
-        config, pooled, parts = self.settings.model, [], []
-
-        def kept(clip: Tensor) -> Output:
-            output = model(clip)
-            pooled.append(output.pooled)
-            return output
-
-        for clip in _two_views(batch, config.num_frames + config.frames_beyond, config.frame_px):
-            parts.append(super().loss(kept, clip.to(frames.device), batch))  # type: ignore[arg-type]
-        loss = torch.stack([loss for loss, _ in parts]).mean() + _AGREEMENT * _vicreg(model, pooled)
-        return loss, parts[0][1] | {"loss": loss}
-
-
-def _whole_squares(reader: ClipReader) -> ClipReader:
-    """Makes a reader give whole squares, from which each view is drawn."""
-    whole = {"crop_scale": (1.0, 1.0), "flip": False, "colour_jitter": 0.0}
-    reader.settings = reader.settings.model_copy(update=whole)
-    return reader
-
-
-def _two_views(batch: ClipBatch, num_frames: int, side: int) -> Iterator[Tensor]:
-    """Draws two views of each video, the second one `VICREG_BEYOND` frames later."""
-    for first in (0, VICREG_BEYOND):
-        rng = np.random.default_rng(int(torch.randint(2**31, ())))
-        drawn = [
-            View.drawn(rng, scale=_VICREG_CROP, flip=True, colour=_VICREG_COLOUR)
-            for _ in range(len(batch))
-        ]
-        pixels = batch.pixels[:, first : first + num_frames].numpy()
-        square = Box(0, 0, *pixels.shape[2:4])
-        cut = [
-            view.scaled(clip[(slice(None), *view.box(square).slices())], side)
-            for view, clip in zip(drawn, pixels, strict=True)
-        ]
-        yield ClipBatch(torch.stack(cut), stack_colours(drawn), batch.label, batch.row).render()
-
-
-def _vicreg(model: nn.Module, pooled: Sequence[Tensor]) -> Tensor:
-    losses = need("lightly.loss", "peers", "VICReg is taken from lightly")
-    expanded = [model.expander(each.float()).float() for each in pooled]  # type: ignore[operator]
-    return losses.VICRegLoss()(*expanded)
+        losses = need("lightly.loss", "peers", "VICReg is taken from lightly")
+        config, views = self.settings.model, []
+        for first in (0, VICREG_BEYOND):
+            rng = np.random.default_rng(int(torch.randint(2**31, ())))
+            drawn = [
+                View.drawn(rng, scale=_VICREG_CROP, flip=True, colour=_VICREG_COLOUR)
+                for _ in range(len(batch))
+            ]
+            pixels = batch.pixels[:, first : first + config.num_frames].numpy()
+            square = Box(0, 0, *pixels.shape[2:4])
+            cut = [
+                view.scaled(clip[(slice(None), *view.box(square).slices())], config.frame_px)
+                for view, clip in zip(drawn, pixels, strict=True)
+            ]
+            seen = ClipBatch(torch.stack(cut), stack_colours(drawn), batch.label, batch.row)
+            clip = seen.to(frames.device).render()
+            pooled = model(clip, predict_frames=False).pooled
+            views.append(model.expander(pooled.float()).float())  # type: ignore[operator]
+        return _sums(losses.VICRegLoss()(*views))
 
 
 @dataclass(frozen=True)
