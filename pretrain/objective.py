@@ -33,7 +33,7 @@ from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from pretrain.validation import compared, measure
 
 MIN_LOADED_SHARE = 0.5  # of the weights to go on from
-WHERE = "(measured on small sets, docs/results.md)"
+WHERE = "on small sets of real video (docs/results.md)"
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Pretraining(Task[PretrainSettings]):
 
     def verdict(self, clips: int) -> str:
         if clips < WORTH_CLIPS:
-            return f"fewer than the {WORTH_CLIPS:,} from which pretraining is worth it {WHERE}"
-        return f"pretraining is worth it from {WORTH_CLIPS:,} {WHERE}"
+            return f"fewer than the {WORTH_CLIPS:,} from which pretraining paid {WHERE}"
+        return f"pretraining paid from {WORTH_CLIPS:,} {WHERE}"
 
     def describe(self) -> dict[str, Any]:
         clips = self.settings.clips.model_dump(mode="json") | {"stride_seconds": self._spacing}

@@ -8,8 +8,8 @@ from dynamonet.doctor.check import PreflightSettings
 from dynamonet.model.config import LossName
 from dynamonet.settings import Settings
 
-PASSES = 100  # over the data
-WORTH_CLIPS = 60_000  # seen, with which pretraining was worth it; measured: docs/results.md
+PASSES, LEAST_CLIPS = 100, 60_000  # over the data, and seen, by default
+WORTH_CLIPS = 30_000  # seen; with fewer a gain was not sure, measured: docs/results.md
 
 
 class ProbeSettings(Settings):
@@ -51,7 +51,7 @@ class PretrainSettings(PreflightSettings):
         default=None,
         gt=0,
         description=f"Passes over the data; null = {PASSES}, and more on a small set, until "
-        f"{WORTH_CLIPS:,} clips are seen.",
+        f"{LEAST_CLIPS:,} clips are seen.",
     )
     split: int = Field(
         default=1,
@@ -95,8 +95,8 @@ class PretrainSettings(PreflightSettings):
         return self
 
     def passes(self, steps_per_epoch: int) -> float:
-        worth = WORTH_CLIPS / (self.loader.batch_size * steps_per_epoch)
-        return max(PASSES, worth) if self.epochs is None else self.epochs
+        least = LEAST_CLIPS / (self.loader.batch_size * steps_per_epoch)
+        return max(PASSES, least) if self.epochs is None else self.epochs
 
     @property
     def displacement_weight(self) -> float:

@@ -183,6 +183,7 @@ VARIANTS = tuple(
     for name in PRETEXTS
     if name not in ("VICReg", "VideoMAE")
 )
+CLOSE = ("3 minutes, own", "3 minutes, all movers")  # the best two, which have three seeds
 PEER_RATES = tuple(
     Arm(f"VideoMAE, 12 minutes, rate {lr:g}", "", "VideoMAE", 12, lr=lr) for lr in (0.001, 0.003)
 )
@@ -236,6 +237,8 @@ def plan() -> list[Row]:
         planned += rows(FINALISTS, pair, seed=seed)
     planned += scale((VIDEOS[-1], None), CLIPS_SEEN[:-1])
     planned += rows([arm.name for arm in VARIANTS], pair, part="val")
+    for seed in (1, 2):
+        planned += rows(CLOSE, pair, seed=seed, part="val")
     planned += scale((VIDEOS[-1], None), CLIPS_SEEN)
     for seed in range(SEEDS):
         planned += rows(FINALISTS, seed=seed)

@@ -57,7 +57,7 @@ def finished(
 def test_it_says_how_long_it_takes_and_what_that_buys(finished: TrainingResult) -> None:
     (text,) = PRINTED
     clips = 6 * 4  # steps of so many
-    few = f"fewer than the {WORTH_CLIPS:,} from which pretraining is worth it"
+    few = f"fewer than the {WORTH_CLIPS:,} from which pretraining paid"
     assert re.search(rf"length   {clips} clips seen in all, .*left; {few}", text)
     assert f"seen     {clips} clips; {few}" in text
 

@@ -31,7 +31,7 @@ from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
 from dynamonet.training.settings import OptimizerSettings, TrainSettings
 from dynamonet.video.transforms import ClipBatch
 from finetune.settings import FinetuneSettings
-from pretrain.settings import PASSES, WORTH_CLIPS, PretrainSettings
+from pretrain.settings import LEAST_CLIPS, PASSES, PretrainSettings
 from tests.conftest import logged
 
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -80,7 +80,7 @@ def test_steps_follow_from_epochs_and_stop_at_max_steps() -> None:
     assert FinetuneSettings().total_steps(10) == 600
     assert PretrainSettings().total_steps(10_000) == PASSES * 10_000
     small = PretrainSettings().total_steps(1)  # sees enough clips all the same
-    assert small * PretrainSettings().loader.batch_size == WORTH_CLIPS > PASSES
+    assert small * PretrainSettings().loader.batch_size == LEAST_CLIPS > PASSES
 
 
 def test_long_trainings_on_gpus_are_compiled_and_the_setting_wins() -> None:
