@@ -218,7 +218,7 @@ def _longer(results: Results) -> Iterator[str]:
 def _variants(results: Results) -> Iterator[str]:
     yield (
         "## Ways to pretrain\n\nThree minutes of one core each, measured on a third of the groups "
-        "of the *training* folds; one seed.\n"
+        "of the *training* folds; * = one seed.\n"
     )
     yield _head("way", "weizmann", "fights", "steps")
     for arm in VARIANTS:
