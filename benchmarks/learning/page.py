@@ -100,19 +100,22 @@ def render(ledger: Ledger) -> str:
 
 
 def summary(ledger: Ledger) -> str:
-    """Returns the table of README: accuracy, and points ahead of scratch with their interval."""
+    """Returns the table of README: accuracy, and points ahead of scratch at as many steps."""
     results = Results(ledger)
     rows = [_head("top-1, %", *LABELLED, "seconds")]
-    for arm in (SCRATCH, OWN_12, MOTION, *PEERS):
-        cells = [_ahead(results, arm, name) for name in LABELLED]
-        seconds = results.seconds(arm, LABELLED[0])
+    every = [(arm, 1) for arm in (SCRATCH, OWN_12, MOTION, *PEERS)]
+    for arm, longer in every + [(arm, LONGER) for arm in (SCRATCH, OWN_12)]:
+        cells = [_ahead(results, arm, name, longer) for name in LABELLED]
+        seconds = results.seconds(arm, LABELLED[0], longer=longer)
         if seconds is not None:
-            rows.append(f"| {_IN_README.get(arm, arm)} | {' | '.join(cells)} | {seconds:,.0f} |")
+            title = _IN_README.get(arm, arm) + (f", {longer} x the steps" if longer > 1 else "")
+            rows.append(f"| {title} | {' | '.join(cells)} | {seconds:,.0f} |")
     return "\n".join(rows)
 
 
-def _ahead(results: Results, arm: str, name: str) -> str:
-    found, gain = results.of(arm, name), results.ahead(arm, SCRATCH, name)
+def _ahead(results: Results, arm: str, name: str, longer: int) -> str:
+    found = results.of(arm, name, longer=longer)
+    gain = results.ahead(arm, SCRATCH, name, longer=longer)
     if found is None or gain is None or arm == SCRATCH:
         return cell(found)
     return f"{_mean(found)}, {gain.points()}"
@@ -206,13 +209,19 @@ def _scale(results: Results) -> Iterator[str]:
 
 
 def _longer(results: Results) -> Iterator[str]:
-    yield f"## Has scratch converged?\n\nThe same with {LONGER} times the steps of fine-tuning.\n"
+    yield (
+        f"## Has scratch converged?\n\nThe same with {LONGER} times the steps of fine-tuning; "
+        "the last line is the points that pretraining is ahead there.\n"
+    )
     yield _head("arm", *LABELLED)
     for arm in (SCRATCH, OWN_12):
         for longer in (1, LONGER):
             cells = [cell(results.of(arm, name, longer=longer)) for name in LABELLED]
             if any(cells) and any(results.of(arm, name, longer=LONGER) for name in LABELLED):
                 yield f"| {arm}, {longer} x the steps | {' | '.join(cells)} |"
+    gains = [_points(results.ahead(OWN_12, SCRATCH, name, longer=LONGER)) for name in LABELLED]
+    if any(gains):
+        yield f"| {OWN_12}, ahead | {' | '.join(gains)} |"
 
 
 def _variants(results: Results) -> Iterator[str]:
@@ -233,12 +242,14 @@ def figures(ledger: Ledger) -> list[Figure]:
     Ahead = the lower end of the interval; not behind = its upper end. With few labels the mean.
     """
     results, found = Results(ledger), []
-    for name, other in product(LABELLED, (SCRATCH, *PEERS)):
-        if gain := results.ahead(OWN_12, other, name):
+    compared = [(SCRATCH, 1), (SCRATCH, LONGER), *((peer, 1) for peer in PEERS)]
+    for name, (other, longer) in product(LABELLED, compared):
+        if gain := results.ahead(OWN_12, other, name, longer=longer):
             not_behind = name == "fights" and other == SCRATCH
             label = "not_behind" if not_behind else "ahead_of"
             end = gain.high if not_behind else gain.low
-            found.append(Figure(f"own_12_{label}_{other.split(',')[0]}_{name}", 100 * end, 0.0))
+            what = other.split(",")[0] + (f"_at_{longer}_x_the_steps" if longer > 1 else "")
+            found.append(Figure(f"own_12_{label}_{what}_{name}", 100 * end, 0.0))
     for name in LABELLED:
         few, more = results.of(OWN_12, name, share=0.1), results.of(SCRATCH, name, share=0.25)
         if few and more:

@@ -72,9 +72,9 @@ class Results:
         ours, theirs = self.of(arm, name, **more), self.of(other, name, **more)
         return None if ours is None or theirs is None else difference(theirs, ours)
 
-    def seconds(self, arm: str, name: str) -> float | None:
+    def seconds(self, arm: str, name: str, **more: Any) -> float | None:
         """Returns the mean price of a fine-tuning, with the pretraining that it starts from."""
-        spent = [self.price(row) + self._before(row) for row in self._rows(arm, name)]
+        spent = [self.price(row) + self._before(row) for row in self._rows(arm, name, **more)]
         return float(np.mean(spent)) if spent else None
 
     def _before(self, row: Row) -> float:
