@@ -87,11 +87,11 @@ def render(ledger: Ledger) -> str:
     parts = (
         _accuracies(results),
         _differences(results),
+        _longer(results),
         _frozen(results),
         _curve(results),
         _scale(results),
         _ARITHMETIC,
-        _longer(results),
         _variants(results),
         _pretrainings(results),
     )
