@@ -33,7 +33,7 @@ from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from pretrain.validation import compared, measure
 
 MIN_LOADED_SHARE = 0.5  # of the weights to go on from
-WHERE = "on small sets of real video (docs/results.md)"
+WHERE = "where fine-tuning was short (docs/results.md)"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dynamonet.model.config import LossName
 from dynamonet.settings import Settings
 
 PASSES, LEAST_CLIPS = 100, 60_000  # over the data, and seen, by default
-WORTH_CLIPS = 30_000  # seen; with fewer a gain was not sure, measured: docs/results.md
+WORTH_CLIPS = 30_000  # seen; with fewer no sure gain at equal steps, measured: docs/results.md
 
 
 class ProbeSettings(Settings):

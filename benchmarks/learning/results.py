@@ -62,6 +62,14 @@ class Results:
         """Returns what an arm had right on a set."""
         return outcomes(self.ledger, self._rows(arm, name, **more))
 
+    def tried(self, arm: str, name: str) -> list[float]:
+        """Returns each seed's accuracy on groups of the training folds; seeds draw their own."""
+        rows = self._rows(arm, name, part="val")
+        right: dict[int, str] = {}
+        for row, line in zip(rows, self.ledger.of(rows), strict=True):
+            right[row.seed] = right.get(row.seed, "") + line["right"]
+        return [right[seed].count("1") / len(right[seed]) for seed in sorted(right)]
+
     def _rows(self, arm: str, name: str, **more: Any) -> list[Row]:
         every = product(range(FOLDS), range(SEEDS))
         wanted = [Row(arm, name, fold, seed, **more) for fold, seed in every]
