@@ -242,7 +242,9 @@ def plan() -> list[Row]:
     planned += scale((VIDEOS[-1], None), CLIPS_SEEN)
     for seed in range(SEEDS):
         planned += rows(FINALISTS, seed=seed)
-    planned += rows((SCRATCH, OWN_12), longer=LONGER) + scale(VIDEOS, CLIPS_SEEN) + rows(rest)
+    planned += rows((SCRATCH, OWN_12), longer=LONGER)
+    planned += rows((SCRATCH, OWN_12), share=SHARES[1], longer=LONGER)
+    planned += scale(VIDEOS, CLIPS_SEEN) + rows(rest)
     for seed, share in product(range(SEEDS), SHARES):
         planned += rows(FINALISTS, seed=seed, share=share)
     return list(dict.fromkeys(planned))

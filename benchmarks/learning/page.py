@@ -210,18 +210,20 @@ def _scale(results: Results) -> Iterator[str]:
 
 def _longer(results: Results) -> Iterator[str]:
     yield (
-        f"## Has scratch converged?\n\nThe same with {LONGER} times the steps of fine-tuning; "
-        "the last line is the points that pretraining is ahead there.\n"
+        f"## Has scratch converged?\n\nThe same with {LONGER} times the steps of fine-tuning, and "
+        "the points that pretraining is ahead at as many steps.\n"
     )
-    yield _head("arm", *LABELLED)
-    for arm in (SCRATCH, OWN_12):
-        for longer in (1, LONGER):
-            cells = [cell(results.of(arm, name, longer=longer)) for name in LABELLED]
-            if any(cells) and any(results.of(arm, name, longer=LONGER) for name in LABELLED):
-                yield f"| {arm}, {longer} x the steps | {' | '.join(cells)} |"
-    gains = [_points(results.ahead(OWN_12, SCRATCH, name, longer=LONGER)) for name in LABELLED]
-    if any(gains):
-        yield f"| {OWN_12}, ahead | {' | '.join(gains)} |"
+    yield _head("labels", "steps", "arm", *LABELLED)
+    for share, longer in product((1.0, SHARES[1]), (1, LONGER)):
+        if not any(results.of(SCRATCH, name, share=share, longer=LONGER) for name in LABELLED):
+            continue
+        at = {"share": share, "longer": longer}
+        start = f"| {share:.0%} | {longer} x |"
+        for arm in (SCRATCH, OWN_12):
+            cells = [cell(results.of(arm, name, **at)) for name in LABELLED]
+            yield f"{start} {arm} | {' | '.join(cells)} |"
+        gains = [_points(results.ahead(OWN_12, SCRATCH, name, **at)) for name in LABELLED]
+        yield f"{start} ahead | {' | '.join(gains)} |"
 
 
 def _variants(results: Results) -> Iterator[str]:
