@@ -229,22 +229,19 @@ def plan() -> list[Row]:
 
     pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
     peer_rates = rows([arm.name for arm in PEER_RATES], pair, part="val")
-    planned = rows(FINALISTS) + peer_rates
+    planned = rows(FINALISTS) + rows((SCRATCH, OWN_12), longer=LONGER) + peer_rates
     for share in SHARES:
         planned += rows((OWN_12, SCRATCH), share=share)
     planned += rows(PEERS) + rows((*PEERS, MOTION, OWN_12), recipe="linear")
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
+        planned += rows(CLOSE, pair, seed=seed, part="val")
     planned += scale((VIDEOS[-1], None), CLIPS_SEEN[:-1])
     planned += rows([arm.name for arm in VARIANTS], pair, part="val")
-    for seed in (1, 2):
-        planned += rows(CLOSE, pair, seed=seed, part="val")
-    planned += scale((VIDEOS[-1], None), CLIPS_SEEN)
     for seed in range(SEEDS):
         planned += rows(FINALISTS, seed=seed)
-    planned += rows((SCRATCH, OWN_12), longer=LONGER)
     planned += rows((SCRATCH, OWN_12), share=SHARES[1], longer=LONGER)
-    planned += scale(VIDEOS, CLIPS_SEEN) + rows(rest)
+    planned += scale((*VIDEOS, None), CLIPS_SEEN) + rows(rest)
     for seed, share in product(range(SEEDS), SHARES):
         planned += rows(FINALISTS, seed=seed, share=share)
     return list(dict.fromkeys(planned))

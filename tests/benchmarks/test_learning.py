@@ -95,6 +95,8 @@ def test_it_runs_whole_and_trains_no_row_again(
     monkeypatch.setitem(arms.BY_NAME, few.name, few)
     wanted += [Row(few.name, "weizmann", fold, recipe="linear") for fold in range(3)]
     wanted += [Row(SCRATCH, "weizmann", fold, seed=1) for fold in range(3)]
+    for seed in (0, 1):  # which draw other groups
+        wanted += [Row("3 minutes, own", "weizmann", f, seed, part="val") for f in range(3)]
     ledger, runner, told = Ledger.open(tmp_path / "rows.jsonl"), Runner(tmp_path, shards), []
     runner.run(wanted[:4], ledger, told.append)  # cut off, and the page can be made
     assert "4 of" in render(ledger)
@@ -108,6 +110,7 @@ def test_it_runs_whole_and_trains_no_row_again(
         "Frozen",
         "With fewer labels",
         "How much pretraining?",
+        "Ways to pretrain",
         "The pretrainings",
     ):
         assert f"## {heading}" in page
