@@ -2,7 +2,8 @@
 
     clip           (B, 3, T, H, W) float32, RGB in [0, 1]; T, H, W as the description says
     features       (B, D)     trunk features averaged over time and space
-    dmr            (B, M)     the dynamic motion representation, of a model that reads it
+    dmr            (B, M)     the dynamic motion representation
+    motion         (B, K)     named numbers of motion, whose names and units the description has
     probabilities  (B, N)     with a classifier: of the classes, in the description's order
 
 Normalisation is inside the graph. The description, a JSON, travels in the file: as the metadata
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dynamonet.command_line import load, positional
 from dynamonet.commands import command
 from dynamonet.errors import UserError, need, run_entry
 from dynamonet.model.files import locate, read_description
+from dynamonet.model.motion_field import NUMBERS
 from dynamonet.model.network import DynamoNet
 from dynamonet.settings import Settings
 from dynamonet.storage import atomic_file, check_output
@@ -42,14 +44,18 @@ class Exportable(nn.Module):
     def __init__(self, model: DynamoNet) -> None:
         super().__init__()
         self.model = model
-        dmr, said = model.config.use_dmr, model.classifier is not None
-        there = {"features": True, "dmr": dmr, "probabilities": said}
+        moves, said = model.config.tells_motion, model.classifier is not None
+        there = {"features": True, "dmr": moves, "motion": moves, "probabilities": said}
         self.names = tuple(name for name, is_there in there.items() if is_there)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
         """Maps a clip (B, 3, T, H, W) in [0, 1] to the tensors that `names` lists."""
         output = self.model(normalise(clip), predict_frames=False)
-        outputs = (output.pooled, output.dmr) if self.model.config.use_dmr else (output.pooled,)
+        outputs: tuple[Tensor, ...] = (output.pooled,)
+        if self.model.config.tells_motion:
+            reads = self.model.config.reads == "field"
+            numbers = output.motion if reads else self.model.motion_numbers(output.filters)
+            outputs += output.dmr, numbers
         return outputs if output.logits is None else (*outputs, output.logits.softmax(1))
 
 
@@ -116,6 +122,7 @@ def describe(saved: dict[str, Any], model: Exportable) -> dict[str, Any]:
             "normalisation": f"inside: (clip - {MEAN}) / {STD}",
         },
         "outputs": list(model.names),
+        "motion": [asdict(number) for number in NUMBERS] if "motion" in model.names else [],
         "classes": saved.get("classes", []),
         "model": saved["model"],
         "run": saved.get("run"),

@@ -18,7 +18,7 @@ from finetune.series_settings import ComparisonSettings
 from finetune.train.labelled_set import open_labelled
 
 if TYPE_CHECKING:
-    from finetune.train.comparison_table import Row
+    from finetune.series.comparison_table import Row
 
 EXAMPLES = """examples:
   {compare-backbones} --dataset folder --shards own --backbones none newest motion --max_steps 500
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> list[Row]:
         raise UserError("--test false: what is compared are accuracies on the test part")
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from finetune.train.comparison import compare_backbones
+    from finetune.series.comparison import compare_backbones
 
     return compare_backbones(settings, shards, Console())
 

@@ -17,7 +17,7 @@ from finetune.series_settings import CurveSettings
 from finetune.train.labelled_set import open_labelled
 
 if TYPE_CHECKING:
-    from finetune.train.label_efficiency import Point
+    from finetune.series.label_efficiency import Point
 
 EXAMPLES = """examples:
   {label-curve} --dataset folder --shards own --max_steps 500
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> list[Point]:
         raise UserError("--recipe knn: trains nothing, so there is no curve; choose another")
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
-    from finetune.train.label_efficiency import label_curve
+    from finetune.series.label_efficiency import label_curve
 
     return label_curve(settings, shards, Console())
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dynamonet.model.config import NetworkConfig, PixelScale
+from dynamonet.model.config import READS, NetworkConfig, PixelScale, Reads
 from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
 
@@ -127,14 +127,12 @@ class FinetuneSettings(TrainSettings):
     model: NetworkConfig | None = Field(
         default=None, description="The network; null = as pretrained, or the default from scratch."
     )
-    recipe: Literal["full", "linear", "attentive", "knn"] = Field(
+    recipe: Literal["full", "ridge", "linear", "attentive", "knn"] = Field(
         default="full",
-        description="full = train everything; frozen features with a linear layer, an attentive "
-        "probe, or nearest neighbours.",
+        description="full = train everything; a frozen network with ridge regression, which takes "
+        "seconds, a linear layer, an attentive probe, or nearest neighbours.",
     )
-    use_dmr: bool = Field(
-        default=True, description="The classifier reads the DMR as well as the features."
-    )
+    reads: Reads = Field(default="field", description=READS)
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
     aux_weight: float = Field(
         default=1.0,
@@ -182,8 +180,8 @@ class FinetuneSettings(TrainSettings):
         return self.shards or self.dataset
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Returns how many steps the training takes; nearest neighbours take none."""
-        return 0 if self.recipe == "knn" else super().total_steps(steps_per_epoch)
+        """Returns how many steps the training takes; some recipes take none."""
+        return 0 if self.recipe in ("knn", "ridge") else super().total_steps(steps_per_epoch)
 
     @property
     def auxiliary(self) -> float:

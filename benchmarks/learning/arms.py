@@ -281,7 +281,7 @@ def finetune_settings(row: Row, shards: dict[str, str]) -> FinetuneSettings:
         recipe=row.recipe,  # type: ignore[arg-type]
         pretrained="none",
         model=ModelConfig.model_validate(arm.way.config),
-        use_dmr=arm.reads_dmr,
+        reads="dmr" if arm.reads_dmr else "features",
         dropout=DROPOUT,
         aux_weight=0.0,
         trunk_rate=1.0,

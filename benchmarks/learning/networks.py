@@ -26,8 +26,8 @@ class FeatureClassifier(DynamoNet):
     def classified(self, features: Tensor) -> Output:
         """Returns the result for features (B, D, t, h, w)."""
         none = features.new_zeros(len(features), 0)
-        logits = None if self.classifier is None else self.classifier(features, none)
-        return Output(features, features.mean((2, 3, 4)), none, none, [], logits)
+        heads = None if self.classifier is None else self.classifier(features, none)
+        return Output(features, features.mean((2, 3, 4)), none, none, none, [], heads)
 
 
 class VicReg(DynamoNet):

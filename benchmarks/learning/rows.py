@@ -45,8 +45,8 @@ from dynamonet.training.trainer import Trainer
 from finetune.evaluation.evaluator import by_video
 from finetune.evaluation.finished import find_device
 from finetune.evaluation.metrics import Predictions
-from finetune.train.kept_features import keep_features
-from finetune.train.probe import Probe
+from finetune.series.kept_features import keep_features
+from finetune.series.probe import Probe
 
 SAVED_EVERY_STEPS = 1000  # of a pretraining
 Line = dict[str, Any]

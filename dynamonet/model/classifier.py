@@ -13,37 +13,73 @@ HEAD_DIM = 64  # of an attention head at least; not studied
 MLP_RATIO = 4  # Source: the transformer's
 
 
-class Classifier(nn.Module):
-    """Batch-normalised [pooled features, DMR] -> dropout -> linear.
+class Head(nn.Module):
+    """Batch norm -> dropout -> linear."""
 
-    Source: the paper concatenates the two; normalising them first is ours.
-    """
-
-    def __init__(self, config: ModelConfig, num_classes: int, dim: int, dmr_dim: int) -> None:
-        """Args:
-        dim: Channels D of the features.
-        dmr_dim: Values of the DMR.
-        """
+    def __init__(self, dim: int, num_classes: int, dropout: float, eps: float = 1e-5) -> None:
         super().__init__()
-        self.attention = AttentivePool(dim) if config.pooling == "attentive" else None
-        self.norm_features = nn.BatchNorm1d(dim)
-        self.norm_dmr = nn.BatchNorm1d(dmr_dim) if config.use_dmr else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.linear = nn.Linear(dim + (dmr_dim if config.use_dmr else 0), num_classes)
+        self.norm = nn.BatchNorm1d(dim, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(dim, num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, features: Tensor, dmr: Tensor) -> Tensor:
-        """Maps features (B, D, t, h, w) and DMR (B, dmr_dim) to logits (B, N)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, D) to logits (B, N)."""
+        return self.linear(self.dropout(self.norm(x)))
+
+
+class Classifier(nn.Module):
+    """Heads that each read something of a clip; the classifier's logits are their mean.
+
+        features   [pooled features]
+        dmr        [pooled features, DMR]
+        field      [pooled features] and [named numbers of motion], signed roots of both
+
+    Source: the paper concatenates features and DMR; normalising them first is ours, and a head for
+    each, because one layer over both was seen to lose what the numbers know.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, dim: int, motion_dim: int) -> None:
+        """Args:
+        dim: Channels D of the features.
+        motion_dim: Values M of what is read beside them.
+        """
+        super().__init__()
+        self.config = config
+        self.attention = AttentivePool(dim) if config.pooling == "attentive" else None
+        pooled = 2 * dim if config.pooling == "mean_std" else dim
+        dims = [pooled, motion_dim] if config.reads == "field" else [pooled + motion_dim]
+        # numbers of motion are small, and vary by less than the usual eps
+        eps = (1e-5, 1e-10)
+        self.heads = nn.ModuleList(
+            Head(each, num_classes, config.dropout, e) for each, e in zip(dims, eps, strict=False)
+        )
+
+    def inputs(self, features: Tensor, motion: Tensor) -> list[Tensor]:
+        """Returns what each head reads, (B, ...), of features (B, D, t, h, w) and motion (B, M)."""
+        features = features.float()
+        if self.attention is not None:
+            pooled = self.attention(features)
+        else:
+            pooled = features.mean((2, 3, 4))
+        if self.config.pooling == "mean_std":
+            spread = features.var((2, 3, 4), correction=0).clamp(min=1e-12).sqrt()
+            pooled = torch.cat([pooled, spread], 1)
+        if self.config.reads == "field":
+            return [pooled, signed_root(motion.float())]
+        return [torch.cat([pooled, motion.float()], 1)]
+
+    def forward(self, features: Tensor, motion: Tensor) -> Tensor:
+        """Maps features (B, D, t, h, w) and motion (B, M) to the logits of each head (B, H, N)."""
         with torch.autocast(features.device.type, enabled=False):
-            if self.attention is None:
-                pooled = features.mean((2, 3, 4)).float()
-            else:
-                pooled = self.attention(features.float())
-            parts = [self.norm_features(pooled)]
-            if self.norm_dmr is not None:
-                parts.append(self.norm_dmr(dmr.float()))
-            return self.linear(self.dropout(torch.cat(parts, 1)))
+            read = self.inputs(features, motion)
+            return torch.stack([head(x) for head, x in zip(self.heads, read, strict=True)], 1)
+
+
+def signed_root(values: Tensor) -> Tensor:
+    """Returns roots that keep the sign, with a finite slope at 0: x / sqrt(|x| + 1e-4)."""
+    return values * (values.abs() + 1e-4).rsqrt()
 
 
 class AttentivePool(nn.Module):

@@ -25,6 +25,11 @@ PIXEL_SCALES: dict[PixelScale, tuple[RGB, RGB]] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+Reads = Literal["features", "dmr", "field"]
+READS = (
+    "What the classifier reads: the trunk's features; beside them, in the same layer, the DMR (the "
+    "paper's); or beside them, by a head of its own, the named numbers of the motion field (ours)."
+)
 BackboneName = Literal[
     "r3d_18",
     "mc3_18",
@@ -165,12 +170,14 @@ class NetworkConfig(Settings):
 class ModelConfig(NetworkConfig):
     """Everything needed to rebuild a model; saved beside its weights."""
 
-    use_dmr: bool = Field(
-        default=True, description="The classifier reads the DMR as well as the features."
-    )
-    pooling: Literal["mean", "attentive"] = Field(
+    reads: Reads = Field(default="dmr", description=READS)
+    pooling: Literal["mean", "mean_std", "attentive"] = Field(
         default="mean",
-        description="The classifier reads the features' mean, or what a learnt query attends to.",
+        description="The classifier reads the features' mean, their mean and deviation, or what a "
+        "learnt query attends to.",
+    )
+    frame_seconds: float = Field(
+        default=1.0, gt=0, description="Seconds between frames, which make a motion a speed."
     )
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
     num_classes: int | None = Field(
@@ -181,6 +188,11 @@ class ModelConfig(NetworkConfig):
     def of(cls, network: NetworkConfig, **classifier: Any) -> ModelConfig:
         """Returns a network's description with that of a classifier; none unless it is given."""
         return cls(**{**dict(network), **classifier})
+
+    @property
+    def tells_motion(self) -> bool:
+        """Whether its filters are those of a training, and can be read."""
+        return self.reads != "features"
 
     @property
     def network(self) -> NetworkConfig:

@@ -10,13 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynamonet.digest import digest_of_stream
 from dynamonet.errors import UserError, need
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FOREIGN_DESCRIPTION = "config.json"  # of a model that transformers saved
 WEIGHTS_DIGEST = "weights_digest"  # key in the description
@@ -143,9 +144,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
         raise UserError(f"{path}: expected a JSON object with the key `model`")
     version = description.get("format_version")
+    model = description["model"]
+    if version in (1, 2) and "use_dmr" in model:  # knew one way to read filters
+        model["reads"] = "dmr" if model.pop("use_dmr") else "features"
     if version == 1:  # knew one input
-        description["model"] = {"input": "rgb", **description["model"]}
-    elif version != FORMAT_VERSION:
+        description["model"] = {"input": "rgb", **model}
+    elif version not in (2, FORMAT_VERSION):
         raise UserError(
             f"{path}: model format {version!r}; this version reads 1 to {FORMAT_VERSION}. "
             "Update dynamonet, or save the model again with this version."
@@ -161,8 +165,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     try:
-        return load_file(path)
+        return _of_heads(load_file(path))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
     except Exception as error:  # safetensors raises its own untyped errors
         raise UserError(f"{path}: damaged: {error}") from None
+
+
+def _of_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the classifier's weights of format 2, which had one head, in two norms."""
+    old = [
+        name for name in weights if re.match(r"classifier\.(norm_features|norm_dmr|linear)", name)
+    ]
+    found = {name: value for name, value in weights.items() if name not in old}
+    for name in old:
+        part, value = name.split(".")[1:]
+        whole = weights[name]
+        if part == "norm_dmr":
+            continue
+        beside = weights.get(f"classifier.norm_dmr.{value}")
+        if part == "norm_features" and beside is not None and whole.ndim:
+            whole = torch.cat([whole, beside])
+        found[f"classifier.heads.0.{'linear' if part == 'linear' else 'norm'}.{value}"] = whole
+    return found

@@ -2,7 +2,9 @@
 
 clip (B, 3, T, H, W) -> differences -> trunk -> features -> filters -> predicted frames
                                                   |           |
-                                                pooled  ++   DMR  -> classifier -> logits
+                                                pooled        DMR, or named numbers of motion
+                                                  |           |
+                                                  classifier -> logits
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from dynamonet.model.files import (
     upload,
     write_model,
 )
+from dynamonet.model.motion_field import NUMBERS, MotionField, motion_field, motion_numbers
 from dynamonet.model.motion_filters import MotionFilters
 from dynamonet.model.prediction import predict_levels
 from dynamonet.model.trunk import Trunk
@@ -41,9 +44,15 @@ class Output:
     features: Tensor  # (B, D, t, h, w)
     pooled: Tensor  # (B, D), features averaged over time and space
     filters: Tensor  # (B, L, N, K*K, gh, gw)
-    dmr: Tensor  # (B, dmr_dim), the dynamic motion representation; (B, 0) without `use_dmr`
+    dmr: Tensor  # (B, dmr_dim), the dynamic motion representation; (B, 0) if only features are read
+    motion: Tensor  # (B, M), what the classifier reads beside the features
     predicted: list[Tensor]  # for each level (B, 3, N, H // level, W // level)
-    logits: Tensor | None  # (B, num_classes), or None without a classifier
+    heads: Tensor | None  # (B, H, num_classes), logits of each head; None without a classifier
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The mean of the heads' logits, (B, num_classes)."""
+        return None if self.heads is None else self.heads.mean(1)
 
     def __repr__(self) -> str:
         def shape(value: Any) -> Any:
@@ -109,7 +118,7 @@ class DynamoNet(nn.Module):
         self.classifier = (
             None
             if config.num_classes is None
-            else Classifier(config, config.num_classes, self.trunk.dim, self.motion.dmr_dim)
+            else Classifier(config, config.num_classes, self.trunk.dim, self._motion_dim)
         )
         self.frozen: tuple[nn.Module, ...] = ()
         self.facts: dict[str, Any] = {}  # JSON-able, kept beside the weights: classes, clips, run
@@ -127,6 +136,26 @@ class DynamoNet(nn.Module):
             module.eval()
         return self
 
+    @property
+    def _motion_dim(self) -> int:
+        dims = {"features": 0, "dmr": self.motion.dmr_dim, "field": len(NUMBERS)}
+        return dims[self.config.reads]
+
+    def motion_field(self, filters: Tensor) -> MotionField:
+        """Reads filters (B, L, N, K*K, gh, gw) as displacements, by their first level.
+
+        Within a clip the last filter, whose frame the network does not see, is left out.
+        """
+        config = self.config
+        own = filters[:, 0]
+        if config.targets == "within_clip" and own.shape[1] > 1:
+            own = own[:, :-1]
+        return motion_field(own, config.frame_px / config.filters.levels[0], config.frame_seconds)
+
+    def motion_numbers(self, filters: Tensor) -> Tensor:
+        """Returns the named numbers of motion (B, M), in the order of `motion_field.NUMBERS`."""
+        return motion_numbers(self.motion_field(filters), self.config.frame_seconds)
+
     def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
         """Runs the network on a clip.
 
@@ -140,7 +169,11 @@ class DynamoNet(nn.Module):
         config = self.config
         if clip.ndim != 5 or clip.shape[1] != 3:
             raise UserError(f"expected a clip (B, 3, T, H, W), found {tuple(clip.shape)}")
-        if self.classifier is not None and clip.shape[2] != config.num_frames and config.use_dmr:
+        if (
+            self.classifier is not None
+            and clip.shape[2] != config.num_frames
+            and config.reads == "dmr"
+        ):
             raise UserError(
                 f"this classifier reads the filters of {config.num_frames} frames and got a clip "
                 f"of {clip.shape[2]}: sample clips of {config.num_frames} frames"
@@ -153,9 +186,10 @@ class DynamoNet(nn.Module):
         levels = config.filters.levels if predict_frames else ()
         predicted = predict_levels(clip, filters, levels, config.targets, config.filters.cell_px)
         pooled = features.mean((2, 3, 4))
-        dmr = self.motion.describe(filters) if config.use_dmr else pooled[:, :0]
-        logits = None if self.classifier is None else self.classifier(features, dmr)
-        return Output(features, pooled, filters, dmr, predicted, logits)
+        dmr = pooled[:, :0] if config.reads == "features" else self.motion.describe(filters)
+        motion = self.motion_numbers(filters) if config.reads == "field" else dmr
+        heads = None if self.classifier is None else self.classifier(features, motion)
+        return Output(features, pooled, filters, dmr, motion, predicted, heads)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights (safetensors) and the JSON that rebuilds the model into a folder.

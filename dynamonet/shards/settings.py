@@ -54,6 +54,10 @@ class ClipSettings(Settings):
         description="Range of the brightness, contrast and saturation factors.",
     )
 
+    def seconds_apart(self, fps: float) -> float:
+        """Returns the time between a clip's frames, of a segment of so many frames a second."""
+        return self.stride_frames / fps if self.stride_seconds is None else self.stride_seconds
+
     @property
     def spacing(self) -> str:
         """How far a clip's frames are apart, in words."""

@@ -70,6 +70,13 @@ class Task(ABC, Generic[S]):
         """Does with one batch what `evaluate` does, to see whether its memory suffices."""
         model(frames[:, :, : model.config.num_frames])
 
+    def solve(self, model: DynamoNet, measuring: Measuring) -> dict[str, float]:
+        """Teaches the model what takes no steps, in a training without any; returns metrics.
+
+        Every rank takes its share of the clips and ends with the same model.
+        """
+        return {}
+
     @abstractmethod
     def evaluates_after(self, step: int, total_steps: int) -> bool:
         """Tells whether to evaluate once `step` steps are done."""

@@ -286,9 +286,22 @@ class Trainer:
             self.store.begin(done, snapshot(self.train_state, state, extra), self.measured)
         self.measured, self.saved_at = {}, time.monotonic()
 
+    def _solve(self) -> None:
+        """Does a training without steps, unless a stop is asked for.
+
+        A model that nothing is taught is a result too.
+        """
+        with contextlib.suppress(BrokenOff):
+            found = self.task.solve(self.train_state.result.eval(), self.measuring)
+            if self.rank.is_main:
+                self.tracking.metrics({0: found})
+            if self.task.keeps_best():
+                self._evaluate(0)
+            self._save(0)
+
     def _close(self) -> None:
         if not self.total_steps:
-            self._save(0)  # a model that nothing is taught is a result too
+            self._solve()
         if self.rank.is_main:
             self.store.wait()
         if self.state.step == self.total_steps and not self.state.unmeasured:

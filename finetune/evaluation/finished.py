@@ -90,7 +90,7 @@ class FinishedModel:
         self.digest = digest_of_weights(self.folder, config.pixel_scale)
         if is_foreign(self.folder):
             description: dict[str, Any] = {}
-            model = DynamoNet(ModelConfig.of(config, use_dmr=False))  # it brings no filters
+            model = DynamoNet(ModelConfig.of(config, reads="features"))  # it brings no filters
             transfer(model, pretrained_weights(self.folder, config), 1.0)
         else:
             description = read_description(self.folder)

@@ -214,7 +214,7 @@ class _Model:
         """Puts what the model sees in place of the pixels: features and DMR side by side."""
         model, pixels, starts = self.predictor.model, batch.pop("pixels"), batch["start"]
         there = np.flatnonzero(starts != NOTHING)
-        width = model.trunk.dim + (model.motion.dmr_dim if model.config.use_dmr else 0)
+        width = model.trunk.dim + (model.motion.dmr_dim if model.config.tells_motion else 0)
         seen = np.zeros((len(starts), width), np.float32)
         size = self.predictor.batch_size
         for some in (there[i : i + size] for i in range(0, len(there), size)):

@@ -117,8 +117,10 @@ class Start:
             return len({names[row] for row in rows})
 
         if chosen is None:
-            chosen = "the last step" if settings.recipe != "knn" else ""  # it has none
-            if chosen and task.keeps_best():
+            chosen = {"knn": "", "ridge": "strengths by inner folds"}.get(settings.recipe)
+        if chosen is None:
+            chosen = "the last step"
+            if task.keeps_best():
                 chosen = f"the best step by {videos(parts.validation.tolist())} validation videos"
         held = [f"{k} {v}" for k, v in dict(settings.hold).items() if v is not None]
         return Protocol(

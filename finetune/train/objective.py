@@ -44,10 +44,12 @@ from finetune.pretrained.load import (
     pretrained_weights,
 )
 from finetune.settings import FinetuneSettings, SeedSettings
+from finetune.train import ridge
 from finetune.train.augment import augment
-from finetune.train.splits import Splits
+from finetune.train.splits import Splits, inner_folds
 
 NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
+POOLING = {"attentive": "attentive", "ridge": "mean_std"}  # by recipe; else the mean
 TRUNK_RATE = 0.1  # of a trunk that others trained. Source: Hara's fine-tuning
 
 
@@ -98,11 +100,13 @@ class Finetuning(Task[FinetuneSettings]):
         Frozen filters that start at random are not read.
         """
         settings, classes = self.settings, len(self.data.classes)
+        random = self.is_foreign and settings.recipe != "full"
         classifier = {
             "num_classes": None if settings.recipe == "knn" else classes,
-            "pooling": "attentive" if settings.recipe == "attentive" else "mean",
-            "use_dmr": settings.use_dmr and not (self.is_foreign and settings.recipe != "full"),
+            "pooling": POOLING.get(settings.recipe, "mean"),
+            "reads": "features" if random else settings.reads,
             "dropout": settings.dropout,
+            "frame_seconds": settings.clips.seconds_apart(self.data.frames.max_fps),
         }
         return ModelConfig.of(self.architecture, **classifier)
 
@@ -111,9 +115,9 @@ class Finetuning(Task[FinetuneSettings]):
         if self.pretrained is not None:
             weights = pretrained_weights(Path(self.pretrained), model.config)
             transfer(model, weights, settings.min_loaded_share)
-        if settings.recipe in ("linear", "attentive"):
+        if settings.recipe in ("ridge", "linear", "attentive"):
             model.freeze()
-        elif not (settings.use_dmr or settings.auxiliary):
+        elif settings.reads == "features" and not settings.auxiliary:
             model.motion.requires_grad_(False)  # nothing would train it
         return model
 
@@ -155,17 +159,26 @@ class Finetuning(Task[FinetuneSettings]):
         weights = len(labels) / (there.sum() * counts.clamp(min=1))
         return torch.where(there, weights, 0.0).float()
 
+    def solve(self, model: DynamoNet, measuring: Measuring) -> dict[str, float]:
+        if self.settings.recipe != "ridge":
+            return {}
+        seed, rows = self.settings.labels_seed, self.parts.train
+        folds = inner_folds(self.data, rows, seed)
+        reader = self.reader(rows)
+        fitted = ridge.fit_classifier(model, reader, self.data, self.views, folds, seed, measuring)
+        return fitted.metrics
+
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         config, settings = self.architecture, self.settings
         weight, classes = settings.auxiliary, len(self.data.classes)
         label = batch.label.to(frames.device)
         frames, target = augment(frames, label, classes, settings.augment)
         output: Output = model(frames[:, :, : config.num_frames], predict_frames=weight > 0)
-        assert output.logits is not None
+        assert output.heads is not None and output.logits is not None
         weights = self.class_weights
-        entropy = F.cross_entropy(
-            output.logits.float(),
-            target,
+        entropy = F.cross_entropy(  # of each head for itself
+            output.heads.float().flatten(0, 1),
+            target.repeat_interleave(output.heads.shape[1], 0),
             weight=None if weights is None else weights.to(frames.device, non_blocking=True),
             label_smoothing=settings.augment.label_smoothing,
         )

@@ -20,6 +20,7 @@ from dynamonet.shards.shard_set import ShardSet
 from finetune.settings import FinetuneSettings
 
 Rows = NDArray[np.int64]
+INNER_FOLDS = 3  # of a training part, by which something is chosen
 VAL_SHARE = 0.1  # of a set without a val part, where it has enough groups
 
 
@@ -98,6 +99,30 @@ def kept_apart(shards: ShardSet, rows: Rows, share: float, seed: int) -> tuple[R
             f"{what} groups of videos. Label more videos, or set val_share to 0."
         )
     return stay, rows[apart]
+
+
+def inner_folds(shards: ShardSet, rows: Rows, seed: int) -> Rows:
+    """Returns the fold of each row, 0 to `INNER_FOLDS` - 1, by whole groups; 0 for lack of groups.
+
+    Each group goes where its classes are rarest so far, those that have few groups first.
+    """
+    names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
+    groups = {int(row): given[row] or names[row] for row in rows}
+    members = _by_class(shards, groups)
+    classes: dict[str, list[int]] = {}
+    for label, own in members.items():
+        for name in own:
+            classes.setdefault(name, []).append(label)
+    count = min(INNER_FOLDS, max(map(len, members.values())))
+    order = _drawn(classes, seed)
+    order.sort(key=lambda name: min(len(members[label]) for label in classes[name]))
+    seen = np.zeros((count, len(shards.classes)), np.int64)
+    fold_of: dict[str, int] = {}
+    for name in order:
+        best = int(np.lexsort((seen.sum(1), seen[:, classes[name]].sum(1)))[0])
+        seen[best, classes[name]] += 1
+        fold_of[name] = best
+    return np.array([fold_of[groups[int(row)]] for row in rows], np.int64)
 
 
 def labelled_share(shards: ShardSet, rows: Rows, share: float, seed: int) -> Rows:

@@ -10,6 +10,7 @@ import torch
 from dynamonet.errors import UserError
 from dynamonet.export import export, main, read_exported
 from dynamonet.model.config import ModelConfig, TrunkConfig
+from dynamonet.model.motion_field import NUMBERS
 from dynamonet.model.network import DynamoNet
 from dynamonet.video.transforms import MEAN, STD
 
@@ -38,12 +39,13 @@ def test_a_torch_archive_gives_the_models_own_results(tmp_path: Path) -> None:
     assert done.difference < 1e-5
     program = torch.export.load(tmp_path / "model.pt2").module()
     clip = torch.rand(5, 3, 8, 32, 32)
-    features, dmr, probabilities = program(clip)
+    features, dmr, motion, probabilities = program(clip)
     with torch.no_grad():
         own = model((clip - MEAN) / STD)
     assert own.logits is not None
     torch.testing.assert_close(features, own.pooled)
     torch.testing.assert_close(dmr, own.dmr)
+    torch.testing.assert_close(motion, model.motion_numbers(own.filters))
     torch.testing.assert_close(probabilities, own.logits.softmax(1))
 
 
@@ -52,18 +54,21 @@ def test_an_onnx_file_runs_elsewhere_and_says_how_to_feed_it(tmp_path: Path) -> 
     model = saved(tmp_path / "model", num_classes=None)
     export(str(tmp_path / "model"), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    assert [value.name for value in session.get_outputs()] == ["features", "dmr"]
+    assert [value.name for value in session.get_outputs()] == ["features", "dmr", "motion"]
     clip = torch.rand(1, 3, 8, 32, 32)
-    features, dmr = session.run(None, {"clip": clip.numpy()})
+    features, dmr, motion = session.run(None, {"clip": clip.numpy()})
     with torch.no_grad():
         own = model((clip - MEAN) / STD)
-    for found, expected in ((features, own.pooled), (dmr, own.dmr)):
+    numbers = model.motion_numbers(own.filters)
+    for found, expected in ((features, own.pooled), (dmr, own.dmr), (motion, numbers)):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
     told = read_exported(tmp_path / "model.onnx")
     assert told["input"]["shape"] == ["batch", 3, 8, 32, 32]
     assert told["input"]["between_frames"] == {"seconds": 0.1}
     assert "scaled to 48 px, of which the middle 32 px" in told["input"]["crop"]
-    assert told["outputs"] == ["features", "dmr"] and told["classes"] == ["a", "b", "c"]
+    assert told["outputs"] == ["features", "dmr", "motion"]
+    assert [each["name"] for each in told["motion"]] == [each.name for each in NUMBERS]
+    assert told["classes"] == ["a", "b", "c"]
 
 
 def test_the_command_prints_what_it_wrote(

@@ -139,7 +139,7 @@ def test_from_scratch_without_auxiliary_loss_and_without_dmr(
     shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [word for word in TINY_MODEL if not word.startswith(("--clips", "--loader"))]
-    words = "--pretrained none --aux_weight 0 --use_dmr false --label_share 0.5".split()
+    words = "--pretrained none --aux_weight 0 --reads features --label_share 0.5".split()
     tiny = "--model.num_frames 8 --model.frame_px 32 --model.trunk.depth 10 --model.trunk.width 4"
     assert model
     with without_ray():
@@ -148,7 +148,7 @@ def test_from_scratch_without_auxiliary_loss_and_without_dmr(
     assert "from scratch" in capsys.readouterr().out
     (folder,) = Path("runs/finetune").iterdir()
     saved = DynamoNet.from_pretrained(folder / "model")
-    assert saved.classifier is not None and saved.classifier.norm_dmr is None
+    assert saved.classifier is not None and saved.config.reads == "features"
 
 
 def test_users_mistakes_name_what_to_do(shard_set: Path, tmp_path: Path, pretrained: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dynamonet.errors import UserError
@@ -129,6 +130,26 @@ def test_a_saved_model_rebuilds_itself(tmp_path: Path) -> None:
     assert again.config == model.config
 
 
+def test_a_classifier_of_one_head_in_two_norms_is_still_read(tmp_path: Path) -> None:
+    model = DynamoNet(TINY.model_copy(update={"num_classes": 3})).eval()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    model.save_pretrained(tmp_path)
+    weights, dim = load_file(tmp_path / WEIGHTS), model.trunk.dim
+    for name in [name for name in weights if name.startswith("classifier.heads.0.")]:
+        value, kind = weights.pop(name), name.removeprefix("classifier.heads.0.")
+        if kind.startswith("linear"):
+            weights[f"classifier.{kind}"] = value
+            continue
+        for norm, part in (("norm_features", slice(dim)), ("norm_dmr", slice(dim, None))):
+            own = value[part].contiguous() if value.ndim else value.clone()
+            weights[f"classifier.{norm}.{kind.removeprefix('norm.')}"] = own
+    save_file(weights, tmp_path / WEIGHTS)
+    again, clip = DynamoNet.from_pretrained(tmp_path), torch.randn(1, 3, 8, 32, 32)
+    torch.testing.assert_close(again(clip).logits, model(clip).logits)
+
+
 def test_damaged_and_foreign_models_are_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model here"):
         DynamoNet.from_pretrained(tmp_path)
@@ -141,6 +162,9 @@ def test_damaged_and_foreign_models_are_refused_with_a_reason(tmp_path: Path) ->
     before = {key: value for key, value in saved["model"].items() if key != "input"}
     with_description(format_version=1, model=before)  # when frames were the one input
     assert DynamoNet.from_pretrained(tmp_path).config.input == "rgb"
+    before = {key: value for key, value in saved["model"].items() if key != "reads"}
+    with_description(format_version=2, model={**before, "use_dmr": False})
+    assert DynamoNet.from_pretrained(tmp_path).config.reads == "features"
     with_description(format_version=99)
     with pytest.raises(UserError, match="model format 99"):
         DynamoNet.from_pretrained(tmp_path)

@@ -53,7 +53,7 @@ FINETUNINGS = [
     "--recipe full --aux_weight 0.5",
     "--recipe linear",
     "--recipe attentive --class_weights balanced",
-    "--use_dmr false",
+    "--reads features",
 ]
 
 

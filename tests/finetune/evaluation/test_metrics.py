@@ -19,7 +19,7 @@ from finetune.evaluation.plots import draw_calibration, draw_confusion
 from finetune.evaluation.protocol import MeasuredPart, Protocol, Times
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import Outcomes
-from finetune.train.label_efficiency import Point, draw_curve, labels_saved
+from finetune.series.label_efficiency import Point, draw_curve, labels_saved
 
 
 def predictions(num: int = 200, classes: int = 5, seed: int = 0) -> Predictions:

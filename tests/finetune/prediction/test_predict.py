@@ -64,7 +64,7 @@ def save_model(folder: Path, classes: list[str] | None, **clips: object) -> Path
     model = DynamoNet(TINY.model_copy(update={"num_classes": count})).eval()
     torch.nn.init.normal_(model.motion.generator.linear.weight, std=0.1)  # type: ignore[union-attr]
     if model.classifier is not None:
-        torch.nn.init.normal_(model.classifier.linear.weight, std=2.0)
+        torch.nn.init.normal_(model.classifier.get_parameter("heads.0.linear.weight"), std=2.0)
     facts = {"classes": classes or [], "frames": {"short_side_px": 32}}
     model.facts = {**facts, "clips": {"canvas_px": 32, **clips}}
     model.save_pretrained(folder)

@@ -65,7 +65,7 @@ def randomised(build: Callable[[], nn.Module]) -> tuple[Any, State]:
 
 
 def network_of(foreign: ForeignWeights, scale: PixelScale | None = None) -> DynamoNet:
-    config = ModelConfig.of(foreign.model(scale, "file.pth"), use_dmr=False)
+    config = ModelConfig.of(foreign.model(scale, "file.pth"), reads="features")
     model = DynamoNet(config)
     assert transfer(model, foreign.weights(config), 1.0).share == 1
     return model.eval()
@@ -300,7 +300,7 @@ def test_encoders_of_transformers_keep_their_features(kind: str, tmp_path: Path)
     clip = pixels(4, 32)
     found = find_pretrained(FinetuneSettings(pretrained=str(tmp_path)))
     assert found is not None and f"transformers' {kind}" in str(found.note)
-    config = ModelConfig.of(pretrained_config(tmp_path), use_dmr=False)
+    config = ModelConfig.of(pretrained_config(tmp_path), reads="features")
     assert (config.num_frames, config.frame_px, config.pixel_scale) == (4, 32, "imagenet")
     model = DynamoNet(config).eval()
     assert transfer(model, pretrained_weights(tmp_path, config), 1.0).share == 1

@@ -97,17 +97,18 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor], part: str) -> bool:
     return all(torch.equal(a[key], b[key]) for key in keys)
 
 
-@pytest.mark.parametrize("recipe", ["linear", "attentive"])
+@pytest.mark.parametrize("recipe", ["ridge", "linear", "attentive"])
 def test_a_probe_leaves_trunk_and_filters_as_they_were(
     tune: Callable[..., Tuned], model: Path, recipe: str, tmp_path: Path
 ) -> None:
     found = tune("--recipe", recipe)
     before, after = read_weights(model), found.model.state_dict()
     assert same(after, before, "trunk.") and same(after, before, "motion.")
-    assert found.model.config.pooling == ("attentive" if recipe == "attentive" else "mean")
+    pooling = {"attentive": "attentive", "ridge": "mean_std", "linear": "mean"}
+    assert found.model.config.pooling == pooling[recipe]
     assert "train/skill" not in found.metrics  # frozen filters have nothing to learn
     assert 0 <= found.metrics["test/top1_low"] <= found.metrics["test/top1"] <= 1
-    if recipe == "attentive":  # it leaves as any other model
+    if recipe != "linear":  # it leaves as any other model
         checkpoint = newest(found.home)
         assert checkpoint is not None
         assert export(checkpoint, tmp_path / "model.pt2").difference < 1e-3
@@ -131,7 +132,10 @@ def test_full_fine_tuning_teaches_everything_the_lower_the_slower(
     stages = [net.trunk.stem, *net.trunk.stages]
     found_rates = [rates[id(next(iter(stage.parameters())))] for stage in stages]
     assert found_rates == pytest.approx([0.04 * 0.5**n for n in (4, 3, 2, 1, 0)])
-    assert net.classifier is not None and rates[id(net.classifier.linear.weight)] == 0.1
+    assert (
+        net.classifier is not None
+        and rates[id(net.classifier.get_parameter("heads.0.linear.weight"))] == 0.1
+    )
 
 
 def test_nearest_neighbours_take_no_step_and_are_tested(

@@ -3,7 +3,7 @@
 <runs>/features/<digest>/
   about.json    how far it has come, and in how many seconds
   pooled.npy    (V, D) float32, features averaged over time and space
-  dmr.npy       (V, M) float32
+  motion.npy    (V, M) float32, what a classifier reads beside them
   cells.npy     (V, D, t, h, w) float16, for attentive probes alone
 """
 
@@ -45,7 +45,7 @@ class KeptFeatures:
 
     rows: NDArray[np.int64]  # (V,)
     pooled: NDArray[np.float32]  # (V, D)
-    dmr: NDArray[np.float32]  # (V, M)
+    motion: NDArray[np.float32]  # (V, M)
     cells: NDArray[np.float16] | None  # (V, D, t, h, w)
     seconds: float  # that computing them took
 
@@ -56,7 +56,7 @@ class KeptFeatures:
     def read(
         self, views: NDArray[np.int64], device: torch.device, *, cells: bool
     ) -> tuple[Tensor, Tensor]:
-        """Returns what a classifier reads of some views: a feature map (B, D, t, h, w), the DMR.
+        """Returns what a classifier reads of some views: maps (B, D, t, h, w), motion (B, M).
 
         Args:
             cells: False = a map of one cell, which is the mean of all.
@@ -66,7 +66,7 @@ class KeptFeatures:
             features = torch.from_numpy(self.cells[views]).float()
         else:
             features = torch.from_numpy(self.pooled[views])[:, :, None, None, None]
-        return features.to(device), torch.from_numpy(self.dmr[views]).to(device)
+        return features.to(device), torch.from_numpy(self.motion[views]).to(device)
 
 
 def keep_features(
@@ -84,12 +84,12 @@ def keep_features(
     folder = _folder(task, rows, cells=cells)
     requests = [request for row in rows.tolist() for request in task.views.requests(row)]
     views = np.array([request.row for request in requests], np.int64)
-    names = ("pooled", "dmr", *["cells"] * cells)
+    names = ("pooled", "motion", *["cells"] * cells)
     if _how_far(folder)[0] < len(requests):
         _compute(task, rows, requests, folder, names, batch_clips, console)
     _, seconds = _how_far(folder)
     kept = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-    return KeptFeatures(views, kept["pooled"], kept["dmr"], kept.get("cells"), seconds)
+    return KeptFeatures(views, kept["pooled"], kept["motion"], kept.get("cells"), seconds)
 
 
 def _compute(
@@ -131,7 +131,7 @@ def _compute(
 def _look(model: DynamoNet, frames: Tensor, precision: Any, cells: bool) -> dict[str, NDArray[Any]]:
     with precision.autocast():
         output: Output = model(frames, predict_frames=False)
-    found = {"pooled": output.pooled.float(), "dmr": output.dmr.float()}
+    found = {"pooled": output.pooled.float(), "motion": output.motion.float()}
     if cells:
         maps = output.features.float()
         t, h, w = (min(pair) for pair in zip(maps.shape[2:], MOST_CELLS, strict=True))
@@ -146,6 +146,7 @@ def _folder(task: Finetuning, rows: NDArray[np.int64], *, cells: bool) -> Path:
     about = {
         "weights": digest_of_weights(place, task.architecture.pixel_scale),
         "model": task.architecture.model_dump(mode="json"),
+        "reads": task.classifier_config().reads,
         "shards": task.data.digest,
         "rows": digest_of_bytes(rows.tobytes()),
         "clips": settings.clips.model_dump(mode="json"),

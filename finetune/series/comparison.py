@@ -28,14 +28,14 @@ from finetune.pretrained.load import (
     pretrained_config,
     read_foreign,
 )
+from finetune.series.comparison_table import Row, best_of, draw, show, table_csv
+from finetune.series.kept_features import KeptFeatures, keep_features
+from finetune.series.probe import HELD_OUT, run_probe
 from finetune.series_settings import ComparisonSettings
 from finetune.settings import FinetuneSettings
-from finetune.train.comparison_table import Row, best_of, draw, show, table_csv
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import RunResult, Start
-from finetune.train.kept_features import KeptFeatures, keep_features
 from finetune.train.objective import TRUNK_RATE
-from finetune.train.probe import HELD_OUT, run_probe
 from finetune.train.several import below_one, group_name, keep_files, run_each, single_runs
 
 SCRATCH = "from scratch"

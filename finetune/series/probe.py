@@ -20,8 +20,8 @@ from dynamonet.training.run_folder import working_on
 from finetune.evaluation.evaluator import by_video, evaluate_test
 from finetune.evaluation.finished import find_device
 from finetune.evaluation.protocol import Protocol
+from finetune.series.kept_features import KeptFeatures
 from finetune.train.experiment import RunResult, Start, tell
-from finetune.train.kept_features import KeptFeatures
 from finetune.train.objective import Finetuning
 from finetune.train.splits import kept_apart
 
@@ -45,7 +45,7 @@ class Probe:
         config, settings = task.classifier_config(), task.settings
         torch.manual_seed(settings.weights_seed)
         classifier = Classifier(
-            config, len(task.data.classes), kept.pooled.shape[1], kept.dmr.shape[1]
+            config, len(task.data.classes), kept.pooled.shape[1], kept.motion.shape[1]
         ).to(self.device)
         decay = settings.optimizer.weight_decay
         optimizer = torch.optim.AdamW(classifier.parameters(), rate, weight_decay=decay)
@@ -57,9 +57,12 @@ class Probe:
         for _ in range(steps):
             some = draw.permutation(views)[: max(2, min(BATCH, len(views)))]
             wanted = torch.from_numpy(labels[kept.rows[some]].astype(np.int64)).to(self.device)
-            logits = classifier(*self._read(some))
+            heads = classifier(*self._read(some))  # each learns for itself
             loss = F.cross_entropy(
-                logits, wanted, weight=weights, label_smoothing=settings.augment.label_smoothing
+                heads.flatten(0, 1),
+                wanted.repeat_interleave(heads.shape[1]),
+                weight=weights,
+                label_smoothing=settings.augment.label_smoothing,
             )
             optimizer.zero_grad()
             loss.backward()
@@ -72,7 +75,7 @@ class Probe:
         """Returns each view's row and what the classifier says of it."""
         views = self.kept.of(rows)
         parts = [views[i : i + BATCH] for i in range(0, len(views), BATCH)]
-        said = [classifier(*self._read(part)) for part in parts]
+        said = [classifier(*self._read(part)).mean(1) for part in parts]
         shares: Tensor = torch.cat(said).double().softmax(1).cpu()
         return list(zip(self.kept.rows[views].tolist(), shares.tolist(), strict=True))
 

@@ -16,8 +16,8 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.store import tracking_uri
 from finetune import compare, compare_backbones
 from finetune.evaluation.leakage import Seen
+from finetune.series import comparison, kept_features
 from finetune.settings import FinetuneSettings
-from finetune.train import comparison, kept_features
 from finetune.train.experiment import RunResult, Start
 from finetune.train.objective import Finetuning
 from tests.conftest import without_ray

@@ -1,0 +1,282 @@
+"""The motion field: dynamic motion filters read as displacements, and as named numbers.
+
+A filter f takes a pixel of the next frame from the K x K pixels around it, so its weights say where
+that pixel came from: for dx, dy in pixels of the level's frame,
+
+    u = -sum f dx, v = -sum f dy     displacement, rightwards and downwards
+    moved = 1 - f(centre)            share of the weight that is not a copy
+    doubt = -sum f log f             entropy: small where one displacement explains the pixel
+
+The median over a frame's cells is taken for the camera's motion. Lengths are sides of the frame,
+times are seconds: numbers of clips of another size or rate can be compared.
+
+Source: ours; I3D's second stream reads flow that was made beforehand.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Number:
+    """One of the numbers that describe a clip's motion."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+# units, and how often each has time below the line
+RATES = {
+    "nat": 0,
+    "share": 0,
+    "side": 0,
+    "1/s": 1,
+    "nat/s": 1,
+    "share/s": 1,
+    "side/s": 1,
+    "side/s2": 2,
+}
+_QUANTITIES = {
+    "speed": ("side/s", "speed"),
+    "own_speed": ("side/s", "speed less the camera's motion"),
+    "moved": ("share", "share of the weight that is not a copy"),
+    "doubt": ("nat", "entropy of a filter"),
+}
+_STATISTICS = {
+    "mean": "mean over cells and frames",
+    "std": "deviation over cells and frames",
+    "median": "median over cells and frames",
+    "q90": "90th percentile over cells and frames",
+    "q99": "99th percentile over cells and frames",
+    "std_in_time": "deviation over frames of the frame's mean",
+    "std_in_space": "deviation over cells of the cell's mean",
+    "change": "mean absolute change in time",
+}
+_DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
+_GRADIENTS = {
+    "du_dx": "u along x",
+    "dv_dy": "v along y",
+    "du_dy": "u along y",
+    "dv_dx": "v along x",
+}
+_HALVES = ("upper", "lower")
+_HALF = {
+    "share": ("share", "of what moves, how much is in this half"),
+    "u_abs": ("side/s", "mean speed left and right"),
+    "u_abs_std": ("side/s", "its deviation over frames"),
+    "v_abs": ("side/s", "mean speed up and down"),
+    "v_abs_std": ("side/s", "its deviation over frames"),
+    "v": ("side/s", "mean velocity downwards"),
+    "v_std": ("side/s", "its deviation over frames"),
+    "u_along": ("side/s", "mean velocity in the direction of the clip's mean"),
+    "u_along_std": ("side/s", "its deviation over frames"),
+}
+
+
+def _rate(unit: str) -> str:
+    return "side/s2" if unit == "side/s" else f"{unit}/s"
+
+
+NUMBERS = (
+    *(
+        Number(
+            f"{quantity}_{statistic}",
+            _rate(unit) if statistic == "change" else unit,
+            f"{what}: {how}",
+        )
+        for (quantity, (unit, what)), (statistic, how) in product(
+            _QUANTITIES.items(), _STATISTICS.items()
+        )
+    ),
+    *(
+        Number(f"towards_{name}", "side/s", f"mean velocity less the camera's, {name}")
+        for name in _DIRECTIONS
+    ),
+    *(Number(name, "1/s", f"mean absolute change of {how}") for name, how in _GRADIENTS.items()),
+    Number("acceleration", "side/s2", "mean length of the change of velocity"),
+    Number("camera_u_std", "side/s", "deviation over frames of the camera's u"),
+    Number("camera_v_std", "side/s", "deviation over frames of the camera's v"),
+    Number("camera_u_abs", "side/s", "mean absolute u of the camera"),
+    Number("camera_v", "side/s", "mean v of the camera"),
+    Number("extent_x", "side", "deviation in x of where it moves: mean over frames"),
+    Number("extent_y", "side", "deviation in y of where it moves: mean over frames"),
+    Number("extent_x_std", "side", "its deviation over frames"),
+    Number("extent_y_std", "side", "its deviation over frames"),
+    Number(
+        "drift_x", "side/s", "absolute velocity in x of the centre of what moves, first to last"
+    ),
+    Number(
+        "drift_y", "side/s", "absolute velocity in y of the centre of what moves, first to last"
+    ),
+    Number("drift_x_steps", "side/s", "the same from frame to frame: mean"),
+    Number("drift_y_steps", "side/s", "the same from frame to frame: mean"),
+    *(
+        Number(f"{half}_{name}", unit, f"{half} half of where it moves: {what}")
+        for half, (name, (unit, what)) in product(_HALVES, _HALF.items())
+    ),
+)
+
+
+@dataclass(frozen=True)
+class MotionField:
+    """Displacements of clips, cell by cell and frame by frame: (B, N, gh, gw) each."""
+
+    u: Tensor  # sides of the frame per second, rightwards
+    v: Tensor  # downwards
+    moved: Tensor  # share
+    doubt: Tensor  # nats
+
+
+def motion_field(filters: Tensor, side_px: float, seconds: float) -> MotionField:
+    """Reads filters as displacements.
+
+    Args:
+        filters: (B, N, K*K, gh, gw), of one level. Weights below zero, which linear filters may
+            have, count by their size.
+        side_px: Side of the frame in pixels of that level.
+        seconds: Between two frames.
+    """
+    side = round(filters.shape[2] ** 0.5)
+    weight = filters.abs()
+    weight = weight / weight.sum(2, keepdim=True)
+    scale = 1 / (side_px * seconds)
+    steps = (torch.arange(side, device=filters.device, dtype=filters.dtype) - side // 2) * -scale
+    down, right = weight.unflatten(2, (side, side)).sum(3), weight.unflatten(2, (side, side)).sum(2)
+    u = (right * steps[:, None, None]).sum(2)
+    v = (down * steps[:, None, None]).sum(2)
+    doubt = -(weight * weight.clamp(min=1e-12).log()).sum(2)
+    return MotionField(u, v, 1 - weight[:, :, side**2 // 2], doubt)
+
+
+def motion_numbers(field: MotionField, seconds: float) -> Tensor:
+    """Describes the motion of clips by `NUMBERS`: (B, M).
+
+    Args:
+        seconds: Between two frames.
+    """
+    u, v, moved, doubt = (
+        _at_least_two(each) for each in (field.u, field.v, field.moved, field.doubt)
+    )
+    camera_u, camera_v = (_quantiles(each.flatten(2), 0.5)[0] for each in (u, v))  # B, N
+    own_u, own_v = u - camera_u[..., None, None], v - camera_v[..., None, None]
+    own_speed = _length(own_u, own_v)
+    found: dict[str, Tensor] = {}
+    quantities = {"speed": _length(u, v), "own_speed": own_speed, "moved": moved, "doubt": doubt}
+    for name, values in quantities.items():
+        found |= {f"{name}_{key}": value for key, value in _statistics(values, seconds).items()}
+    found |= _directions(own_u, own_v, own_speed)
+    found |= _gradients(u, v)
+    found["acceleration"] = _length(u.diff(dim=1), v.diff(dim=1)).mean((1, 2, 3)) / seconds
+    found["camera_u_std"], found["camera_v_std"] = _std(camera_u, 1), _std(camera_v, 1)
+    found["camera_u_abs"], found["camera_v"] = camera_u.abs().mean(1), camera_v.mean(1)
+    found |= _layout(u, v, moved, seconds)
+    return torch.stack([found[number.name] for number in NUMBERS], 1)
+
+
+def _at_least_two(values: Tensor) -> Tensor:
+    """Repeats a lone frame, row or column, so that it has changes: of nothing."""
+    for dim in (1, 2, 3):
+        if values.shape[dim] == 1:
+            values = torch.cat([values, values], dim)
+    return values
+
+
+def _length(u: Tensor, v: Tensor) -> Tensor:
+    return (u.square() + v.square() + 1e-12).sqrt()
+
+
+def _std(values: Tensor, dim: int) -> Tensor:
+    """Returns the deviation, with a gradient where nothing varies."""
+    return (values.var(dim, correction=0) + 1e-12).sqrt()
+
+
+def _quantiles(values: Tensor, *shares: float) -> list[Tensor]:
+    """Returns quantiles over the last axis; `torch.quantile` cannot be exported."""
+    ordered = values.sort(-1).values
+    places = [share * (values.shape[-1] - 1) for share in shares]
+    return [
+        ordered[..., math.floor(at)].lerp(ordered[..., math.ceil(at)], at - math.floor(at))
+        for at in places
+    ]
+
+
+def _statistics(values: Tensor, seconds: float) -> dict[str, Tensor]:
+    every = values.flatten(1)
+    median, q90, q99 = _quantiles(every, 0.5, 0.9, 0.99)
+    return {
+        "mean": every.mean(1),
+        "std": _std(every, 1),
+        "median": median,
+        "q90": q90,
+        "q99": q99,
+        "std_in_time": _std(values.mean((2, 3)), 1),
+        "std_in_space": _std(values.mean(1).flatten(1), 1),
+        "change": values.diff(dim=1).abs().mean((1, 2, 3)) / seconds,
+    }
+
+
+def _directions(u: Tensor, v: Tensor, speed: Tensor) -> dict[str, Tensor]:
+    angle = torch.atan2(v, u)
+    found = {}
+    for number, name in enumerate(_DIRECTIONS):
+        away = ((angle - number * math.pi / 4 + math.pi) % (2 * math.pi) - math.pi).abs()
+        share = (1 - away / (math.pi / 4)).clamp(min=0)
+        found[f"towards_{name}"] = (share * speed).mean((1, 2, 3))
+    return found
+
+
+def _gradients(u: Tensor, v: Tensor) -> dict[str, Tensor]:
+    across, down = u.shape[3], u.shape[2]
+    found = {
+        "du_dx": u.diff(dim=3) * across,
+        "dv_dy": v.diff(dim=2) * down,
+        "du_dy": u.diff(dim=2) * down,
+        "dv_dx": v.diff(dim=3) * across,
+    }
+    return {name: values.abs().mean((1, 2, 3)) for name, values in found.items()}
+
+
+def _layout(u: Tensor, v: Tensor, moved: Tensor, seconds: float) -> dict[str, Tensor]:
+    """Describes where it moves, and how above and below the centre of that."""
+    rows, columns = moved.shape[2:]
+    options = {"device": u.device, "dtype": u.dtype}
+    y = ((torch.arange(rows, **options) + 0.5) / rows)[:, None]
+    x = (torch.arange(columns, **options) + 0.5) / columns
+    total = moved.sum((2, 3))
+    centre_x, centre_y = (moved * x).sum((2, 3)) / total, (moved * y).sum((2, 3)) / total
+    off_x, off_y = x - centre_x[..., None, None], y - centre_y[..., None, None]
+    extent_x = ((moved * off_x.square()).sum((2, 3)) / total).sqrt()
+    extent_y = ((moved * off_y.square()).sum((2, 3)) / total).sqrt()
+    length = (u.shape[1] - 1) * seconds
+    found = {
+        "extent_x": extent_x.mean(1),
+        "extent_y": extent_y.mean(1),
+        "extent_x_std": _std(extent_x, 1),
+        "extent_y_std": _std(extent_y, 1),
+        "drift_x": (centre_x[:, -1] - centre_x[:, 0]).abs() / length,
+        "drift_y": (centre_y[:, -1] - centre_y[:, 0]).abs() / length,
+        "drift_x_steps": centre_x.diff(dim=1).abs().mean(1) / seconds,
+        "drift_y_steps": centre_y.diff(dim=1).abs().mean(1) / seconds,
+    }
+    mean = (moved * u).sum((1, 2, 3)).sign()[:, None]
+    for half, inside in zip(_HALVES, (off_y < 0, off_y >= 0), strict=True):
+        weight = moved * inside
+        own = weight.sum((2, 3)).clamp(min=1e-6)
+
+        def of(values: Tensor, weight: Tensor = weight, own: Tensor = own) -> Tensor:
+            return (weight * values).sum((2, 3)) / own
+
+        along, below = of(u) * mean, of(v)
+        u_abs, v_abs = of(u.abs()), of(v.abs())
+        found[f"{half}_share"] = (own / total).mean(1)
+        for name, values in {"u_abs": u_abs, "v_abs": v_abs, "v": below, "u_along": along}.items():
+            found[f"{half}_{name}"] = values.mean(1)
+            found[f"{half}_{name}_std"] = _std(values, 1)
+    return found

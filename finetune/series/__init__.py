@@ -1,0 +1,1 @@
+"""Many fine-tunings side by side: label curves, networks to start from."""

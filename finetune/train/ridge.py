@@ -1,0 +1,323 @@
+"""Ridge regression of classes on what the heads of a classifier read: one pass, no steps.
+
+Each head gets the weights that minimise, over clips i of class c with weight w = n / (K n_c),
+
+    sum_i w_i |y_i - b - W z_i|^2 + strength n |W|^2        z: standardised, y: one-hot
+
+from sums over clips alone (memory D x D an inner fold, whatever their number). The strength is the
+one with the best accuracy on inner folds, which are made of whole groups; what all folds say of
+their held-out clips then gives each head its share and the probabilities their sharpness, by
+maximum likelihood.
+
+Source: ridge regression (Hoerl and Kennard 1970), temperature scaling (Guo et al. 2017).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynamonet.model.classifier import Head
+from dynamonet.model.network import DynamoNet
+from dynamonet.shards.reader import ClipReader
+from dynamonet.shards.shard_set import ShardSet
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.measuring import Measuring
+from finetune.evaluation.evaluator import ViewPlan
+
+logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-7, 4))  # for each clip
+UNTRIED = STRENGTHS[len(STRENGTHS) // 2]  # where there are no folds to choose it by
+HEADS = ("features", "motion")
+MOST_HELD = 20_000  # clips whose features are kept to choose by
+SHARP = 10.0  # of scores between 0 and 1, where there are no folds to choose it by
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights of a head, on its standardised inputs: scores = z W + b."""
+
+    mean: Tensor  # (D,)
+    deviation: Tensor  # (D,)
+    weights: Tensor  # (D, K)
+    bias: Tensor  # (K,)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Returns (B, K) of inputs (B, D)."""
+        return ((x.double() - self.mean) / self.deviation) @ self.weights + self.bias
+
+    def put_into(self, head: Head, scale: float) -> None:
+        """Makes a head give these scores, times a scale."""
+        norm = head.norm
+        with torch.no_grad():
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.copy_(self.mean)
+            norm.running_var.copy_(self.deviation**2)
+            own = (self.deviation**2 + norm.eps).sqrt() / self.deviation
+            head.linear.weight.copy_(scale * (self.weights * own[:, None]).T)
+            head.linear.bias.copy_(scale * self.bias)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The weighted normal equations of some clips, in their own basis, for every strength."""
+
+    mean: Tensor
+    deviation: Tensor
+    total: Tensor  # of the weights
+    values: Tensor  # (D,), eigenvalues
+    basis: Tensor  # (D, D)
+    targets: Tensor  # (D, K), in that basis
+    bias: Tensor  # (K,)
+
+    @classmethod
+    def of(cls, counts: Tensor, sums: Tensor, squares: Tensor, weights: Tensor) -> Fold:
+        """Makes it of sums over clips.
+
+        Args:
+            counts: (K,), clips of each class.
+            sums: (K, D), of their inputs.
+            squares: (D, D), of x x', weighted.
+            weights: (K,), of a clip of each class.
+        """
+        each = weights * counts
+        total = each.sum()
+        mean = weights @ sums / total
+        spread = (squares.diagonal() / total - mean**2).clamp(min=0)
+        varies = spread > 1e-10 * squares.diagonal() / total
+        deviation = torch.where(varies, spread, 1.0).sqrt()
+        scatter = (squares - total * mean.outer(mean)) / deviation.outer(deviation)
+        scatter[~varies] = 0
+        scatter[:, ~varies] = 0
+        values, basis = torch.linalg.eigh(scatter)
+        towards = (weights[:, None] * sums - each[:, None] * mean) / deviation * varies
+        return cls(
+            mean, deviation, total, values.clamp(min=0), basis, basis.T @ towards.T, each / total
+        )
+
+    def solution(self, strength: float) -> Solution:
+        """Returns the weights of a strength."""
+        shrunk = self.targets / (self.values + strength * self.total)[:, None]
+        return Solution(self.mean, self.deviation, self.basis @ shrunk, self.bias)
+
+
+class Sums:
+    """Sums over the clips of each inner fold, of what one head reads."""
+
+    def __init__(self, dim: int, weights: Tensor, folds: int) -> None:
+        """Args:
+        dim: Values D that the head reads.
+        weights: (K,), of a clip of each class.
+        folds: How many inner folds there are.
+        """
+        self.weights = weights.double()
+        self.counts = torch.zeros(folds, len(weights), dtype=torch.float64)
+        self.sums = torch.zeros(folds, len(weights), dim, dtype=torch.float64)
+        self.squares = torch.zeros(folds, dim, dim, dtype=torch.float64)
+
+    def add(self, x: Tensor, labels: Tensor, folds: Tensor) -> None:
+        """Adds clips: inputs (B, D), labels (B,), and the fold of each (B,)."""
+        x = x.double()
+        for fold in folds.unique().tolist():
+            own, which = x[folds == fold], labels[folds == fold]
+            self.counts[fold] += which.bincount(minlength=len(self.weights))
+            self.sums[fold].index_add_(0, which, own)
+            self.squares[fold] += (own * self.weights[which][:, None]).T @ own
+
+    def over(self, rank: Rank) -> Sums:
+        """Returns the sums over all ranks; every rank must call it."""
+        for name in ("counts", "sums", "squares"):
+            setattr(self, name, rank.sum(getattr(self, name)).cpu())
+        return self
+
+    def without(self, fold: int | None) -> Fold:
+        """Returns the equations of all folds but one; None = of all."""
+        kept = [number for number in range(len(self.counts)) if number != fold]
+        counts, sums, squares = (
+            each[kept].sum(0) for each in (self.counts, self.sums, self.squares)
+        )
+        return Fold.of(counts, sums, squares, self.weights)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Clips whose inputs are kept, to see what the folds that lack them say of them."""
+
+    inputs: list[Tensor]  # for each head (B, D)
+    rows: NDArray[np.int64]
+    labels: Tensor
+    folds: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Held], rank: Rank) -> Held:
+        """Joins those of all ranks; every rank must call it."""
+        shares = [part for share in rank.gather(list(parts)) for part in cast("list[Held]", share)]
+        return cls(
+            [torch.cat(each) for each in zip(*(share.inputs for share in shares), strict=True)],
+            np.concatenate([share.rows for share in shares]),
+            torch.cat([share.labels for share in shares]),
+            torch.cat([share.folds for share in shares]),
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit found."""
+
+    strengths: list[float]  # of each head
+    shares: list[float]  # what each head's scores are multiplied by
+    top1: float | None  # on the clips held out by inner folds, video by video; None: no folds
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the tracking store."""
+        found = {} if self.top1 is None else {"inner/top1": self.top1}
+        for name, strength, share in zip(HEADS, self.strengths, self.shares, strict=False):
+            found |= {f"ridge/{name}_strength": strength, f"ridge/{name}_share": share}
+        return found
+
+    def __str__(self) -> str:
+        if self.top1 is None:
+            return f"strength {UNTRIED:.2g}, no class has two groups of videos to choose it by"
+        strengths = ", ".join(
+            f"{name} {s:.2g}" for name, s in zip(HEADS, self.strengths, strict=False)
+        )
+        return f"strength of {strengths}, by inner folds of groups, top-1 {self.top1:.1%} there"
+
+
+@torch.no_grad()
+def fit_classifier(
+    model: DynamoNet,
+    reader: ClipReader,
+    shards: ShardSet,
+    views: ViewPlan,
+    folds: NDArray[np.int64],
+    seed: int,
+    measuring: Measuring,
+) -> Fitted:
+    """Gives a classifier its weights by one look at the clips of a training part.
+
+    Every rank reads its share and ends with the same weights.
+
+    Args:
+        views: How each segment is looked at.
+        folds: Inner fold of each of the reader's rows.
+        seed: Decides what is held to choose by where there are very many clips.
+    """
+    classifier, config = model.classifier, model.config
+    assert classifier is not None and config.num_classes is not None
+    heads = [cast("Head", head) for head in classifier.heads]
+    rows = reader.rows.numbers()
+    labels, videos = shards.columns["label"], shards.table["source_digest"].to_pylist()
+    counts = np.bincount(labels[rows], minlength=config.num_classes)
+    weights = torch.from_numpy(len(rows) / ((counts > 0).sum() * counts.clip(1)))
+    sums = [Sums(head.norm.num_features, weights, int(folds.max()) + 1) for head in heads]
+    fold_of = np.zeros(len(shards), np.int64)
+    fold_of[rows] = folds
+    per_row = len(views.requests(0))
+    some = np.random.default_rng(seed).permutation(rows)[: max(1, MOST_HELD // per_row)]
+    keeps = np.isin(np.arange(len(shards)), some)
+    parts: list[Held] = []
+    requests = [request for row in rows.tolist() for request in views.requests(row)]
+    for batch in measuring.batches(reader, requests):
+        frames = batch.render()[:, :, : config.num_frames]
+        with measuring.precision.autocast():
+            output = model(frames, predict_frames=False)
+        read = [x.cpu() for x in classifier.inputs(output.features, output.motion)]
+        number = batch.row.cpu().numpy()
+        label, fold = (torch.from_numpy(of[number].astype(np.int64)) for of in (labels, fold_of))
+        for own, x in zip(sums, read, strict=True):
+            own.add(x, label, fold)
+        kept = torch.from_numpy(keeps[number])
+        parts.append(Held([x[kept] for x in read], number[keeps[number]], label[kept], fold[kept]))
+    held = Held.joined(parts, measuring.rank)
+    _, number = np.unique([videos[row] for row in held.rows], return_inverse=True)
+    found = fit(heads, [own.over(measuring.rank) for own in sums], held, number)
+    if measuring.rank.is_main:
+        logger.info(f"ridge    {len(requests):,} clips; {found}")
+    return found
+
+
+def fit(
+    heads: Sequence[Head], sums: Sequence[Sums], held: Held, videos: NDArray[np.int64]
+) -> Fitted:
+    """Gives heads their weights.
+
+    Args:
+        sums: Of each head.
+        held: Clips to choose strengths and shares by.
+        videos: (B,), a number for the video of each of those.
+    """
+    known = sums[0].counts.sum(0)
+    folds = len(sums[0].counts)
+    elsewhere = (known - sums[0].counts[held.folds])[torch.arange(len(held.labels)), held.labels]
+    fair = elsewhere > 0  # the other folds know its class
+    if folds < 2 or not fair.any():
+        for head, own in zip(heads, sums, strict=True):
+            own.without(None).solution(UNTRIED).put_into(head, SHARP)
+        return Fitted([UNTRIED] * len(heads), [SHARP / len(heads)] * len(heads), None)
+    labels, numbers = held.labels[fair], videos[fair.numpy()]
+    chosen, said = [], []
+    for own, x in zip(sums, held.inputs, strict=True):
+        equations = [own.without(fold) for fold in range(folds)]
+        tried = [_held_out(equations, s, x, held.folds)[fair] for s in STRENGTHS]
+        right = np.array([accuracy(scores, labels, numbers) for scores in tried])
+        smooth = np.convolve(np.pad(right, 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
+        best = int(smooth.argmax())
+        chosen.append(STRENGTHS[best])
+        said.append(tried[best])
+    scores = torch.stack(said)
+    shares = likeliest_shares(scores, labels)
+    for head, own, strength, share in zip(heads, sums, chosen, shares.tolist(), strict=True):
+        own.without(None).solution(strength).put_into(head, len(heads) * share)
+    top1 = accuracy(torch.einsum("h,hbk->bk", shares, scores), labels, numbers)
+    return Fitted(chosen, shares.tolist(), top1)
+
+
+def _held_out(equations: Sequence[Fold], strength: float, x: Tensor, folds: Tensor) -> Tensor:
+    """Returns what is said of each clip by the folds that lack it, (B, K)."""
+    solutions = [each.solution(strength) for each in equations]
+    said = torch.zeros(len(x), len(solutions[0].bias), dtype=torch.float64)
+    for fold, solution in enumerate(solutions):
+        said[folds == fold] = solution.scores(x[folds == fold])
+    return said
+
+
+def accuracy(scores: Tensor, labels: Tensor, videos: NDArray[np.int64]) -> float:
+    """Returns the share of videos whose mean scores are highest for their class."""
+    _, number = np.unique(videos, return_inverse=True)
+    place = torch.from_numpy(number)
+    total = torch.zeros(int(number.max()) + 1, scores.shape[1], dtype=scores.dtype)
+    total.index_add_(0, place, scores)
+    true = torch.zeros(len(total), dtype=labels.dtype)
+    true[place] = labels
+    return float((total.argmax(1) == true).double().mean())
+
+
+def likeliest_shares(scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns the factors (H,) of scores (H, B, K) under which the labels are likeliest.
+
+    None is below zero.
+    """
+    start = 1 / (scores - scores.mean((1, 2), keepdim=True)).abs().mean((1, 2)).clamp(min=1e-9)
+    roots = start.sqrt().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([roots], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(torch.einsum("h,hbk->bk", roots**2, scores), labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    return roots.detach() ** 2
