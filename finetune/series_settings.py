@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynamonet.settings import Settings
-from finetune.settings import FinetuneSettings
+from finetune.settings import FinetuneSettings, Recipe
 
 
 class ScratchSettings(Settings):
@@ -21,7 +21,7 @@ class ScratchSettings(Settings):
 
     def applied(self, settings: FinetuneSettings) -> FinetuneSettings:
         """Returns the settings of a training from scratch beside a pretrained one's."""
-        update: dict[str, Any] = {"pretrained": "none", "trunk_rate": 1.0}
+        update: dict[str, Any] = {"pretrained": "none", "recipe": "full", "trunk_rate": 1.0}
         if self.lr is not None:
             update["optimizer"] = settings.optimizer.model_copy(update={"lr": self.lr})
         given = {"max_steps": self.max_steps, "max_minutes": self.max_minutes}
@@ -32,6 +32,9 @@ class ScratchSettings(Settings):
 class SeriesSettings(FinetuneSettings):
     """Many trainings that are compared."""
 
+    recipe: Recipe = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # not auto
+        default="full", description="What is trained; a training from scratch is always full."
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=(0, 1, 2), min_length=1, description="Seeds of each; null = 0, 1, 2."
     )

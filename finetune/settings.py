@@ -10,6 +10,8 @@ from dynamonet.model.config import READS, NetworkConfig, PixelScale, Reads
 from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
 
+Recipe = Literal["full", "ridge", "linear", "attentive", "knn"]
+
 
 class AugmentSettings(Settings):
     """How training clips and labels are changed, beside crop, mirror and colour of `clips`."""
@@ -127,10 +129,11 @@ class FinetuneSettings(TrainSettings):
     model: NetworkConfig | None = Field(
         default=None, description="The network; null = as pretrained, or the default from scratch."
     )
-    recipe: Literal["full", "ridge", "linear", "attentive", "knn"] = Field(
-        default="full",
+    recipe: Recipe | Literal["auto"] = Field(
+        default="auto",
         description="full = train everything; a frozen network with ridge regression, which takes "
-        "seconds, a linear layer, an attentive probe, or nearest neighbours.",
+        "seconds, a linear layer, an attentive probe, or nearest neighbours. auto = ridge, then "
+        "full, of which the one is kept that validation videos prefer.",
     )
     reads: Reads = Field(default="field", description=READS)
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
@@ -166,7 +169,8 @@ class FinetuneSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _probes_need_features(self) -> FinetuneSettings:
-        if self.recipe != "full" and self.pretrained == "none" and self.model is None:
+        frozen = self.recipe not in ("auto", "full")
+        if frozen and self.pretrained == "none" and self.model is None:
             raise ValueError(
                 f"recipe: {self.recipe} reads the features of a pretrained model, and pretrained "
                 "is none; to measure random ones give a model"

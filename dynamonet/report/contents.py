@@ -35,6 +35,7 @@ class ReportContents:
     step: LineageNode  # the run, and below it what it was built on
     advice: str = ""
     protocol: str = ""  # what the test's accuracy depends on
+    choice: str = ""  # between it and other runs
     metrics: dict[str, History] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)  # name -> PNG
     per_class: list[dict[str, str]] = field(default_factory=list)
@@ -108,6 +109,7 @@ def _add_from_store(contents: ReportContents, client: MlflowClient, run: Run) ->
     run_id = run.info.run_id
     contents.advice = run.data.tags.get(TAG + "advice", "")
     contents.protocol = run.data.tags.get(TAG + "protocol", "")
+    contents.choice = run.data.tags.get(TAG + "choice", "")
     for name in sorted(run.data.metrics):
         history = sorted((m.step, m.value) for m in client.get_metric_history(run_id, name))
         contents.metrics[name] = history

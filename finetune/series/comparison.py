@@ -30,13 +30,14 @@ from finetune.pretrained.load import (
 )
 from finetune.series.comparison_table import Row, best_of, draw, show, table_csv
 from finetune.series.kept_features import KeptFeatures, keep_features
-from finetune.series.probe import HELD_OUT, run_probe
+from finetune.series.probe import run_probe
 from finetune.series_settings import ComparisonSettings
 from finetune.settings import FinetuneSettings
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import RunResult, Start
 from finetune.train.objective import TRUNK_RATE
 from finetune.train.several import below_one, group_name, keep_files, run_each, single_runs
+from finetune.train.splits import HELD_OUT
 
 SCRATCH = "from scratch"
 

@@ -23,11 +23,10 @@ from finetune.evaluation.protocol import Protocol
 from finetune.series.kept_features import KeptFeatures
 from finetune.train.experiment import RunResult, Start, tell
 from finetune.train.objective import Finetuning
-from finetune.train.splits import kept_apart
+from finetune.train.splits import HELD_OUT, kept_apart
 
 BATCH, STEPS, EPOCHS = 32, 200, 10  # the last two: at least; not studied
 RATES = {"linear": (1e-3, 1e-2, 1e-1), "attentive": (3e-4, 1e-3, 3e-3)}  # peak, of AdamW
-HELD_OUT = 0.25  # of the training part's groups, which choose the rate
 Rows = NDArray[np.int64]
 
 

@@ -16,6 +16,7 @@ from dynamonet.shards.settings import ClipSettings
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import Origin
 from dynamonet.tracking.runs import TrackedRun
+from dynamonet.training.checkpoint.store import best, read_manifest
 from dynamonet.training.features import KNN_FILE
 from dynamonet.training.launch import launch
 from dynamonet.training.start import Pretrained, transfer
@@ -50,6 +51,7 @@ class Result(RunResult):
     """A finished run with its model."""
 
     model: Path
+    validated: dict[str, float]  # of the validation part, by that model; empty where there is none
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,15 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
     metrics = done.run.metrics("test/" if settings.test else "val/")
     if not settings.test:
         console.print("test     not measured (--test false); choose settings by val/top1")
-    if "top1" in (validated := done.run.metrics("val/")):
+    validated: dict[str, float] = {}
+    if task.keeps_best() and (checkpoint := best(done.folder, task.best_by())):
+        found_there = read_manifest(checkpoint)["metrics"].items()
+        validated = {k.removeprefix("val/"): v for k, v in found_there if k.startswith("val/")}
         console.print(f"val      top-1 {validated['top1']:.1%}")
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)
-    return Result(settings, done.folder, done.run, metrics, found, done.model)
+    return Result(settings, done.folder, done.run, metrics, found, done.model, validated)
 
 
 def clips_line(clips: ClipSettings, place: Path) -> str:

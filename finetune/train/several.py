@@ -29,6 +29,7 @@ from finetune.evaluation.protocol import accuracy
 from finetune.evaluation.run_results import measured_runs
 from finetune.evaluation.statistics import accuracy_interval
 from finetune.settings import FinetuneSettings
+from finetune.train.auto import attempts, run_auto
 from finetune.train.dry_run import dry_run
 from finetune.train.experiment import Result, RunResult, Start, run_once
 
@@ -76,17 +77,30 @@ def single_runs(settings: FinetuneSettings, num_splits: int) -> list[FinetuneSet
 
 def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> FinetuneResult:
     """Does every run asked for, on one Ray, and prints what several say together."""
-    starts = Start.of_each(single_runs(settings, shards.num_splits), shards)
+    auto = settings.recipe == "auto" and settings.pretrained != "none"
+    if not auto and settings.recipe == "auto":
+        settings = settings.model_copy(update={"recipe": "full"})  # nothing is known before it
+    singles = single_runs(settings, shards.num_splits)
+    starts = attempts(singles[0], shards)[1:] if auto else Start.of_each(singles, shards)
     if settings.dry_run:
         dry_run(starts, console)
         return FinetuneResult([])
-    if len(starts) == 1:
+    if len(singles) == 1 and not auto:
         return FinetuneResult([run_once(starts[0], console)])
     name = group_name(settings, shards.name)
     with below_one(name, settings, starts[0], console) as above:
-        found = FinetuneResult(run_each(starts, name, console, above))
+        if auto:
+
+            def run(start: Start) -> Result:
+                if len(singles) == 1:
+                    return run_once(start, console, above)
+                return run_each([start], name, console, above)[0]
+
+            found = FinetuneResult([run_auto(each, shards, console, run) for each in singles])
+        else:
+            found = FinetuneResult(run_each(starts, name, console, above))
         above.log_metrics({0: {f"test/{k}": v for k, v in found.metrics.items()}})
-        if found.runs[0].protocol:
+        if len(found.runs) > 1 and found.runs[0].protocol:
             _summarise(found, name, above, console)
     return found
 

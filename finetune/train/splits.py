@@ -1,7 +1,7 @@
 """Which rows of a labelled set are trained on, which choose the best step, which are the test.
 
-training part  ├── validation   val_share of its groups, class by class; never trained on
-               └── training     label_share of each class's videos
+training part ── label_share of each class's videos ──┬── validation   val_share of their groups
+                                                      └── training     the others
 test part                       looked at at the end, and each time is counted
 """
 
@@ -20,6 +20,7 @@ from dynamonet.shards.shard_set import ShardSet
 from finetune.settings import FinetuneSettings
 
 Rows = NDArray[np.int64]
+HELD_OUT = 0.25  # of the training part's groups, where they only choose something
 INNER_FOLDS = 3  # of a training part, by which something is chosen
 VAL_SHARE = 0.1  # of a set without a val part, where it has enough groups
 
@@ -54,6 +55,7 @@ class Splits:
                 "Train without with --test false",
             )
         validation, share, seed = train[:0], settings.val_share, settings.labels_seed
+        train = labelled_share(shards, train, settings.label_share, seed)
         if share is None and settings.test_part != "val":
             validation = shards.rows(split=split, part="val").numbers()
         if share or (share is None and not len(validation)):
@@ -62,8 +64,7 @@ class Splits:
             except UserError:
                 if share:
                     raise  # it was asked for
-        labelled = labelled_share(shards, train, settings.label_share, seed)
-        return cls(labelled, validation, test)
+        return cls(train, validation, test)
 
 
 def kept_apart(shards: ShardSet, rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:

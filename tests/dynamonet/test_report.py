@@ -52,7 +52,8 @@ def made(video_folder: Path, cluster: None, tmp_path_factory: pytest.TempPathFac
     probe = ["--probe.shards", f"{root}/set", "--name", "a-run", "--precision", "fp32"]
     with without_ray():
         done = pretraining.main([*shards, *TINY_MODEL, *steps, *probe, *runs])
-        finetuning.main([*shards, *CLIPS, "--max_steps", "2", "--name", "tuned", *runs])
+        tune = ["--recipe", "full", "--max_steps", "2", "--name", "tuned"]
+        finetuning.main([*shards, *CLIPS, *tune, *runs])
     return Made(root / "runs", done.folder, root / "runs/finetune/tuned", root / "set")
 
 

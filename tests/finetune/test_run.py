@@ -18,17 +18,20 @@ from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, squared_errors
 from dynamonet.shards.settings import ClipSettings
+from dynamonet.shards.shard_set import ShardSet
+from dynamonet.training.checkpoint.store import best, read_manifest
 from dynamonet.training.start import transfer
 from dynamonet.video.transforms import normalise
 from finetune import run
 from finetune.pretrained.load import as_learnt, find_pretrained
 from finetune.settings import FinetuneSettings
+from finetune.train.experiment import Result
 from finetune.train.objective import Finetuning
 from pretrain import run as pretraining
 from pretrain.settings import PretrainSettings
 from tests.conftest import TINY_MODEL, without_ray
 
-SHORT = "--max_steps 3 --epochs 50 --test_clips 2 --precision fp32".split()
+SHORT = "--recipe full --max_steps 3 --epochs 50 --test_clips 2 --precision fp32".split()
 CLIPS = "--clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0 --clips.flip false".split()
 
 
@@ -149,6 +152,46 @@ def test_from_scratch_without_auxiliary_loss_and_without_dmr(
     (folder,) = Path("runs/finetune").iterdir()
     saved = DynamoNet.from_pretrained(folder / "model")
     assert saved.classifier is not None and saved.config.reads == "features"
+
+
+def test_what_takes_seconds_is_tried_first_and_validation_keeps_one(
+    shard_set: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def auto(name: str, *words: str) -> tuple[Result, list[Path], str]:
+        base = ["--shards", str(shard_set), *CLIPS, *SHORT, "--runs", str(pretrained)]
+        with without_ray():
+            (kept,) = run.main([*base, "--recipe", "auto", "--name", name, *words]).runs
+        return kept, sorted(kept.folder.parent.glob(f"{name}-*")), capsys.readouterr().out
+
+    kept, folders, printed = auto("validated", "--val_share", "0.4")
+    assert [folder.name.split("-")[1] for folder in folders] == ["full", "ridge"]
+    found = {
+        recipe: best(f, "val/top1") for recipe, f in zip(("full", "ridge"), folders, strict=True)
+    }
+    scores = {
+        recipe: (each["val/top1"], each["val/log_likelihood"])
+        for recipe, folder in found.items()
+        if folder and (each := read_manifest(folder)["metrics"])
+    }
+    assert kept.settings.recipe == max(scores, key=lambda recipe: scores[recipe])
+    line = next(line for line in printed.splitlines() if line.startswith("kept"))
+    assert "validation videos" in line and f"{scores['ridge'][0]:.1%}" in line
+    assert line.removeprefix("kept     ") in (kept.folder / "report.html").read_text()
+    assert printed.index(str(folders[1])) < printed.index(str(folders[0]))  # the short one first
+
+    kept, folders, printed = auto("tried", "--val_share", "0")  # a part is held out to choose by
+    assert "then done with all labels" in printed
+    trials = [kept.folder.with_name(f"tried-trial-{recipe}") for recipe in ("full", "ridge")]
+    assert folders == sorted([kept.folder, *trials])
+    told = json.loads((kept.folder / "test/protocol.json").read_text())
+    shards = ShardSet.open(str(shard_set))
+    names = shards.table["source"].take(shards.rows(split=1, part="train").numbers())
+    assert told["train_videos"] == len(set(names.to_pylist()))
+
+    kept, folders, printed = auto(
+        "few", "--label_share", "0.01", "--val_share", "0"
+    )  # a video a class
+    assert "kept     ridge: nothing tells which is better" in printed and [kept.folder] == folders
 
 
 def test_users_mistakes_name_what_to_do(shard_set: Path, tmp_path: Path, pretrained: Path) -> None:

@@ -53,7 +53,9 @@ FINETUNINGS = [
     "--recipe full --aux_weight 0.5",
     "--recipe linear",
     "--recipe attentive --class_weights balanced",
-    "--reads features",
+    "--recipe full --reads features",
+    "--recipe full --reads dmr",
+    "--recipe ridge",
 ]
 
 

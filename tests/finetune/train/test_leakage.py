@@ -27,7 +27,7 @@ from tests.conftest import TINY_MODEL, without_ray
 from tests.dynamonet.copies.test_matching import encoded, motion_video
 
 WORDS = (
-    "--max_steps 1 --epochs 50 --test_clips 1 --precision fp32 --clips.canvas_px 32 "
+    "--recipe full --max_steps 1 --epochs 50 --test_clips 1 --precision fp32 --clips.canvas_px 32 "
     "--loader.batch_size 4 --loader.processes 0 --clips.flip false"
 ).split()
 

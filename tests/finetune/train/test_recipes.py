@@ -36,7 +36,9 @@ from finetune.train.splits import Splits, kept_apart, labelled_share
 from tests.conftest import moving_frames, tracked, training_alone, write_video
 
 SMALL = "--precision fp32 --clips.canvas_px 32 --loader.batch_size 4 --loader.processes 0"
-BASE = f"--max_steps 3 --epochs 50 {SMALL} --test_clips 2 --checkpoint_every_steps 100 "
+BASE = (
+    f"--recipe full --max_steps 3 --epochs 50 {SMALL} --test_clips 2 --checkpoint_every_steps 100 "
+)
 BASE += "--aux_weight 0"
 TINY = ModelConfig(
     num_frames=8,
