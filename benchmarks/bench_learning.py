@@ -18,6 +18,7 @@ from rich.markdown import Markdown
 from benchmarks.learning.arms import plan
 from benchmarks.learning.page import figures, render, summary
 from benchmarks.learning.plots import draw_labels, draw_scale
+from benchmarks.learning.readings import readings
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import make_sets
 from benchmarks.report import show
@@ -72,7 +73,7 @@ def train(settings: LearningSettings, ledger: Ledger, console: Console) -> None:
     home = settings.home.absolute()
     with cluster.connected():  # for stage 1 only
         shards = make_sets(home, REAL_DATA.resolve())
-    rows = plan()
+    rows = [*plan(), *readings()]
     if forgotten := ledger.forget(rows, shards):
         console.print(f"{forgotten} rows are trained again: they had other settings")
     left = [row for row in rows if row.key not in ledger.lines]

@@ -27,8 +27,8 @@ from dynamonet.command_line import load, positional
 from dynamonet.commands import command
 from dynamonet.errors import UserError, need, run_entry
 from dynamonet.model.files import locate, read_description
-from dynamonet.model.motion_field import NUMBERS
 from dynamonet.model.network import DynamoNet
+from dynamonet.model.numbers import NUMBERS
 from dynamonet.settings import Settings
 from dynamonet.storage import atomic_file, check_output
 from dynamonet.video.transforms import MEAN, STD, normalise

@@ -32,6 +32,7 @@ from benchmarks.learning.arms import (
     finetune_settings,
     pretrain_settings,
 )
+from benchmarks.learning.readings import Reading, features, read
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
 from dynamonet.model.files import locate
@@ -47,22 +48,28 @@ from finetune.evaluation.finished import find_device
 from finetune.evaluation.metrics import Predictions
 from finetune.series.kept_features import keep_features
 from finetune.series.probe import Probe
+from finetune.settings import FinetuneSettings
 
 SAVED_EVERY_STEPS = 1000  # of a pretraining
 Line = dict[str, Any]
 
 
-def settings_of(row: Row | Start, shards: dict[str, str]) -> TrainSettings:
+def settings_of(row: Row | Reading | Start, shards: dict[str, str]) -> TrainSettings:
     """Returns the settings of a training."""
     if isinstance(row, Start):
         return pretrain_settings(row, shards)
+    if isinstance(row, Reading):
+        return row.settings(shards)
     return finetune_settings(row, shards)
 
 
-def kept(row: Row | Start, shards: dict[str, str]) -> Line:
+def kept(row: Row | Reading | Start, shards: dict[str, str]) -> Line:
     """Returns what a finished row says about its settings: all that the benchmark sets."""
     said = settings_of(row, shards).model_dump(mode="json", exclude_unset=True, exclude={"shards"})
-    return json.loads(json.dumps(said))
+    text = json.dumps(said)
+    if isinstance(row, Reading):  # there are many, which differ in what their keys say
+        return {"digest": digest_of_bytes(text.encode())}
+    return json.loads(text)
 
 
 @dataclass
@@ -87,17 +94,17 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def of(self, rows: Iterable[Row]) -> list[Line]:
+    def of(self, rows: Iterable[Row | Reading]) -> list[Line]:
         """Returns the lines of rows that are finished."""
         return [self.lines[row.key] for row in rows if row.key in self.lines]
 
-    def forget(self, rows: Sequence[Row], shards: dict[str, str]) -> int:
+    def forget(self, rows: Sequence[Row | Reading], shards: dict[str, str]) -> int:
         """Drops rows that had other settings, with those that started from them; returns how many.
 
         Rows of an arm that is no more are kept.
         """
         starts = {start.key: start for row in rows if (start := row.start)}
-        every: list[Row | Start] = [*starts.values(), *rows]
+        every: list[Row | Reading | Start] = [*starts.values(), *rows]
         old = {
             each.key
             for each in every
@@ -128,13 +135,15 @@ class Runner:
         said = start.key + json.dumps(kept(start, self.shards), sort_keys=True)
         return self.home / "models" / digest_of_bytes(said.encode())
 
-    def run(self, rows: Sequence[Row], ledger: Ledger, told: Callable[[Line], None]) -> None:
+    def run(
+        self, rows: Sequence[Row | Reading], ledger: Ledger, told: Callable[[Line], None]
+    ) -> None:
         """Does the rows that are not finished, in their order where that is possible.
 
         Args:
             told: Gets each line as its row finishes.
         """
-        left: list[Row] = [row for row in rows if row.key not in ledger.lines]
+        left: list[Row | Reading] = [row for row in rows if row.key not in ledger.lines]
         running: dict[Future[list[Line]], str] = {}
         cores = len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
@@ -150,7 +159,9 @@ class Runner:
                         if "set" in line or "pretext" in line:
                             told(line)
 
-    def _ready(self, left: Sequence[Row], running: set[str]) -> Row | Start | None:
+    def _ready(
+        self, left: Sequence[Row | Reading], running: set[str]
+    ) -> Row | Reading | Start | None:
         """Returns the first row that can be done now, or the pretraining that it waits for."""
         for row in left:
             start = row.start
@@ -160,12 +171,12 @@ class Runner:
                 return start
         return None
 
-    def lines_of(self, row: Row | Start) -> list[Line]:
+    def lines_of(self, row: Row | Reading | Start) -> list[Line]:
         """Does a row, and returns what is to be kept of it."""
         torch.set_num_threads(1)
         if isinstance(row, Start):
             return [self._pretrain(row)]
-        return self._finetune(row)
+        return self._read(row) if isinstance(row, Reading) else self._finetune(row)
 
     def _pretrain(self, start: Start) -> Line:
         settings = pretrain_settings(start, self.shards)
@@ -183,18 +194,29 @@ class Runner:
         segments = len(task.training_data().rows)
         return self._line(start, seconds, trainer, segments=segments, skill=skill)
 
-    def _finetune(self, row: Row) -> list[Line]:
-        arm, settings, start = BY_NAME[row.arm], finetune_settings(row, self.shards), row.start
-        settings = settings.model_copy(update={"runs": str(self.home / "runs")})
+    def _task(self, row: Row | Reading) -> tuple[Classification, Path | None]:
+        """Returns what a row trains, and the model that it starts from."""
+        arm, start = BY_NAME[row.arm], row.start
         place = self.model(start) if start else locate(arm.brought) if arm.brought else None
+        settings = settings_of(row, self.shards)
+        assert isinstance(settings, FinetuneSettings)
         task = Classification(
-            settings,
+            settings.model_copy(update={"runs": str(self.home / "runs")}),
             self.shards[row.set],
             str(place) if place else None,
             network=arm.way.network,
-            validates=row.part == "val",
+            validates=isinstance(row, Row) and row.part == "val",
         )
         self._guard(task, place)
+        return task, place
+
+    def _read(self, row: Reading) -> list[Line]:
+        task, place = self._task(row)
+        found, seconds = read(task, row, features(task, row, place, self.home))
+        return self._lines(row, task, found, seconds, None)
+
+    def _finetune(self, row: Row) -> list[Line]:
+        task, _ = self._task(row)
         if row.recipe == "full":
             home = self.home / "training" / digest_of_bytes(row.key.encode())
             shutil.rmtree(home, ignore_errors=True)
@@ -205,6 +227,16 @@ class Runner:
             trainer, began = None, time.process_time()
             found = self._probed(task)
             seconds = time.process_time() - began
+        return self._lines(row, task, found, seconds, trainer)
+
+    def _lines(
+        self,
+        row: Row | Reading,
+        task: Classification,
+        found: Predictions,
+        seconds: float,
+        trainer: Trainer | None,
+    ) -> list[Line]:
         part = self._part(task.data, found)
         line = self._line(
             row,
@@ -251,7 +283,7 @@ class Runner:
         return {"key": f"clips={digest_of_bytes(json.dumps(clips).encode())}", **clips}
 
     def _line(
-        self, row: Row | Start, seconds: float, trainer: Trainer | None, **found: Any
+        self, row: Row | Reading | Start, seconds: float, trainer: Trainer | None, **found: Any
     ) -> Line:
         line = {"key": row.key, **asdict(row), **found, "seconds": round(seconds, 1)}
         if trainer is not None:

@@ -17,111 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 
+from dynamonet.model.numbers import DIRECTIONS, HALVES, NUMBERS
 
-@dataclass(frozen=True)
-class Number:
-    """One of the numbers that describe a clip's motion."""
-
-    name: str
-    unit: str
-    meaning: str
-
-
-# units, and how often each has time below the line
-RATES = {
-    "nat": 0,
-    "share": 0,
-    "side": 0,
-    "1/s": 1,
-    "nat/s": 1,
-    "share/s": 1,
-    "side/s": 1,
-    "side/s2": 2,
-}
-_QUANTITIES = {
-    "speed": ("side/s", "speed"),
-    "own_speed": ("side/s", "speed less the camera's motion"),
-    "moved": ("share", "share of the weight that is not a copy"),
-    "doubt": ("nat", "entropy of a filter"),
-}
-_STATISTICS = {
-    "mean": "mean over cells and frames",
-    "std": "deviation over cells and frames",
-    "median": "median over cells and frames",
-    "q90": "90th percentile over cells and frames",
-    "q99": "99th percentile over cells and frames",
-    "std_in_time": "deviation over frames of the frame's mean",
-    "std_in_space": "deviation over cells of the cell's mean",
-    "change": "mean absolute change in time",
-}
-_DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
-_GRADIENTS = {
-    "du_dx": "u along x",
-    "dv_dy": "v along y",
-    "du_dy": "u along y",
-    "dv_dx": "v along x",
-}
-_HALVES = ("upper", "lower")
-_HALF = {
-    "share": ("share", "of what moves, how much is in this half"),
-    "u_abs": ("side/s", "mean speed left and right"),
-    "u_abs_std": ("side/s", "its deviation over frames"),
-    "v_abs": ("side/s", "mean speed up and down"),
-    "v_abs_std": ("side/s", "its deviation over frames"),
-    "v": ("side/s", "mean velocity downwards"),
-    "v_std": ("side/s", "its deviation over frames"),
-    "u_along": ("side/s", "mean velocity in the direction of the clip's mean"),
-    "u_along_std": ("side/s", "its deviation over frames"),
-}
-
-
-def _rate(unit: str) -> str:
-    return "side/s2" if unit == "side/s" else f"{unit}/s"
-
-
-NUMBERS = (
-    *(
-        Number(
-            f"{quantity}_{statistic}",
-            _rate(unit) if statistic == "change" else unit,
-            f"{what}: {how}",
-        )
-        for (quantity, (unit, what)), (statistic, how) in product(
-            _QUANTITIES.items(), _STATISTICS.items()
-        )
-    ),
-    *(
-        Number(f"towards_{name}", "side/s", f"mean velocity less the camera's, {name}")
-        for name in _DIRECTIONS
-    ),
-    *(Number(name, "1/s", f"mean absolute change of {how}") for name, how in _GRADIENTS.items()),
-    Number("acceleration", "side/s2", "mean length of the change of velocity"),
-    Number("camera_u_std", "side/s", "deviation over frames of the camera's u"),
-    Number("camera_v_std", "side/s", "deviation over frames of the camera's v"),
-    Number("camera_u_abs", "side/s", "mean absolute u of the camera"),
-    Number("camera_v", "side/s", "mean v of the camera"),
-    Number("extent_x", "side", "deviation in x of where it moves: mean over frames"),
-    Number("extent_y", "side", "deviation in y of where it moves: mean over frames"),
-    Number("extent_x_std", "side", "its deviation over frames"),
-    Number("extent_y_std", "side", "its deviation over frames"),
-    Number(
-        "drift_x", "side/s", "absolute velocity in x of the centre of what moves, first to last"
-    ),
-    Number(
-        "drift_y", "side/s", "absolute velocity in y of the centre of what moves, first to last"
-    ),
-    Number("drift_x_steps", "side/s", "the same from frame to frame: mean"),
-    Number("drift_y_steps", "side/s", "the same from frame to frame: mean"),
-    *(
-        Number(f"{half}_{name}", unit, f"{half} half of where it moves: {what}")
-        for half, (name, (unit, what)) in product(_HALVES, _HALF.items())
-    ),
-)
+_LITTLE = 1e-6  # keeps shares and slopes finite where nothing moves
 
 
 @dataclass(frozen=True)
@@ -189,12 +91,12 @@ def _at_least_two(values: Tensor) -> Tensor:
 
 
 def _length(u: Tensor, v: Tensor) -> Tensor:
-    return (u.square() + v.square() + 1e-12).sqrt()
+    return (u.square() + v.square() + _LITTLE**2).sqrt()
 
 
 def _std(values: Tensor, dim: int) -> Tensor:
     """Returns the deviation, with a gradient where nothing varies."""
-    return (values.var(dim, correction=0) + 1e-12).sqrt()
+    return (values.var(dim, correction=0) + _LITTLE**2).sqrt()
 
 
 def _quantiles(values: Tensor, *shares: float) -> list[Tensor]:
@@ -225,7 +127,7 @@ def _statistics(values: Tensor, seconds: float) -> dict[str, Tensor]:
 def _directions(u: Tensor, v: Tensor, speed: Tensor) -> dict[str, Tensor]:
     angle = torch.atan2(v, u)
     found = {}
-    for number, name in enumerate(_DIRECTIONS):
+    for number, name in enumerate(DIRECTIONS):
         away = ((angle - number * math.pi / 4 + math.pi) % (2 * math.pi) - math.pi).abs()
         share = (1 - away / (math.pi / 4)).clamp(min=0)
         found[f"towards_{name}"] = (share * speed).mean((1, 2, 3))
@@ -249,11 +151,11 @@ def _layout(u: Tensor, v: Tensor, moved: Tensor, seconds: float) -> dict[str, Te
     options = {"device": u.device, "dtype": u.dtype}
     y = ((torch.arange(rows, **options) + 0.5) / rows)[:, None]
     x = (torch.arange(columns, **options) + 0.5) / columns
-    total = moved.sum((2, 3))
+    total = moved.sum((2, 3)) + _LITTLE  # none where every filter copies
     centre_x, centre_y = (moved * x).sum((2, 3)) / total, (moved * y).sum((2, 3)) / total
     off_x, off_y = x - centre_x[..., None, None], y - centre_y[..., None, None]
-    extent_x = ((moved * off_x.square()).sum((2, 3)) / total).sqrt()
-    extent_y = ((moved * off_y.square()).sum((2, 3)) / total).sqrt()
+    extent_x = ((moved * off_x.square()).sum((2, 3)) / total + _LITTLE**2).sqrt()
+    extent_y = ((moved * off_y.square()).sum((2, 3)) / total + _LITTLE**2).sqrt()
     length = (u.shape[1] - 1) * seconds
     found = {
         "extent_x": extent_x.mean(1),
@@ -266,16 +168,16 @@ def _layout(u: Tensor, v: Tensor, moved: Tensor, seconds: float) -> dict[str, Te
         "drift_y_steps": centre_y.diff(dim=1).abs().mean(1) / seconds,
     }
     mean = (moved * u).sum((1, 2, 3)).sign()[:, None]
-    for half, inside in zip(_HALVES, (off_y < 0, off_y >= 0), strict=True):
+    for half, inside in zip(HALVES, (off_y < 0, off_y >= 0), strict=True):
         weight = moved * inside
-        own = weight.sum((2, 3)).clamp(min=1e-6)
+        own = weight.sum((2, 3)) + _LITTLE
 
         def of(values: Tensor, weight: Tensor = weight, own: Tensor = own) -> Tensor:
             return (weight * values).sum((2, 3)) / own
 
         along, below = of(u) * mean, of(v)
         u_abs, v_abs = of(u.abs()), of(v.abs())
-        found[f"{half}_share"] = (own / total).mean(1)
+        found[f"{half}_share"] = (weight.sum((2, 3)) / total).mean(1)
         for name, values in {"u_abs": u_abs, "v_abs": v_abs, "v": below, "u_along": along}.items():
             found[f"{half}_{name}"] = values.mean(1)
             found[f"{half}_{name}_std"] = _std(values, 1)

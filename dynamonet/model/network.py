@@ -30,8 +30,9 @@ from dynamonet.model.files import (
     upload,
     write_model,
 )
-from dynamonet.model.motion_field import NUMBERS, MotionField, motion_field, motion_numbers
+from dynamonet.model.motion_field import MotionField, motion_field, motion_numbers
 from dynamonet.model.motion_filters import MotionFilters
+from dynamonet.model.numbers import NUMBERS
 from dynamonet.model.prediction import predict_levels
 from dynamonet.model.trunk import Trunk
 from dynamonet.settings import validate
@@ -141,20 +142,28 @@ class DynamoNet(nn.Module):
         dims = {"features": 0, "dmr": self.motion.dmr_dim, "field": len(NUMBERS)}
         return dims[self.config.reads]
 
-    def motion_field(self, filters: Tensor) -> MotionField:
+    def motion_field(self, filters: Tensor, seconds: float) -> MotionField:
         """Reads filters (B, L, N, K*K, gh, gw) as displacements, by their first level.
 
         Within a clip the last filter, whose frame the network does not see, is left out.
+
+        Args:
+            seconds: Between frames.
         """
         config = self.config
         own = filters[:, 0]
         if config.targets == "within_clip" and own.shape[1] > 1:
             own = own[:, :-1]
-        return motion_field(own, config.frame_px / config.filters.levels[0], config.frame_seconds)
+        return motion_field(own, config.frame_px / config.filters.levels[0], seconds)
 
-    def motion_numbers(self, filters: Tensor) -> Tensor:
-        """Returns the named numbers of motion (B, M), in the order of `motion_field.NUMBERS`."""
-        return motion_numbers(self.motion_field(filters), self.config.frame_seconds)
+    def motion_numbers(self, filters: Tensor, seconds: float | None = None) -> Tensor:
+        """Returns the named numbers of motion (B, M), in the order of `numbers.NUMBERS`.
+
+        Args:
+            seconds: Between frames; None = as the classifier takes them to be.
+        """
+        seconds = self.config.frame_seconds if seconds is None else seconds
+        return motion_numbers(self.motion_field(filters, seconds), seconds)
 
     def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
         """Runs the network on a clip.

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dynamonet import cluster
 from dynamonet.child_process import DEFAULT_LIMITS, ChildFailed, stream
 from dynamonet.errors import UserError
+from dynamonet.model.numbers import NUMBERS
 from dynamonet.storage import atomic_file
 from finetune.prediction.parts import PART_SECONDS, READING, Parts
 from finetune.prediction.predictor import ClipPrediction, Predictor, WindowPrediction, windows_of
@@ -84,7 +85,7 @@ def embed(options: PredictSettings, console: Console) -> Embedded:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of its actors
             with cluster.connected():
                 clips = _clips(left, reading, options)
-                done = _by_unit(clips, reading, predictor.model.trunk.dim)
+                done = _by_unit(clips, reading, _widths(predictor))
                 _write(left, done, parts, found, console)
     _write_failed(folder / FAILED, found.failed)
     return found
@@ -204,6 +205,13 @@ def _row(number: int, start: int, pixels: NDArray[np.uint8], ended: str) -> dict
     return {"unit": number, "start": start, "pixels": pixels, "ended": ended}
 
 
+def _widths(predictor: Predictor) -> tuple[int, int, int]:
+    """Returns how many features, values of the DMR and numbers of motion a clip has."""
+    model = predictor.model
+    tells = model.config.tells_motion
+    return model.trunk.dim, model.motion.dmr_dim * tells, len(NUMBERS) * tells
+
+
 class _Model:
     """The model in a process of its own."""
 
@@ -211,21 +219,20 @@ class _Model:
         self.predictor = Predictor.of(options)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Puts what the model sees in place of the pixels: features and DMR side by side."""
-        model, pixels, starts = self.predictor.model, batch.pop("pixels"), batch["start"]
+        """Puts what the model sees in place of the pixels: its parts side by side."""
+        pixels, starts = batch.pop("pixels"), batch["start"]
         there = np.flatnonzero(starts != NOTHING)
-        width = model.trunk.dim + (model.motion.dmr_dim if model.config.tells_motion else 0)
-        seen = np.zeros((len(starts), width), np.float32)
+        seen = np.zeros((len(starts), sum(_widths(self.predictor))), np.float32)
         size = self.predictor.batch_size
         for some in (there[i : i + size] for i in range(0, len(there), size)):
             clips = [CutClip(0, int(starts[i]), 0, torch.tensor(pixels[i])) for i in some]
             for i, found in zip(some, self.predictor.look(clips), strict=True):
-                seen[i] = np.concatenate([found.features, found.dmr])
+                seen[i] = np.concatenate([found.features, found.dmr, found.motion])
         return {**batch, "seen": seen}
 
 
 def _by_unit(
-    batches: Iterator[dict[str, NDArray[Any]]], reading: Reading, dim: int
+    batches: Iterator[dict[str, NDArray[Any]]], reading: Reading, widths: tuple[int, int, int]
 ) -> Iterator[tuple[int, dict[str, Any], list[WindowPrediction]]]:
     """Yields each unit's number, how it ended and its windows, once all of its clips are there."""
     clips: dict[int, list[tuple[int, ClipPrediction]]] = {}
@@ -236,7 +243,8 @@ def _by_unit(
             number = int(unit)
             own = clips.setdefault(number, [])
             if start != NOTHING:
-                own.append((int(start), ClipPrediction(None, seen[:dim], seen[dim:], None)))
+                parts = np.split(seen, np.cumsum(widths)[:-1])
+                own.append((int(start), ClipPrediction(None, *parts, picture=None)))
             if told:
                 ended[number] = json.loads(str(told))
             about = ended.get(number)

@@ -34,6 +34,7 @@ class ClipPrediction:
     probabilities: NDArray[np.float64] | None  # (N,), None without a classifier
     features: NDArray[np.float32]  # (D,), averaged over time and space
     dmr: NDArray[np.float32]  # (M,)
+    motion: NDArray[np.float32]  # (K,), `numbers.NUMBERS`, with frames as the unit of time
     picture: NDArray[np.uint8] | None  # (P, P, 3) RGB, the frame in the middle
 
 
@@ -43,6 +44,7 @@ class WindowPrediction:
 
     start_seconds: float
     end_seconds: float
+    frame_seconds: float  # between the frames of its clips
     seen: ClipPrediction
 
 
@@ -105,13 +107,17 @@ class Predictor(FinishedModel):
         with self.precision.autocast():
             output = self.model(frames, predict_frames=False)
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
+        motion = dmr[:, :0]
+        if self.config.tells_motion:
+            motion = self.model.motion_numbers(output.filters, seconds=1.0).cpu().numpy()
         shares = pictures = [None] * count
         if self.classes:
             shares = self.says(output).numpy()
         if self.pictures:
             middle = denormalise(frames[:, :, frames.shape[2] // 2]).permute(0, 2, 3, 1)
             pictures = (middle * 255).round().byte().cpu().numpy()
-        views = [ClipPrediction(*row) for row in zip(shares, pooled, dmr, pictures, strict=True)]
+        every = zip(shares, pooled, dmr, motion, pictures, strict=True)
+        views = [ClipPrediction(*row) for row in every]
         return [mean(views[first : first + crops]) for first in range(0, count, crops)]
 
 
@@ -139,7 +145,8 @@ class _Windows:
 
     def _prediction(self, start: int, end: int, clips: tuple[int, ...]) -> WindowPrediction:
         seen = mean([self.done[clip] for clip in clips])
-        return WindowPrediction(start / self.rate, end / self.rate, seen)
+        apart = self.plan.stride / self.rate
+        return WindowPrediction(start / self.rate, end / self.rate, apart, seen)
 
 
 def windows_of(
@@ -244,5 +251,6 @@ def mean(clips: list[ClipPrediction]) -> ClipPrediction:
         probabilities=np.stack(shares).mean(0) if shares else None,
         features=np.stack([clip.features for clip in clips]).mean(0),
         dmr=np.stack([clip.dmr for clip in clips]).mean(0),
+        motion=np.stack([clip.motion for clip in clips]).mean(0),
         picture=clips[len(clips) // 2].picture,
     )

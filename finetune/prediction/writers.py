@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from dynamonet.model.numbers import NUMBERS, RATES
 from dynamonet.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -37,9 +40,11 @@ FEATURES_SCHEMA = pa.schema(
         pa.field("end_seconds", pa.float64(), False),
         pa.field("features", pa.list_(pa.float32()), False),
         pa.field("dmr", pa.list_(pa.float32()), False),
+        # per second; null of a network that has no filters of its own
+        *(pa.field(number.name, pa.float32()) for number in NUMBERS),
     ]
 )
-FEATURES_FORMAT = "2"  # 2 = with each video's path and the model's digest
+FEATURES_FORMAT = "3"  # 2 = with each video's path and the model's digest; 3 = and its motion
 FORMAT_KEY, MODEL_KEY = b"dynamonet.features", b"dynamonet.model"  # in the schema's metadata
 DIGEST_KEY = b"dynamonet.weights_digest"
 _ROWS_HELD = 256  # feature rows that wait for being written together
@@ -132,7 +137,16 @@ def feature_row(
         "end_seconds": begins + window.end_seconds,
         "features": window.seen.features,
         "dmr": window.seen.dmr,
+        **motion_columns(window),
     }
+
+
+def motion_columns(window: WindowPrediction) -> dict[str, float]:
+    """Returns a window's named numbers of motion; none of a network without filters of its own."""
+    if not len(window.seen.motion):
+        return {}
+    values = in_seconds(window.seen.motion, window.frame_seconds).tolist()
+    return {number.name: value for number, value in zip(NUMBERS, values, strict=True)}
 
 
 def features_schema(model: str, digest: str, facts: dict[bytes, str] | None = None) -> pa.Schema:
@@ -145,6 +159,16 @@ def features_schema(model: str, digest: str, facts: dict[bytes, str] | None = No
     """
     known = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
     return FEATURES_SCHEMA.with_metadata({**known, **(facts or {})})
+
+
+def in_seconds(numbers: NDArray[np.float32], seconds: float) -> NDArray[np.float32]:
+    """Turns numbers (..., M) that are per frame into numbers per second.
+
+    Args:
+        seconds: Between two frames.
+    """
+    powers = np.array([RATES[number.unit] for number in NUMBERS])
+    return (numbers / seconds**powers).astype(np.float32)
 
 
 class FeatureRows:

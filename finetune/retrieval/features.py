@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
+from dynamonet.model.numbers import NUMBERS
 from finetune.prediction.writers import (
     DIGEST_KEY,
     FEATURES_FORMAT,
@@ -24,7 +25,13 @@ from finetune.prediction.writers import (
 )
 from finetune.retrieval.knn import Rows, unit
 
-PARTS = {"features": ("features",), "dmr": ("dmr",), "both": ("features", "dmr")}
+MOTION = "motion"  # stands for the columns of the named numbers
+PARTS = {
+    "features": ("features",),
+    "motion": (MOTION,),
+    "dmr": ("dmr",),
+    "both": ("features", MOTION),
+}
 BLOCK = 65_536  # rows that are scaled together
 _ABOUT = ["video", "path", "start_seconds", "end_seconds"]
 _REMEDY = f"expected what `{command('predict')} MODEL VIDEO... --features FILE` writes"
@@ -55,7 +62,7 @@ class FeatureTable:
 
     place: Path
     files: list[Path]
-    by: str  # features, dmr or both
+    by: str  # a key of `PARTS`
     model: str
     digest: str
     videos: list[str]
@@ -105,10 +112,12 @@ class FeatureTable:
             raise UserError(f"--by {self.by}: the model of {self.place} has none; give another")
         rows, first = np.empty((len(self), ends[-1]), np.float32), 0
         for file in self.files:
-            table = pq.read_table(file, columns=[*widths, "video"])
+            columns = [name for part in widths for name in columns_of(part)]
+            table = pq.read_table(file, columns=[*columns, "video"])
             last = first + len(table)
             for name, (at, to) in zip(widths, pairwise(ends), strict=True):
-                rows[first:last, at:to] = _matrix(self.place, table, name, to - at)
+                if to > at:
+                    rows[first:last, at:to] = _matrix(self.place, table, name, to - at)
             first = last
         scaling = Scaling.of([scale_of(rows[:, at:to]) for at, to in pairwise(ends) if to > at])
         for start in range(0, len(rows), BLOCK):  # in place: there may be millions
@@ -134,7 +143,7 @@ def read_features(place: Path, by: str) -> FeatureTable:
     """Reads which windows a file or a folder of features has; their features when asked for.
 
     Args:
-        by: features, dmr or both.
+        by: A key of `PARTS`.
 
     Raises:
         UserError: missing, damaged, no features, of an older format or several models, or empty.
@@ -187,20 +196,43 @@ def _schema(file: Path) -> pa.Schema:
     return schema
 
 
-def _width(file: Path, name: str) -> int:
+def columns_of(part: str) -> tuple[str, ...]:
+    """Returns the columns of a part."""
+    return tuple(number.name for number in NUMBERS) if part == MOTION else (part,)
+
+
+def signed_root(rows: Rows) -> Rows:
+    """Returns roots that keep the sign: a few fast windows shall not outweigh all others."""
+    return np.sign(rows) * np.sqrt(np.abs(rows))
+
+
+def _width(file: Path, part: str) -> int:
     """Returns how many values the first row has."""
-    first = next(pq.ParquetFile(file).iter_batches(1, columns=[name]))
-    return len(first.column(0)[0])
+    names = columns_of(part)
+    first = next(pq.ParquetFile(file).iter_batches(1, columns=[*names])).column(0)[0]
+    if part == MOTION:
+        return len(names) if first.is_valid else 0
+    return len(first)
 
 
 def _matrix(place: Path, table: pa.Table, name: str, width: int) -> Rows:
-    column = table[name].combine_chunks()
-    lengths = np.unique(column.value_lengths().to_numpy())
-    if set(lengths.tolist()) - {width}:
-        other = next(length for length in lengths if length != width)
-        raise UserError(f"{place}: rows with {width} and {other} {name}: of different models")
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    rows = values.reshape(len(table), width)
+    """Returns the values of a part (N, width); of motion their signed roots, as a classifier does.
+
+    Raises:
+        UserError: rows of several lengths, or numbers that are not finite.
+    """
+    if name == MOTION:
+        values = [table[each].to_numpy().astype(np.float32) for each in columns_of(name)]
+        rows = np.stack(values, 1)
+        rows = signed_root(rows)
+    else:
+        column = table[name].combine_chunks()
+        lengths = np.unique(column.value_lengths().to_numpy())
+        if set(lengths.tolist()) - {width}:
+            other = next(length for length in lengths if length != width)
+            raise UserError(f"{place}: rows with {width} and {other} {name}: of different models")
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        rows = flat.reshape(len(table), width)
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):
         video = table["video"][int(bad[0])].as_py()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynamonet.errors import UserError
 from dynamonet.video.files import find_videos
-from finetune.retrieval.features import PARTS, FeatureTable, Scaling
+from finetune.retrieval.features import MOTION, PARTS, FeatureTable, Scaling, signed_root
 from finetune.retrieval.knn import Rows
 from finetune.retrieval.settings import NearestSettings
+
+if TYPE_CHECKING:
+    from finetune.prediction.predictor import WindowPrediction
 
 
 def split_query(windows: FeatureTable, text: str) -> tuple[str, float | None]:
@@ -74,8 +78,23 @@ def windows_of_new(
         if not inside:
             raise UserError(f"{name}@{seconds:g}: it ends after {seen[-1].end_seconds:.1f} s")
         seen = inside
-    parts = [np.stack([getattr(w.seen, part) for w in seen]) for part in PARTS[options.by]]
-    return scaling(np.concatenate(parts, axis=1))
+    return scaling(rows_of(seen, options.by))
+
+
+def rows_of(windows: list[WindowPrediction], by: str) -> Rows:
+    """Returns what distances are computed from, of windows that are in no file, (N, D)."""
+    from finetune.prediction.writers import motion_columns
+
+    parts = []
+    for part in PARTS[by]:
+        if part == MOTION:
+            values = np.array(
+                [[*motion_columns(window).values()] for window in windows], np.float32
+            )
+            parts.append(signed_root(values))
+        else:
+            parts.append(np.stack([getattr(window.seen, part) for window in windows]))
+    return np.concatenate(parts, axis=1)
 
 
 def read_labels(file: Path) -> list[dict[str, str]]:

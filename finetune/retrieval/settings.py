@@ -16,8 +16,9 @@ class SearchSettings(Settings):
     """What each command of `finetune/search.py` can be told."""
 
     features: Path = positional("The file or folder that predict.py --features wrote.")
-    by: Literal["features", "dmr", "both"] = Field(
-        default="both", description="What distances are computed from."
+    by: Literal["features", "motion", "dmr", "both"] = Field(
+        default="both",
+        description="What distances are computed from; both = features and the numbers of motion.",
     )
     output: Path | None = Field(default=None, description="FILE.csv or FILE.json to write.")
     overwrite: bool = Field(default=False, description="Replace outputs that are there already.")

@@ -10,8 +10,8 @@ import torch
 from dynamonet.errors import UserError
 from dynamonet.export import export, main, read_exported
 from dynamonet.model.config import ModelConfig, TrunkConfig
-from dynamonet.model.motion_field import NUMBERS
 from dynamonet.model.network import DynamoNet
+from dynamonet.model.numbers import NUMBERS
 from dynamonet.video.transforms import MEAN, STD
 
 TINY = ModelConfig(

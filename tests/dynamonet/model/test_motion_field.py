@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.filtering import apply_filters
-from dynamonet.model.motion_field import NUMBERS, RATES, motion_field, motion_numbers
+from dynamonet.model.motion_field import motion_field, motion_numbers
 from dynamonet.model.network import DynamoNet
+from dynamonet.model.numbers import NUMBERS, RATES
 
 TRUNK = TrunkConfig(depth=10, width=4, stem_pool=False, temporal_strides=(1, 2, 2, 1))
 
@@ -49,6 +50,11 @@ def test_the_camera_is_what_most_cells_do() -> None:
     assert found["towards_up"] == pytest.approx(1 / 16, abs=1e-5)
     assert found["towards_down"] == pytest.approx(0, abs=1e-5)
     assert found["acceleration"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_picture_that_stands_still_has_numbers_too() -> None:
+    found = torch.tensor([*numbers(moving(0, 0)).values()])
+    assert found.isfinite().all() and found.abs().max() < 1e-4
 
 
 @given(

@@ -16,6 +16,7 @@ import pytest
 from av.container import InputContainer
 
 from dynamonet.errors import UserError
+from dynamonet.model.numbers import NUMBERS
 from dynamonet.video.files import VideoFile
 from finetune import search
 from finetune.predict import main as predict
@@ -60,7 +61,8 @@ def test_an_archive_has_the_features_of_its_videos_and_grows_with_it(
     for row in wanted:
         own = by_time[row["path"], row["start_seconds"]]
         assert own["end_seconds"] == row["end_seconds"]
-        for part in ("features", "dmr"):
+        assert row["speed_mean"] > 0
+        for part in ("features", "dmr", *(number.name for number in NUMBERS)):
             np.testing.assert_allclose(own[part], row[part], atol=1e-4)
     hits = {}
     for source in (place, single):

@@ -23,6 +23,7 @@ from data_prep.shard import main as shard
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.network import DynamoNet
+from dynamonet.model.numbers import NUMBERS, RATES
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.settings import ClipSettings
 from dynamonet.shards.shard_set import ShardSet
@@ -472,6 +473,19 @@ def test_features_have_a_row_a_window_with_and_without_a_classifier(
         assert np.isfinite([row["features"] + row["dmr"] for row in rows]).all()
         # both videos begin with the same frames
         np.testing.assert_allclose(rows[0]["features"], rows[1]["features"], rtol=0.2, atol=0.05)
+
+
+def test_motion_is_told_per_second_whatever_the_rate(bare_model: str, tmp_path: Path) -> None:
+    frames, rows = moving_frames(24, 48, 64), []
+    for rate in (12, 24):
+        path = write_video(tmp_path / f"{rate}.mp4", frames, fps=rate)
+        seen(bare_model, path, "--features", tmp_path / "f.parquet", "--overwrite")
+        rows.append(pq.read_table(tmp_path / "f.parquet").to_pylist()[0])
+    slow, fast = rows
+    np.testing.assert_allclose(fast["features"], slow["features"], rtol=0.2, atol=0.02)
+    for number in NUMBERS:  # one codec does not write both alike
+        ratio = 2 ** RATES[number.unit]
+        assert fast[number.name] == pytest.approx(slow[number.name] * ratio, rel=0.2, abs=0.02)
 
 
 def test_a_model_without_a_classifier_says_what_to_do(bare_model: str, tmp_path: Path) -> None:

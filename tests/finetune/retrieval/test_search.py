@@ -75,7 +75,9 @@ def test_a_new_video_needs_the_model_of_the_features(home: Path, tmp_path: Path)
     words = ["nearest", str(home / "f.parquet"), "--query", new]
     with pytest.raises(UserError, match="give --model"):
         search.main(words)
-    assert "<a>" in search.main([*words, "--model", str(home / "model")])[0].video
+    for part in ("both", "features", "motion", "dmr"):
+        hits = search.main([*words, "--model", str(home / "model"), "--by", part])
+        assert "<a>" in hits[0].video and hits[0].distance == pytest.approx(0, abs=1e-3)
     other = save_model(tmp_path / "other", ["x", "y"])
     with pytest.raises(UserError, match="not the model that made"):
         search.main([*words, "--model", str(other)])
@@ -141,8 +143,9 @@ def test_features_of_other_people_s_networks_are_searched_too(home: Path, tmp_pa
         new = str(write_video(tmp_path / "new.mp4", moving_frames(24, 48, 64)))
         hits = search.main(["nearest", str(file), "--query", new, "--model", place, *more])
         assert "<a>" in hits[0].video
-        with pytest.raises(UserError, match=r"--by dmr: the model of .* has none"):
-            search.main(["nearest", *words, "--by", "dmr"])
+        for part in ("dmr", "motion"):
+            with pytest.raises(UserError, match=rf"--by {part}: the model of .* has none"):
+                search.main(["nearest", *words, "--by", part])
     with pytest.raises(UserError, match="not the model that made"):
         words = [str(tmp_path / "hara.pth.parquet"), "--query", new, "--model", place]
         search.main(["nearest", *words, "--pixel_scale", "hara_2020"])

@@ -1,0 +1,182 @@
+"""Frozen networks, read in several ways by the product's ridge regression: seconds a row.
+
+What a network makes of the clips of a set is computed once for all ways, folds and labels. A row's
+price is its share of that, for the clips that it learns from, and the fit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.learning.arms import (
+    BY_NAME,
+    FINALISTS,
+    MOTION,
+    OWN_12,
+    SCRATCH,
+    SHARES,
+    Row,
+    Start,
+    finetune_settings,
+)
+from benchmarks.learning.sets import FOLDS, LABELLED
+from benchmarks.learning.tasks import Classification
+from dynamonet.digest import digest_of_bytes
+from dynamonet.model.classifier import Head, signed_root
+from dynamonet.model.motion_field import MotionField, motion_numbers
+from dynamonet.training.measuring import Measuring
+from dynamonet.training.numerics.precision import forward_precision
+from finetune.evaluation.evaluator import by_video
+from finetune.evaluation.metrics import Predictions
+from finetune.settings import FinetuneSettings
+from finetune.train.ridge import Held, Sums, fit
+from finetune.train.splits import inner_folds
+
+POOLED, SPREAD, FILTERS, FIELD = "pooled mean", "pooled mean and std", "raw filters", "field"
+TWO_HEADS, DIFFERENCES = "two heads", "differences of frames"
+READINGS = {
+    DIFFERENCES: ("differences",),
+    POOLED: ("pooled",),
+    SPREAD: ("spread",),
+    FILTERS: ("filters",),
+    FIELD: ("field",),
+    TWO_HEADS: ("spread", "field"),
+}
+SIZES = ((8, 48), (16, 64))
+_CELL_PX = 4  # of the differences' field
+_EPS = {"field": 1e-10, "differences": 1e-10}  # as the classifier's
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A way to read a frozen network, on one fold."""
+
+    arm: str  # from scratch: a random network
+    set: str
+    fold: int
+    way: str
+    num_frames: int = 8
+    frame_px: int = 48
+    share: float = 1.0  # of the labels
+    seed: int = 0  # of the pretraining, and of what labels are drawn
+
+    @property
+    def key(self) -> str:
+        return "read " + " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    @property
+    def start(self) -> Start | None:
+        return BY_NAME[self.arm].start(self.set, self.fold, self.seed)
+
+    def settings(self, shards: dict[str, str]) -> FinetuneSettings:
+        """Returns the settings of the run that it stands for."""
+        row = Row(self.arm, self.set, self.fold, self.seed, share=self.share, recipe="ridge")
+        own = finetune_settings(row, shards)
+        assert own.model is not None
+        size = {"num_frames": self.num_frames, "frame_px": self.frame_px}
+        model = own.model.model_copy(update=size)
+        clips = own.clips.model_copy(update={"canvas_px": self.frame_px})
+        return own.model_copy(update={"model": model, "clips": clips, "reads": "field"})
+
+
+def readings() -> list[Reading]:
+    """Returns all that are planned."""
+    arms, found = (MOTION, OWN_12, SCRATCH), list[Reading]()
+    for (frames, px), arm, name, way, fold in product(
+        SIZES, arms, LABELLED, READINGS, range(FOLDS)
+    ):
+        if way != DIFFERENCES or arm == SCRATCH:  # they read no network
+            found.append(Reading(arm, name, fold, way, frames, px))
+    shown = product(SIZES, (MOTION, OWN_12), LABELLED, SHARES, range(3), range(FOLDS))
+    for (frames, px), arm, name, share, seed, fold in shown:
+        if seed == 0 or arm == MOTION:  # our own was pretrained once
+            found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, share, seed))
+    assert set(arms) == set(FINALISTS)
+    return found
+
+
+@torch.no_grad()
+def features(
+    task: Classification, row: Reading, place: Path | None, home: Path
+) -> dict[str, np.ndarray]:
+    """Returns what a network makes of all clips of a set, and in how many seconds."""
+    about = f"{place} {row.set} {row.num_frames} {row.frame_px} {task.data.digest}"
+    file = home / "features" / f"{digest_of_bytes(about.encode())}.npz"
+    if file.exists():
+        return dict(np.load(file))
+    torch.manual_seed(0)
+    model = task.build_model().eval()
+    reader = task.reader(np.arange(len(task.data)))
+    requests = [r for number in range(len(task.data)) for r in task.views.requests(number)]
+    device = torch.device("cpu")
+    measuring = Measuring.alone(device, forward_precision(model, "fp32", device), 32, 0)
+    parts: list[dict[str, Tensor]] = []
+    spent = 0.0
+    for batch in measuring.batches(reader, requests):
+        began = time.process_time()
+        frames = batch.render()[:, :, : row.num_frames]
+        output = model(frames, predict_frames=False)
+        assert model.classifier is not None
+        spread, field = model.classifier.inputs(output.features, output.motion)
+        spent += time.process_time() - began
+        parts.append(
+            {
+                "pooled": output.pooled,
+                "spread": spread,
+                "filters": output.dmr,
+                "field": field,
+                "differences": difference_numbers(frames, model.config.frame_seconds),
+                "rows": batch.row,
+            }
+        )
+    found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    found["seconds"] = np.array(spent)
+    file.parent.mkdir(exist_ok=True)
+    growing = file.with_suffix(f".{os.getpid()}.npz")  # two processes may need the same
+    np.savez(growing, allow_pickle=False, **found)
+    growing.replace(file)
+    return found
+
+
+def difference_numbers(frames: Tensor, seconds: float) -> Tensor:
+    """Describes the differences of frames as a field is described: how much, where, when."""
+    change = F.avg_pool2d(frames.diff(dim=2).mean(1), _CELL_PX)
+    size = F.avg_pool2d(frames.diff(dim=2).abs().mean(1), _CELL_PX)
+    field = MotionField(change, torch.zeros_like(change), size, size.square())
+    return signed_root(motion_numbers(field, seconds))
+
+
+def read(
+    task: Classification, row: Reading, found: dict[str, np.ndarray]
+) -> tuple[Predictions, float]:
+    """Learns the labels of the training part, and says the classes of the test part."""
+    began, data, rows = time.process_time(), task.data, found["rows"]
+    labels = torch.from_numpy(data.columns["label"].astype(np.int64))[rows]
+    train, test = (np.flatnonzero(np.isin(rows, p)) for p in (task.parts.train, task.parts.test))
+    own = np.sort(task.parts.train)
+    folds = torch.from_numpy(inner_folds(data, own, row.seed)[np.searchsorted(own, rows[train])])
+    counts = labels[train].bincount(minlength=len(data.classes))
+    weights = len(train) / ((counts > 0).sum() * counts.clamp(min=1))
+    inputs = [torch.from_numpy(found[name]) for name in READINGS[row.way]]
+    sums, heads = list[Sums](), list[Head]()
+    for name, x in zip(READINGS[row.way], inputs, strict=True):
+        sums.append(Sums(x.shape[1], weights, int(folds.max()) + 1))
+        sums[-1].add(x[train], labels[train], folds)
+        heads.append(Head(x.shape[1], len(weights), 0.0, _EPS.get(name, 1e-5)).eval())
+    sources = np.array(data.table["source"].to_pylist())[rows[train]]
+    held = Held([x[train] for x in inputs], rows[train], labels[train], folds)
+    fit(heads, sums, held, np.unique(sources, return_inverse=True)[1])
+    spent = time.process_time() - began + float(found["seconds"]) * len(train) / len(rows)
+    with torch.no_grad():
+        said = torch.stack([head(x[test]) for head, x in zip(heads, inputs, strict=True)]).mean(0)
+    shares = said.double().softmax(1).tolist()
+    return by_video(list(zip(rows[test].tolist(), shares, strict=True)), data), spent
