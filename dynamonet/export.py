@@ -50,11 +50,12 @@ class Exportable(nn.Module):
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
         """Maps a clip (B, 3, T, H, W) in [0, 1] to the tensors that `names` lists."""
-        output = self.model(normalise(clip), predict_frames=False)
+        clip = normalise(clip)
+        output = self.model(clip, predict_frames=False)
         outputs: tuple[Tensor, ...] = (output.pooled,)
         if self.model.config.tells_motion:
             reads = self.model.config.reads == "field"
-            numbers = output.motion if reads else self.model.motion_numbers(output.filters)
+            numbers = output.motion if reads else self.model.motion_numbers(clip, output.filters)
             outputs += output.dmr, numbers
         return outputs if output.logits is None else (*outputs, output.logits.softmax(1))
 

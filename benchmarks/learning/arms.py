@@ -20,7 +20,7 @@ from benchmarks.learning.tasks import (
     VicRegPretraining,
     VideoMaePretraining,
 )
-from dynamonet.model.config import ModelConfig
+from dynamonet.model.config import ModelConfig, Reads
 from dynamonet.model.network import DynamoNet
 from finetune.settings import FinetuneSettings
 from pretrain.settings import MoverSettings, PretrainSettings
@@ -128,14 +128,17 @@ class Arm:
     clips: int | None = None  # seen in pretraining, instead of minutes
     videos: int | None = None  # about so many are pretrained on; None = all
     lr: float = LR  # of the fine-tuning
+    field: bool = False  # fine-tuned with a head for the motion field, instead of the raw filters
 
     @property
     def way(self) -> Pretext:
         return PRETEXTS[self.pretext or "own"]
 
     @property
-    def reads_dmr(self) -> bool:
-        return self.brought is not None or (self.pretext is not None and self.way.task is Filters)
+    def reads(self) -> Reads:
+        """What the classifier reads."""
+        own = self.brought is not None or (self.pretext is not None and self.way.task is Filters)
+        return "field" if self.field else "dmr" if own else "features"
 
     @property
     def steps(self) -> int:
@@ -168,6 +171,19 @@ ARMS = (
     Arm("own, 40 minutes", "the same for longer still", "own", 40),
     Arm("own, 12 minutes, own domain", "also on the set's training videos", "own", 12, True),
     Arm(MOTION, "the network that ships with the package, 76 minutes of one core", brought=MOTION),
+    Arm(
+        f"{OWN_12}, field",
+        "with a head for the motion field, not the raw filters",
+        "own",
+        12,
+        field=True,
+    ),
+    Arm(
+        f"{MOTION}, field",
+        "with a head for the motion field, not the raw filters",
+        brought=MOTION,
+        field=True,
+    ),
     Arm("VICReg, 12 minutes", "VICReg of two views, on the videos of `own`", "VICReg", 12),
     # at 0.001 it is better than at 0.003 on groups of training folds
     Arm("VideoMAE, 12 minutes", "a small VideoMAE, tuned at rate 0.001", "VideoMAE", 12, lr=0.001),
@@ -189,6 +205,7 @@ PEER_RATES = tuple(
 )
 BY_NAME = {arm.name: arm for arm in (*ARMS, *SCALE, *VARIANTS, *PEER_RATES)}
 FINALISTS = (SCRATCH, OWN_12, MOTION)  # which have three seeds and a label curve
+BY_FIELD = (f"{MOTION}, field", f"{OWN_12}, field")
 PEERS = ("VICReg, 12 minutes", "VideoMAE, 12 minutes")
 
 
@@ -232,7 +249,7 @@ def plan() -> list[Row]:
     planned = rows(FINALISTS) + rows((SCRATCH, OWN_12), longer=LONGER) + peer_rates
     for share in SHARES:
         planned += rows((OWN_12, SCRATCH), share=share)
-    planned += rows(PEERS) + rows((*PEERS, MOTION, OWN_12), recipe="linear")
+    planned += rows(BY_FIELD) + rows(PEERS) + rows((*PEERS, MOTION, OWN_12), recipe="linear")
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
         planned += rows(CLOSE, pair, seed=seed, part="val")
@@ -281,7 +298,7 @@ def finetune_settings(row: Row, shards: dict[str, str]) -> FinetuneSettings:
         recipe=row.recipe,  # type: ignore[arg-type]
         pretrained="none",
         model=ModelConfig.model_validate(arm.way.config),
-        reads="dmr" if arm.reads_dmr else "features",
+        reads=arm.reads,
         dropout=DROPOUT,
         aux_weight=0.0,
         trunk_rate=1.0,

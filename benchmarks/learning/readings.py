@@ -152,7 +152,7 @@ def difference_numbers(frames: Tensor, seconds: float) -> Tensor:
     change = F.avg_pool2d(frames.diff(dim=2).mean(1), _CELL_PX)
     size = F.avg_pool2d(frames.diff(dim=2).abs().mean(1), _CELL_PX)
     field = MotionField(change, torch.zeros_like(change), size, size.square())
-    return signed_root(motion_numbers(field, seconds))
+    return signed_root(motion_numbers(field, size, seconds))
 
 
 def read(

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from dynamonet.model.numbers import DIRECTIONS, HALVES, NUMBERS
+from dynamonet.model.config import PIXEL_SCALES
+from dynamonet.model.numbers import DIRECTIONS, HALVES, NUMBERS, PLACED
 
 _LITTLE = 1e-6  # keeps shares and slopes finite where nothing moves
 
@@ -57,20 +59,39 @@ def motion_field(filters: Tensor, side_px: float, seconds: float) -> MotionField
     return MotionField(u, v, 1 - weight[:, :, side**2 // 2], doubt)
 
 
-def motion_numbers(field: MotionField, seconds: float) -> Tensor:
+def frame_difference(clip: Tensor, cell_px: int, seconds: float) -> Tensor:
+    """Returns how fast pixels change, cell by cell (B, T-1, gh, gw); 1 = from black to white.
+
+    Args:
+        clip: (B, 3, T, H, W), normalised.
+        seconds: Between two frames.
+    """
+    _, (deviation, *_) = PIXEL_SCALES["pytorchvideo"]
+    change = clip.diff(dim=2).abs().mean(1) * (deviation / seconds)
+    return F.avg_pool2d(change, min(cell_px, *change.shape[2:]))
+
+
+def motion_numbers(field: MotionField, difference: Tensor, seconds: float) -> Tensor:
     """Describes the motion of clips by `NUMBERS`: (B, M).
 
     Args:
+        difference: Of frames, (B, N, gh, gw), see `frame_difference`.
         seconds: Between two frames.
     """
-    u, v, moved, doubt = (
-        _at_least_two(each) for each in (field.u, field.v, field.moved, field.doubt)
+    u, v, moved, doubt, difference = (
+        _at_least_two(each) for each in (field.u, field.v, field.moved, field.doubt, difference)
     )
     camera_u, camera_v = (_quantiles(each.flatten(2), 0.5)[0] for each in (u, v))  # B, N
     own_u, own_v = u - camera_u[..., None, None], v - camera_v[..., None, None]
     own_speed = _length(own_u, own_v)
     found: dict[str, Tensor] = {}
-    quantities = {"speed": _length(u, v), "own_speed": own_speed, "moved": moved, "doubt": doubt}
+    quantities = {
+        "speed": _length(u, v),
+        "own_speed": own_speed,
+        "moved": moved,
+        "doubt": doubt,
+        "difference": difference,
+    }
     for name, values in quantities.items():
         found |= {f"{name}_{key}": value for key, value in _statistics(values, seconds).items()}
     found |= _directions(own_u, own_v, own_speed)
@@ -78,7 +99,11 @@ def motion_numbers(field: MotionField, seconds: float) -> Tensor:
     found["acceleration"] = _length(u.diff(dim=1), v.diff(dim=1)).mean((1, 2, 3)) / seconds
     found["camera_u_std"], found["camera_v_std"] = _std(camera_u, 1), _std(camera_v, 1)
     found["camera_u_abs"], found["camera_v"] = camera_u.abs().mean(1), camera_v.mean(1)
-    found |= _layout(u, v, moved, seconds)
+    for name in PLACED:
+        place, off_y = _place(quantities[name], seconds)
+        found |= {f"{name}_{key}": value for key, value in place.items()}
+        if name == "moved":
+            found |= _halves(u, v, moved, off_y)
     return torch.stack([found[number.name] for number in NUMBERS], 1)
 
 
@@ -145,18 +170,18 @@ def _gradients(u: Tensor, v: Tensor) -> dict[str, Tensor]:
     return {name: values.abs().mean((1, 2, 3)) for name, values in found.items()}
 
 
-def _layout(u: Tensor, v: Tensor, moved: Tensor, seconds: float) -> dict[str, Tensor]:
-    """Describes where it moves, and how above and below the centre of that."""
-    rows, columns = moved.shape[2:]
-    options = {"device": u.device, "dtype": u.dtype}
+def _place(weight: Tensor, seconds: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Describes where a weight is, and returns how far below its centre each cell lies."""
+    rows, columns = weight.shape[2:]
+    options = {"device": weight.device, "dtype": weight.dtype}
     y = ((torch.arange(rows, **options) + 0.5) / rows)[:, None]
     x = (torch.arange(columns, **options) + 0.5) / columns
-    total = moved.sum((2, 3)) + _LITTLE  # none where every filter copies
-    centre_x, centre_y = (moved * x).sum((2, 3)) / total, (moved * y).sum((2, 3)) / total
+    total = weight.sum((2, 3)) + _LITTLE  # it may be nowhere
+    centre_x, centre_y = (weight * x).sum((2, 3)) / total, (weight * y).sum((2, 3)) / total
     off_x, off_y = x - centre_x[..., None, None], y - centre_y[..., None, None]
-    extent_x = ((moved * off_x.square()).sum((2, 3)) / total + _LITTLE**2).sqrt()
-    extent_y = ((moved * off_y.square()).sum((2, 3)) / total + _LITTLE**2).sqrt()
-    length = (u.shape[1] - 1) * seconds
+    extent_x = ((weight * off_x.square()).sum((2, 3)) / total + _LITTLE**2).sqrt()
+    extent_y = ((weight * off_y.square()).sum((2, 3)) / total + _LITTLE**2).sqrt()
+    length = (weight.shape[1] - 1) * seconds
     found = {
         "extent_x": extent_x.mean(1),
         "extent_y": extent_y.mean(1),
@@ -166,19 +191,23 @@ def _layout(u: Tensor, v: Tensor, moved: Tensor, seconds: float) -> dict[str, Te
         "drift_y": (centre_y[:, -1] - centre_y[:, 0]).abs() / length,
         "drift_x_steps": centre_x.diff(dim=1).abs().mean(1) / seconds,
         "drift_y_steps": centre_y.diff(dim=1).abs().mean(1) / seconds,
+        "upper_share": ((weight * (off_y < 0)).sum((2, 3)) / total).mean(1),
+        "lower_share": ((weight * (off_y >= 0)).sum((2, 3)) / total).mean(1),
     }
-    mean = (moved * u).sum((1, 2, 3)).sign()[:, None]
+    return found, off_y
+
+
+def _halves(u: Tensor, v: Tensor, moved: Tensor, off_y: Tensor) -> dict[str, Tensor]:
+    """Describes how it moves above and below the centre of what moves."""
+    found, mean = {}, (moved * u).sum((1, 2, 3)).sign()[:, None]
     for half, inside in zip(HALVES, (off_y < 0, off_y >= 0), strict=True):
         weight = moved * inside
-        own = weight.sum((2, 3)) + _LITTLE
-
-        def of(values: Tensor, weight: Tensor = weight, own: Tensor = own) -> Tensor:
-            return (weight * values).sum((2, 3)) / own
-
-        along, below = of(u) * mean, of(v)
-        u_abs, v_abs = of(u.abs()), of(v.abs())
-        found[f"{half}_share"] = (weight.sum((2, 3)) / total).mean(1)
-        for name, values in {"u_abs": u_abs, "v_abs": v_abs, "v": below, "u_along": along}.items():
+        weight = weight / (weight.sum((2, 3), keepdim=True) + _LITTLE)
+        mean_u, mean_v, u_abs, v_abs = (
+            (weight * values).sum((2, 3)) for values in (u, v, u.abs(), v.abs())
+        )
+        of_frames = {"u_abs": u_abs, "v_abs": v_abs, "v": mean_v, "u_along": mean_u * mean}
+        for name, values in of_frames.items():
             found[f"{half}_{name}"] = values.mean(1)
             found[f"{half}_{name}_std"] = _std(values, 1)
     return found

@@ -30,7 +30,12 @@ from dynamonet.model.files import (
     upload,
     write_model,
 )
-from dynamonet.model.motion_field import MotionField, motion_field, motion_numbers
+from dynamonet.model.motion_field import (
+    MotionField,
+    frame_difference,
+    motion_field,
+    motion_numbers,
+)
 from dynamonet.model.motion_filters import MotionFilters
 from dynamonet.model.numbers import NUMBERS
 from dynamonet.model.prediction import predict_levels
@@ -156,14 +161,18 @@ class DynamoNet(nn.Module):
             own = own[:, :-1]
         return motion_field(own, config.frame_px / config.filters.levels[0], seconds)
 
-    def motion_numbers(self, filters: Tensor, seconds: float | None = None) -> Tensor:
+    def motion_numbers(self, clip: Tensor, filters: Tensor, seconds: float | None = None) -> Tensor:
         """Returns the named numbers of motion (B, M), in the order of `numbers.NUMBERS`.
 
         Args:
+            clip: (B, 3, T, H, W), normalised.
+            filters: What the network emits of it.
             seconds: Between frames; None = as the classifier takes them to be.
         """
         seconds = self.config.frame_seconds if seconds is None else seconds
-        return motion_numbers(self.motion_field(filters, seconds), seconds)
+        with torch.autocast(clip.device.type, enabled=False):
+            difference = frame_difference(clip.float(), self.config.filters.cell_px, seconds)
+            return motion_numbers(self.motion_field(filters, seconds), difference, seconds)
 
     def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
         """Runs the network on a clip.
@@ -196,7 +205,7 @@ class DynamoNet(nn.Module):
         predicted = predict_levels(clip, filters, levels, config.targets, config.filters.cell_px)
         pooled = features.mean((2, 3, 4))
         dmr = pooled[:, :0] if config.reads == "features" else self.motion.describe(filters)
-        motion = self.motion_numbers(filters) if config.reads == "field" else dmr
+        motion = self.motion_numbers(clip, filters) if config.reads == "field" else dmr
         heads = None if self.classifier is None else self.classifier(features, motion)
         return Output(features, pooled, filters, dmr, motion, predicted, heads)
 

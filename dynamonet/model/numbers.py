@@ -21,6 +21,7 @@ RATES = {
     "share": 0,
     "side": 0,
     "1/s": 1,
+    "1/s2": 2,
     "nat/s": 1,
     "share/s": 1,
     "side/s": 1,
@@ -31,6 +32,7 @@ _QUANTITIES = {
     "own_speed": ("side/s", "speed less the camera's motion"),
     "moved": ("share", "share of the weight that is not a copy"),
     "doubt": ("nat", "entropy of a filter"),
+    "difference": ("1/s", "how fast pixels change, 1 = from black to white"),
 }
 _STATISTICS = {
     "mean": "mean over cells and frames",
@@ -51,7 +53,6 @@ _GRADIENTS = {
 }
 HALVES = ("upper", "lower")
 _HALF = {
-    "share": ("share", "of what moves, how much is in this half"),
     "u_abs": ("side/s", "mean speed left and right"),
     "u_abs_std": ("side/s", "its deviation over frames"),
     "v_abs": ("side/s", "mean speed up and down"),
@@ -63,8 +64,25 @@ _HALF = {
 }
 
 
+_PLACE = {
+    "extent_x": ("side", "deviation in x of where it is: mean over frames"),
+    "extent_y": ("side", "deviation in y of where it is: mean over frames"),
+    "extent_x_std": ("side", "deviation in x of where it is: its deviation over frames"),
+    "extent_y_std": ("side", "deviation in y of where it is: its deviation over frames"),
+    "drift_x": ("side/s", "velocity in x of its centre, from first to last frame, absolute"),
+    "drift_y": ("side/s", "velocity in y of its centre, from first to last frame, absolute"),
+    "drift_x_steps": ("side/s", "the same in x from frame to frame: mean"),
+    "drift_y_steps": ("side/s", "the same in y from frame to frame: mean"),
+    "upper_share": ("share", "how much of it is above its centre"),
+    "lower_share": ("share", "how much of it is below its centre"),
+}
+
+
+PLACED = {"moved": _QUANTITIES["moved"][1], "difference": _QUANTITIES["difference"][1]}
+
+
 def _rate(unit: str) -> str:
-    return "side/s2" if unit == "side/s" else f"{unit}/s"
+    return unit + "2" if unit.endswith("/s") else unit + "/s"
 
 
 NUMBERS = (
@@ -88,18 +106,10 @@ NUMBERS = (
     Number("camera_v_std", "side/s", "deviation over frames of the camera's v"),
     Number("camera_u_abs", "side/s", "mean absolute u of the camera"),
     Number("camera_v", "side/s", "mean v of the camera"),
-    Number("extent_x", "side", "deviation in x of where it moves: mean over frames"),
-    Number("extent_y", "side", "deviation in y of where it moves: mean over frames"),
-    Number("extent_x_std", "side", "its deviation over frames"),
-    Number("extent_y_std", "side", "its deviation over frames"),
-    Number(
-        "drift_x", "side/s", "absolute velocity in x of the centre of what moves, first to last"
+    *(
+        Number(f"{quantity}_{name}", unit, f"{what}: {how}")
+        for (quantity, what), (name, (unit, how)) in product(PLACED.items(), _PLACE.items())
     ),
-    Number(
-        "drift_y", "side/s", "absolute velocity in y of the centre of what moves, first to last"
-    ),
-    Number("drift_x_steps", "side/s", "the same from frame to frame: mean"),
-    Number("drift_y_steps", "side/s", "the same from frame to frame: mean"),
     *(
         Number(f"{half}_{name}", unit, f"{half} half of where it moves: {what}")
         for half, (name, (unit, what)) in product(HALVES, _HALF.items())

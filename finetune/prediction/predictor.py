@@ -109,7 +109,7 @@ class Predictor(FinishedModel):
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
         motion = dmr[:, :0]
         if self.config.tells_motion:
-            motion = self.model.motion_numbers(output.filters, seconds=1.0).cpu().numpy()
+            motion = self.model.motion_numbers(frames, output.filters, seconds=1.0).cpu().numpy()
         shares = pictures = [None] * count
         if self.classes:
             shares = self.says(output).numpy()

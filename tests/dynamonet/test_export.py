@@ -45,7 +45,8 @@ def test_a_torch_archive_gives_the_models_own_results(tmp_path: Path) -> None:
     assert own.logits is not None
     torch.testing.assert_close(features, own.pooled)
     torch.testing.assert_close(dmr, own.dmr)
-    torch.testing.assert_close(motion, model.motion_numbers(own.filters))
+    numbers = model.motion_numbers((clip - MEAN) / STD, own.filters)
+    torch.testing.assert_close(motion, numbers)
     torch.testing.assert_close(probabilities, own.logits.softmax(1))
 
 
@@ -59,7 +60,7 @@ def test_an_onnx_file_runs_elsewhere_and_says_how_to_feed_it(tmp_path: Path) -> 
     features, dmr, motion = session.run(None, {"clip": clip.numpy()})
     with torch.no_grad():
         own = model((clip - MEAN) / STD)
-    numbers = model.motion_numbers(own.filters)
+    numbers = model.motion_numbers((clip - MEAN) / STD, own.filters)
     for found, expected in ((features, own.pooled), (dmr, own.dmr), (motion, numbers)):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
     told = read_exported(tmp_path / "model.onnx")

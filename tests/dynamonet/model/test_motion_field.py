@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynamonet.model.config import FilterConfig, ModelConfig, TrunkConfig
 from dynamonet.model.filtering import apply_filters
-from dynamonet.model.motion_field import motion_field, motion_numbers
+from dynamonet.model.motion_field import frame_difference, motion_field, motion_numbers
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.numbers import NUMBERS, RATES
 
@@ -23,7 +23,8 @@ def moving(right: int, down: int, frames: int = 3, cells: int = 4) -> Tensor:
 
 
 def numbers(filters: Tensor, seconds: float = 0.1) -> dict[str, float]:
-    found = motion_numbers(motion_field(filters, 20, seconds), seconds)[0]
+    still = torch.zeros(1, 2, 5, 5)
+    found = motion_numbers(motion_field(filters, 20, seconds), still, seconds)[0]
     return {number.name: float(value) for number, value in zip(NUMBERS, found, strict=True)}
 
 
@@ -68,8 +69,10 @@ def test_numbers_are_finite_and_their_units_say_how_they_go_with_time(
 ) -> None:
     draw = torch.randn(2, shape[0], 25, *shape[1:], generator=torch.Generator().manual_seed(seed))
     filters = (draw if linear else draw.softmax(2)).double()
+    clip = torch.randn(2, 3, 3, 20, 20, generator=torch.Generator().manual_seed(seed)).double()
     of_steps, found = (
-        motion_numbers(motion_field(filters, 24, each), each) for each in (1.0, seconds)
+        motion_numbers(motion_field(filters, 24, each), frame_difference(clip, 8, each), each)
+        for each in (1.0, seconds)
     )
     assert found.isfinite().all()
     powers = torch.tensor([RATES[number.unit] for number in NUMBERS])
