@@ -54,9 +54,7 @@ class Exportable(nn.Module):
         output = self.model(clip, predict_frames=False)
         outputs: tuple[Tensor, ...] = (output.pooled,)
         if self.model.config.tells_motion:
-            reads = self.model.config.reads == "field"
-            numbers = output.motion if reads else self.model.motion_numbers(clip, output.filters)
-            outputs += output.dmr, numbers
+            outputs += output.dmr, self.model.numbers_of(clip, output)
         return outputs if output.logits is None else (*outputs, output.logits.softmax(1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from benchmarks.learning import readings_page
 from benchmarks.learning.arms import (
     ARMS,
     CLIPS_SEEN,
@@ -20,6 +21,7 @@ from benchmarks.learning.arms import (
     SHARES,
     VARIANTS,
 )
+from benchmarks.learning.readings_page import cell, head
 from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import LABELLED, TESTED
@@ -27,7 +29,6 @@ from benchmarks.report import Figure
 from finetune.evaluation.statistics import (
     Difference,
     Outcomes,
-    accuracy_interval,
 )
 
 _ARITHMETIC = (
@@ -88,7 +89,7 @@ def render(ledger: Ledger) -> str:
         _accuracies(results),
         _differences(results),
         _longer(results),
-        _frozen(results),
+        readings_page.sections(results),
         _curve(results),
         _scale(results),
         _ARITHMETIC,
@@ -102,7 +103,7 @@ def render(ledger: Ledger) -> str:
 def summary(ledger: Ledger) -> str:
     """Returns the table of README: accuracy, and points ahead of scratch at as many steps."""
     results = Results(ledger)
-    rows = [_head("top-1, %", *LABELLED, "seconds")]
+    rows = [head("top-1, %", *LABELLED, "seconds"), *readings_page.readme_rows(results)]
     every = [(arm, 1) for arm in (SCRATCH, OWN_12, MOTION, *PEERS)]
     for arm, longer in every + [(arm, LONGER) for arm in (SCRATCH, OWN_12)]:
         cells = [_ahead(results, arm, name, longer) for name in LABELLED]
@@ -121,26 +122,14 @@ def _ahead(results: Results, arm: str, name: str, longer: int) -> str:
     return f"{_mean(found)}, {gain.points()}"
 
 
-def cell(found: Outcomes | None) -> str:
-    """Returns an accuracy in per cent with half of its 95 % interval; * = one seed."""
-    if found is None:
-        return ""
-    low, high = accuracy_interval(found)
-    return f"{_mean(found)} ± {50 * (high - low):.0f}"
-
-
 def _mean(found: Outcomes) -> str:
     return f"{100 * found.mean:.1f}{'' if len(found.right) > 1 else '*'}"
-
-
-def _head(*columns: str) -> str:
-    return f"| {' | '.join(columns)} |\n|---|" + "--:|" * (len(columns) - 1)
 
 
 def _accuracies(results: Results) -> Iterator[str]:
     yield "## Does pretraining pay?\n\nTop-1 in per cent; * = one seed, else three.\n"
     names = [f"{name}, {what}" for name, what in TESTED.items()]
-    yield _head("arm", *names, *(f"s, {name}" for name in LABELLED))
+    yield head("arm", *names, *(f"s, {name}" for name in LABELLED))
     for arm in ARMS:
         cells = [cell(results.of(arm.name, name)) for name in LABELLED]
         spent = [results.seconds(arm.name, name) for name in LABELLED]
@@ -153,25 +142,13 @@ def _accuracies(results: Results) -> Iterator[str]:
 
 def _differences(results: Results) -> Iterator[str]:
     yield "## By how much?\n\nPoints of accuracy on the same clips, with the 95 % interval and p.\n"
-    yield _head("arm", "more than", *LABELLED)
+    yield head("arm", "more than", *LABELLED)
     pairs = [(arm.name, SCRATCH) for arm in ARMS if arm.name != SCRATCH]
     pairs += [(OWN_12, peer) for peer in PEERS] + [(OWN_12, MOTION)]
     for arm, other in pairs:
         cells = [_points(results.ahead(arm, other, name)) for name in LABELLED]
         if any(cells):
             yield f"| {arm} | {other} | {' | '.join(cells)} |"
-
-
-def _frozen(results: Results) -> Iterator[str]:
-    yield (
-        "## Frozen\n\nTop-1 in per cent of a linear layer on pooled features, with the DMR where "
-        "there is one; the network is not trained on labels.\n"
-    )
-    yield _head("arm", *LABELLED)
-    for arm in (OWN_12, MOTION, *PEERS):
-        cells = [cell(results.of(arm, name, recipe="linear")) for name in LABELLED]
-        if any(cells):
-            yield f"| {arm} | {' | '.join(cells)} |"
 
 
 def _points(found: Difference | None) -> str:
@@ -184,7 +161,7 @@ def _curve(results: Results) -> Iterator[str]:
         "Top-1 in per cent; the same steps, other labels for each seed.\n"
     )
     shares = (*SHARES, 1.0)
-    yield _head("set", "arm", *(f"{share:.0%}" for share in shares))
+    yield head("set", "arm", *(f"{share:.0%}" for share in shares))
     for name, arm in product(LABELLED, FINALISTS):
         cells = [cell(results.of(arm, name, share=share)) for share in shares]
         if any(cells):
@@ -197,7 +174,7 @@ def _scale(results: Results) -> Iterator[str]:
         "Our own pretraining on some of the videos, until so many clips are seen; one seed. "
         "Fine-tuned, then a linear layer on the frozen features.\n"
     )
-    yield _head("set", "videos", *(f"{clips:,} clips" for clips in CLIPS_SEEN))
+    yield head("set", "videos", *(f"{clips:,} clips" for clips in CLIPS_SEEN))
     for name, videos in ((each, videos) for each, sizes in SCALES.items() for videos in sizes):
         cells = []
         for arm in (each for each in SCALE if each.videos == videos):
@@ -213,7 +190,7 @@ def _longer(results: Results) -> Iterator[str]:
         f"## Has scratch converged?\n\nThe same with {LONGER} times the steps of fine-tuning, and "
         "the points that pretraining is ahead at as many steps.\n"
     )
-    yield _head("labels", "steps", "arm", *LABELLED)
+    yield head("labels", "steps", "arm", *LABELLED)
     for share, longer in product((1.0, SHARES[1]), (1, LONGER)):
         if not any(results.of(SCRATCH, name, share=share, longer=LONGER) for name in LABELLED):
             continue
@@ -231,7 +208,7 @@ def _variants(results: Results) -> Iterator[str]:
         "## Ways to pretrain\n\nThree minutes of one core each, measured on a third of the groups "
         "of the *training* folds; the mean, and each seed.\n"
     )
-    yield _head("way", "weizmann", "fights", "steps")
+    yield head("way", "weizmann", "fights", "steps")
     for arm in VARIANTS:
         found = [results.tried(arm.name, name) for name in ("weizmann", "fights")]
         if any(found):
@@ -265,12 +242,12 @@ def figures(ledger: Ledger) -> list[Figure]:
         if few and more:
             points = 100 * (few.mean - more.mean)
             found.append(Figure(f"own_12_with_10%_less_scratch_with_25%_{name}", points, 0.0))
-    return found
+    return [*readings_page.figures(results), *found]
 
 
 def _pretrainings(results: Results) -> Iterator[str]:
     yield "## The pretrainings\n\nSkill is that of the last 50 steps, on training clips.\n"
-    yield _head("pretext", "sets", "clips seen", "of segments", "seconds", "skill")
+    yield head("pretext", "sets", "clips seen", "of segments", "seconds", "skill")
     for start, line in sorted(results.starts().items(), key=lambda pair: pair[0].key):
         skill = "" if line["skill"] is None else f"{line['skill']:.2f}"
         clips = start.steps * PRETEXTS[start.pretext].batch

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning.arms import (
-    BY_NAME,
     PRETEXTS,
     SCRATCH,
     SEEDS,
@@ -20,14 +19,13 @@ from benchmarks.learning.arms import (
     Start,
     plan,
 )
+from benchmarks.learning.readings import Reading
 from benchmarks.learning.rows import Ledger, Line
 from benchmarks.learning.sets import FOLDS
 from finetune.evaluation.statistics import Difference, Outcomes, difference, numbered
 
-_MOTION_SECONDS = 2 * 38 * 60  # of one core, before the package was made
 
-
-def outcomes(ledger: Ledger, rows: Sequence[Row]) -> Outcomes | None:
+def outcomes(ledger: Ledger, rows: Sequence[Row | Reading]) -> Outcomes | None:
     """Puts the rows of an arm on a set together; None unless one seed has all folds.
 
     Trainings are seeds: each was tested on every clip, fold by fold.
@@ -81,16 +79,14 @@ class Results:
         return None if ours is None or theirs is None else difference(theirs, ours)
 
     def seconds(self, arm: str, name: str, **more: Any) -> float | None:
-        """Returns the mean price of a fine-tuning, with the pretraining that it starts from."""
+        """Returns the mean price of one, with the pretraining that it starts from here."""
         spent = [self.price(row) + self._before(row) for row in self._rows(arm, name, **more)]
         return float(np.mean(spent)) if spent else None
 
     def _before(self, row: Row) -> float:
-        if row.start is not None:
-            return self.price(row.start)
-        return float(_MOTION_SECONDS if BY_NAME[row.arm].brought else 0)
+        return 0.0 if row.start is None else self.price(row.start)
 
-    def price(self, row: Row | Start) -> float:
+    def price(self, row: Row | Reading | Start) -> float:
         """Returns seconds of one core of the first machine, which others' are turned into."""
         line, pace = self.ledger.lines[row.key], self._pace
         first = next(iter(pace), line["machine"])

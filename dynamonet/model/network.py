@@ -174,6 +174,12 @@ class DynamoNet(nn.Module):
             difference = frame_difference(clip.float(), self.config.filters.cell_px, seconds)
             return motion_numbers(self.motion_field(filters, seconds), difference, seconds)
 
+    def numbers_of(self, clip: Tensor, output: Output) -> Tensor:
+        """Returns the named numbers of a clip that was run, see `motion_numbers`."""
+        if self.config.reads == "field":
+            return output.motion
+        return self.motion_numbers(clip, output.filters)
+
     def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
         """Runs the network on a clip.
 

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from dynamonet.model.motion_field import MotionField
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
@@ -21,6 +23,7 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.measuring import Measuring
 from finetune.evaluation.metrics import Predictions
+from finetune.evaluation.motion_pictures import draw_fields, draw_numbers
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
 from finetune.evaluation.statistics import Outcomes, accuracy_interval
 
@@ -74,7 +77,7 @@ def predict_videos(
     """
     numbers = reader.rows.numbers().tolist()
     requests = [request for row in numbers for request in views.requests(row)]
-    rows, probabilities = [], []
+    rows, probabilities, motion = [], [], []
     config = model.config
     for batch in measuring.batches(reader, requests):
         frames = batch.render()[:, :, : config.num_frames]
@@ -82,14 +85,24 @@ def predict_videos(
             output = model(frames, predict_frames=False)
         rows += batch.row.tolist()
         probabilities += classify(output).tolist()
-    merged: list[tuple[int, list[float]]] = []
-    for part in measuring.rank.gather(list(zip(rows, probabilities, strict=True))):
+        tells = config.tells_motion
+        motion += model.numbers_of(frames, output).tolist() if tells else [[]] * len(frames)
+    merged: list[tuple[int, list[float], list[float]]] = []
+    for part in measuring.rank.gather(list(zip(rows, probabilities, motion, strict=True))):
         merged += part  # type: ignore[operator]
-    return by_video(merged, shards)
+    return by_video([each[:2] for each in merged], shards, [each[2] for each in merged])
 
 
-def by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predictions:
-    """Averages probabilities over the views (row, probabilities) of each video."""
+def by_video(
+    views: list[tuple[int, list[float]]],
+    shards: ShardSet,
+    motion: Sequence[Sequence[float]] = (),
+) -> Predictions:
+    """Averages probabilities over the views (row, probabilities) of each video.
+
+    Args:
+        motion: The named numbers of each view, to be averaged too; empty = there are none.
+    """
     names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
     labels, group_of = shards.columns["label"], dict(zip(names, given, strict=True))
     gathered: dict[str, list[list[float]]] = {}
@@ -98,12 +111,20 @@ def by_video(views: list[tuple[int, list[float]]], shards: ShardSet) -> Predicti
         gathered.setdefault(names[row], []).append(probabilities)
         label_of[names[row]] = int(labels[row])
     sources = sorted(gathered)
+    numbers = None
+    if motion and motion[0]:
+        place = {source: index for index, source in enumerate(sources)}
+        videos = np.array([place[names[row]] for row, _ in views])
+        numbers = np.zeros((len(sources), len(motion[0])))
+        np.add.at(numbers, videos, np.array(motion))
+        numbers /= np.bincount(videos)[:, None]
     return Predictions(
         sources=sources,
         groups=[group_of[source] or source for source in sources],
         labels=np.array([label_of[s] for s in sources]),
         probabilities=np.array([np.mean(gathered[s], 0) for s in sources]),
         views=np.array([len(gathered[s]) for s in sources]),
+        motion=numbers,
     )
 
 
@@ -125,12 +146,17 @@ def metrics_of(predictions: Predictions, part: str) -> dict[str, float]:
 
 
 def evaluate_test(
-    predictions: Predictions, reader: ClipReader, shards: ShardSet, classes: list[str]
+    predictions: Predictions,
+    reader: ClipReader,
+    shards: ShardSet,
+    classes: list[str],
+    model: DynamoNet | None = None,
 ) -> Evaluation:
     """Makes numbers, tables and pictures of the test part; reads a few clips again to draw them.
 
     Args:
         classes: What labels and probabilities are numbered by.
+        model: Whose motion field is drawn; None = it is not.
     """
     matrix = predictions.confusion()
     pairs = predictions.confused(_PAIRS_LISTED)
@@ -142,6 +168,8 @@ def evaluate_test(
         figures["test/confused.png"] = draw_confused(
             predictions, pairs[:_PAIRS_DRAWN], reader, shards, classes
         )
+    if (numbers := draw_numbers(predictions, classes)) is not None:
+        figures["test/motion_numbers.png"] = numbers
     files = {
         PER_CLASS: as_csv(
             ("class", "videos", "accuracy"),
@@ -153,7 +181,19 @@ def evaluate_test(
         ),
         PREDICTIONS: _table(predictions, classes),
     }
+    if model is not None and model.config.tells_motion:
+        fields = partial(_field_of, model)
+        if (moving := draw_fields(predictions, reader, shards, classes, fields)) is not None:
+            files["test/motion_field.png"] = moving
     return Evaluation(metrics_of(predictions, "test"), figures, files)
+
+
+@torch.no_grad()
+def _field_of(model: DynamoNet, clip: Tensor) -> MotionField:
+    config = model.config
+    device = next(model.parameters()).device
+    output = model(clip[:, :, : config.num_frames].to(device), predict_frames=False)
+    return model.motion_field(output.filters, config.frame_seconds)
 
 
 def _share(value: float) -> str:

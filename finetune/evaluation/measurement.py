@@ -166,4 +166,4 @@ def test(
     alone = Measuring.alone(model.device, model.precision, settings.batch_size, settings.processes)
     predictions = predict_videos(model.model, reader, shards, views, alone, model.says)
     predictions = replace(predictions, labels=known[predictions.labels])
-    return evaluate_test(predictions, reader, shards, model.classes)
+    return evaluate_test(predictions, reader, shards, model.classes, model.model)

@@ -21,6 +21,7 @@ class Predictions:
     labels: NDArray[np.int64]  # (V,)
     probabilities: Floats  # (V, N), averaged over views
     views: NDArray[np.int64]  # (V,) clips x crops that were averaged
+    motion: Floats | None = None  # (V, M), `numbers.NUMBERS`, averaged over views
 
     @property
     def guesses(self) -> NDArray[np.int64]:

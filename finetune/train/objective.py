@@ -228,7 +228,7 @@ class Finetuning(Task[FinetuneSettings]):
         predictions = predict_videos(model, reader, self.data, self.views, measuring, classes)
         if not measuring.rank.is_main:
             return Evaluation(metrics_of(predictions, "test"), {}, {})
-        found = evaluate_test(predictions, reader, self.data, self.data.classes)
+        found = evaluate_test(predictions, reader, self.data, self.data.classes, model)
         if classes.neighbours is not None:
             found.files[NEIGHBOURS] = classes.neighbours.to_bytes()
         return found

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -79,8 +81,13 @@ def test_numbers_are_finite_and_their_units_say_how_they_go_with_time(
     torch.testing.assert_close(found * seconds**powers, of_steps, rtol=1e-3, atol=1e-5)
 
 
-def test_numbers_are_fewer_than_a_hundred_and_each_has_a_name_of_its_own() -> None:
+def test_the_documentation_lists_every_number_with_its_unit_and_meaning() -> None:
     assert len({number.name for number in NUMBERS}) == len(NUMBERS) < 100
+    page = (Path(__file__).parents[3] / "docs/motion.md").read_text("utf-8")
+    table = page.split("## The numbers")[1]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{n.name}` | {n.unit} | {n.meaning} |" for n in NUMBERS]
+    assert f"{len(NUMBERS)} named numbers" in page
 
 
 @pytest.mark.parametrize("kind", ["shared", "grid"])

@@ -1,0 +1,160 @@
+"""What frozen networks say, read in seconds: sections of docs/results.md and rows of README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import numpy as np
+
+from benchmarks.learning.arms import LONGER, MOTION, OWN_12, SCRATCH, SHARES
+from benchmarks.learning.readings import (
+    DIFFERENCES,
+    READINGS,
+    SIZES,
+    SPREAD,
+    TWO_HEADS,
+    Reading,
+)
+from benchmarks.learning.results import Results, outcomes
+from benchmarks.learning.sets import FOLDS, LABELLED
+from benchmarks.report import Figure
+from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
+
+_SEEDS = range(3)
+_TITLES = {SCRATCH: "random network", OWN_12: OWN_12, MOTION: f"`{MOTION}`"}
+SHOWN = SIZES[-1]  # in README
+Size = tuple[int, int]
+
+
+class Read:
+    """What the readings say."""
+
+    def __init__(self, results: Results) -> None:
+        self.results, self.ledger = results, results.ledger
+
+    def rows(self, arm: str, name: str, way: str, size: Size, share: float = 1.0) -> list[Reading]:
+        """Returns those that are finished."""
+        wanted = [
+            Reading(arm, name, fold, way, *size, share, seed)
+            for fold, seed in product(range(FOLDS), _SEEDS)
+        ]
+        return [row for row in wanted if row.key in self.ledger.lines]
+
+    def of(self, arm: str, name: str, way: str, size: Size, share: float = 1.0) -> Outcomes | None:
+        return outcomes(self.ledger, self.rows(arm, name, way, size, share))
+
+    def seconds(self, arm: str, name: str, way: str, size: Size) -> float | None:
+        """Returns the mean price of a reading, without that of the pretraining."""
+        spent = [self.results.price(row) for row in self.rows(arm, name, way, size)]
+        return float(np.mean(spent)) if spent else None
+
+    def ahead(
+        self, name: str, size: Size, *, longer: int = 1, share: float = 1.0, arm: str = MOTION
+    ) -> Difference | None:
+        """Compares two heads on a frozen network with a training from scratch."""
+        ours = self.of(arm, name, TWO_HEADS, size, share)
+        theirs = self.results.of(SCRATCH, name, longer=longer, share=share)
+        return None if ours is None or theirs is None else difference(theirs, ours)
+
+
+def cell(found: Outcomes | None) -> str:
+    """Returns an accuracy in per cent with half of its 95 % interval; * = one seed."""
+    if found is None:
+        return ""
+    low, high = accuracy_interval(found)
+    star = "" if len(found.right) > 1 else "*"
+    return f"{100 * found.mean:.1f}{star} ± {50 * (high - low):.0f}"
+
+
+def head(*columns: str) -> str:
+    """Returns the head of a table in Markdown, all columns but the first to the right."""
+    return f"| {' | '.join(columns)} |\n|---|" + "--:|" * (len(columns) - 1)
+
+
+def sections(results: Results) -> Iterator[str]:
+    """Yields the lines of the page."""
+    read = Read(results)
+    yield (
+        "## Frozen, read in seconds\n\nTop-1 in per cent of ridge regression on a network that is "
+        "not trained on labels (`--recipe ridge`): strength and the heads' weights by inner folds "
+        "of groups, four clips a video. *Field*: the named numbers of motion; *two heads*: theirs "
+        "and that of mean and deviation of the features; *differences*: the same statistics of "
+        "plain differences of frames, by no network. Seconds are of one core, weizmann, fights, "
+        "jhmdb: the network's look at the training clips, and the fit.\n"
+    )
+    yield head("network", "clips", "read", *LABELLED, "seconds")
+    for size, arm, way in product(SIZES, _TITLES, READINGS):
+        cells = [cell(read.of(arm, name, way, size)) for name in LABELLED]
+        if any(cells):
+            title = "none" if way == DIFFERENCES else _TITLES[arm]
+            spent = [read.seconds(arm, name, way, size) for name in LABELLED]
+            prices = ", ".join("" if each is None else f"{each:.0f}" for each in spent)
+            shown = f"{size[0]} x {size[1]} px"
+            yield f"| {title} | {shown} | {way} | {' | '.join(cells)} | {prices} |"
+    yield (
+        "\nPoints that two heads are ahead of a training from scratch (8 x 48 px), with as many "
+        "steps as above and with four times as many, and of mean and deviation alone:\n"
+    )
+    yield head("network", "clips", "more than", *LABELLED)
+    for arm, size, longer in product((MOTION, OWN_12), SIZES, (1, LONGER)):
+        gains = [read.ahead(name, size, longer=longer, arm=arm) for name in LABELLED]
+        other = SCRATCH if longer == 1 else f"{SCRATCH}, {longer} x the steps"
+        yield from _gains(arm, size, other, gains)
+    for arm, size in product((MOTION, OWN_12), SIZES):
+        pairs = [[read.of(arm, n, way, size) for way in (SPREAD, TWO_HEADS)] for n in LABELLED]
+        gains = [None if a is None or b is None else difference(a, b) for a, b in pairs]
+        yield from _gains(arm, size, SPREAD, gains)
+    yield "\nWith fewer labels, other labels for each of three seeds of `motion`:\n"
+    shares = (*SHARES, 1.0)
+    yield head("set", "network", "clips", *(f"{share:.0%}" for share in shares))
+    for name, arm, size in product(LABELLED, (MOTION, OWN_12), SIZES):
+        cells = [cell(read.of(arm, name, TWO_HEADS, size, share)) for share in shares]
+        if any(cells):
+            yield f"| {name} | {_TITLES[arm]} | {size[0]} x {size[1]} px | {' | '.join(cells)} |"
+
+
+def _gains(arm: str, size: Size, other: str, gains: Sequence[Difference | None]) -> Iterator[str]:
+    if any(gains):
+        cells = ["" if gain is None else gain.points() for gain in gains]
+        yield f"| {_TITLES[arm]} | {size[0]} x {size[1]} px | {other} | {' | '.join(cells)} |"
+
+
+def readme_rows(results: Results) -> list[str]:
+    """Returns the rows of README's table: points against scratch that trained four times longer."""
+    read, rows = Read(results), list[str]()
+    for arm, title in ((MOTION, f"**`--pretrained {MOTION}`, frozen**"), (OWN_12, "own, frozen")):
+        cells = []
+        for name in LABELLED:
+            found, gain = read.of(arm, name, TWO_HEADS, SHOWN), read.ahead(name, SHOWN, arm=arm)
+            if found is None or gain is None:
+                return rows
+            cells.append(f"{cell(found).split()[0]}, {gain.points()}")
+        seconds = read.seconds(arm, LABELLED[0], TWO_HEADS, SHOWN) or 0.0
+        if start := Reading(arm, LABELLED[0], 0, TWO_HEADS).start:
+            seconds += results.price(start)
+        rows.append(f"| {title} | {' | '.join(cells)} | {seconds:,.0f} |")
+    return rows
+
+
+def figures(results: Results) -> list[Figure]:
+    """Returns the figures that the claims on frozen networks rest on, in points of accuracy."""
+    read, found = Read(results), list[Figure]()
+    for name in LABELLED:
+        if gain := read.ahead(name, SHOWN, longer=LONGER):
+            what = f"frozen_motion_not_behind_scratch_at_{LONGER}_x_the_steps_{name}"
+            found.append(Figure(what, 100 * gain.high, 0.0))
+        ours = read.seconds(MOTION, name, TWO_HEADS, SHOWN)
+        theirs = results.seconds(SCRATCH, name, longer=LONGER)
+        if ours and theirs:
+            found.append(
+                Figure(f"frozen_motion_times_faster_than_that_{name}", theirs / ours, 20.0)
+            )
+        if gain := read.ahead(name, SHOWN, share=SHARES[0]):
+            what = f"frozen_motion_ahead_of_scratch_with_10%_{name}"
+            found.append(Figure(what, 100 * gain.mean, 0.0))
+    more = [[read.of(MOTION, n, way, SHOWN) for way in (SPREAD, TWO_HEADS)] for n in LABELLED]
+    means = [b.mean - a.mean for a, b in more if a is not None and b is not None]
+    if means:
+        found.append(Figure("field_adds_to_mean_and_std", 100 * float(np.mean(means)), 2.0))
+    return found
