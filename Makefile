@@ -7,7 +7,7 @@ BENCHES := $(subst _,-,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/bench_
 .PHONY: help demo motion-network test test-fast check docs format clean $(BENCHES)
 
 help:
-	@echo "make demo              the whole pipeline on rendered videos, in 6 to 7 minutes"
+	@echo "make demo              the whole pipeline on rendered videos, in 7 minutes"
 	@echo "make demo VIDEOS=DIR   stages 1 and 2 on your own videos"
 	@echo "make motion-network    the network that the package brings, in 45 minutes"
 	@echo "make test              all tests, in 7 to 15 minutes"

@@ -80,14 +80,17 @@ def motion_videos(console: Console, seed: int) -> None:
     # from scratch: as many steps as pretraining and fine-tuning have together
     both = PRETRAIN_STEPS + (FinetuneSettings.from_config("tiny").max_steps or 0)
     rows = {
-        "from scratch": ("--pretrained", "none", "--max_steps", str(both)),
-        HERE: ("--pretrained", str(learnt.model)),
-        "--pretrained motion": ("--pretrained", "motion"),
+        "from scratch": ("--pretrained", "none", "--recipe", "full", "--max_steps", str(both)),
+        HERE: ("--pretrained", str(learnt.model), "--recipe", "full"),
+        f"{HERE}, frozen": ("--pretrained", str(learnt.model), "--recipe", "ridge"),
+        "motion": ("--pretrained", "motion", "--recipe", "full"),
+        "motion, frozen": ("--pretrained", "motion", "--recipe", "ridge"),
     }
     table = Table(title=f"{labelled} labelled videos, {TEST_VIDEOS} test videos, 9 motions")
     for column in ("", "top-1", "95 % interval", "ahead of scratch", "training, s"):
         table.add_column(column, justify="right" if column else "left")
-    before = {HERE: 60 * learnt.run.metrics("run/")["minutes"]}
+    minutes = learnt.run.metrics("run/")["minutes"]
+    before = {row: 60 * minutes for row in rows if row.startswith(HERE)}
     runs, lines = [], []
     for row, start in rows.items():
         words = (*common, "--label_share", str(LABELLED_SHARE), *start)
@@ -106,7 +109,8 @@ def motion_videos(console: Console, seed: int) -> None:
     console.print(
         f"Pretraining saw {PRETRAIN_STEPS * 8:,} clips of the {TRAIN_VIDEOS} training videos, "
         "without labels; scratch took as many steps as pretraining and fine-tuning "
-        "together. `motion` ships with the package and has seen none of these videos.",
+        "together. `motion` ships with the package and has seen none of these videos. A frozen "
+        "network is not trained: ridge regression reads what it says of motion.",
         soft_wrap=True,
     )
     console.print(f"Curves, pictures, lineage: {learnt.run.ui_command()}", soft_wrap=True)

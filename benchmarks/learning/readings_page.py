@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.learning.arms import LONGER, MOTION, OWN_12, SCRATCH, SHARES
+from benchmarks.learning.arms import LONGER, MOTION, OWN_12, PEERS, SCRATCH, SHARES
 from benchmarks.learning.readings import (
     DIFFERENCES,
     READINGS,
@@ -73,8 +73,10 @@ def head(*columns: str) -> str:
 
 
 def sections(results: Results) -> Iterator[str]:
-    """Yields the lines of the page."""
+    """Yields the lines of the page; none before a reading is finished."""
     read = Read(results)
+    if not any(read.rows(MOTION, name, TWO_HEADS, size) for name, size in product(LABELLED, SIZES)):
+        return
     yield (
         "## Frozen, read in seconds\n\nTop-1 in per cent of ridge regression on a network that is "
         "not trained on labels (`--recipe ridge`): strength and the heads' weights by inner folds "
@@ -112,6 +114,12 @@ def sections(results: Results) -> Iterator[str]:
         cells = [cell(read.of(arm, name, TWO_HEADS, size, share)) for share in shares]
         if any(cells):
             yield f"| {name} | {_TITLES[arm]} | {size[0]} x {size[1]} px | {' | '.join(cells)} |"
+    yield "\nA linear layer taught by steps, on features and raw filters (`--recipe linear`):\n"
+    yield head("network", *LABELLED)
+    for arm in (OWN_12, MOTION, *PEERS):
+        cells = [cell(results.of(arm, name, recipe="linear")) for name in LABELLED]
+        if any(cells):
+            yield f"| {_TITLES.get(arm, arm)} | {' | '.join(cells)} |"
 
 
 def _gains(arm: str, size: Size, other: str, gains: Sequence[Difference | None]) -> Iterator[str]:

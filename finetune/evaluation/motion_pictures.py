@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -152,10 +153,14 @@ def draw_numbers(predictions: Predictions, classes: list[str]) -> Figure | None:
     axes = figure.subplots(2, _PLOTTED // 2, sharey=True)
     axes[0, 0].invert_yaxis()
     for axis, number in zip(axes.flatten(), best.tolist(), strict=False):
-        axis.boxplot([values[labels == label, number] for label in shown], vert=False, widths=0.6)
+        axis.boxplot(
+            [values[labels == label, number] for label in shown],
+            orientation="horizontal",
+            widths=0.6,
+        )
         axis.set_yticks(range(1, len(shown) + 1), [classes[i] for i in shown], parse_math=False)
         about = NUMBERS[number]
         axis.set_title(f"{about.name}, {about.unit}", fontsize=9)
-        axis.set_xlabel(about.meaning, fontsize=7)
+        axis.set_xlabel("\n".join(textwrap.wrap(about.meaning, 60)), fontsize=7)
         axis.tick_params(labelsize=7)
     return figure

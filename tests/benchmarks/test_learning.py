@@ -14,6 +14,7 @@ from benchmarks.learning import arms, rows
 from benchmarks.learning.arms import ARMS, OWN_12, PRETEXTS, SCALE, SCRATCH, Row, Start, plan
 from benchmarks.learning.page import figures, render, summary
 from benchmarks.learning.plots import draw_labels, draw_scale
+from benchmarks.learning.readings import READINGS, readings
 from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import LABELLED, UNLABELLED, make_sets
@@ -99,9 +100,11 @@ def test_it_runs_whole_and_trains_no_row_again(
         wanted += [Row("3 minutes, own", "weizmann", f, seed, part="val") for f in range(3)]
     ledger, runner, told = Ledger.open(tmp_path / "rows.jsonl"), Runner(tmp_path, shards), []
     runner.run(wanted[:4], ledger, told.append)  # cut off, and the page can be made
-    assert "4 of" in render(ledger)
+    assert "4 of" in render(ledger) and "## Frozen" not in render(ledger)
     runner.run(wanted, ledger, told.append)
     assert len(told) == len(wanted) + len({row.start for row in wanted} - {None})
+    read = [r for r in readings() if (r.set, r.seed, r.num_frames) == ("weizmann", 0, 8)]
+    runner.run([r for r in read if r.arm != OWN_12 and r.share in (0.5, 1)], ledger, told.append)
 
     page = render(ledger)
     for heading in (
@@ -115,9 +118,11 @@ def test_it_runs_whole_and_trains_no_row_again(
     ):
         assert f"## {heading}" in page
     assert summary(ledger).count("\n") == 6  # a head of two lines, five arms
+    for way in READINGS:
+        assert f"8 x 48 px | {way} |" in page
     draw_labels(ledger, tmp_path / "labels.png")
     draw_scale(ledger, tmp_path / "scale.png")
-    found = {figure.name for figure in figures(ledger)}
+    found = {figure.name for figure in figures(ledger) if "frozen" not in figure.name}
     assert {f"own_12_ahead_of_{o}_weizmann" for o in ("scratch", "VICReg", "VideoMAE")} == found
     scratch = Results(ledger).of(SCRATCH, "weizmann")
     assert scratch is not None and scratch.right.shape == (2, 18)
@@ -174,4 +179,5 @@ def test_missing_videos_are_named(tmp_path: Path) -> None:
 
 def test_every_arm_says_what_it_is() -> None:
     assert all(arm.what for arm in ARMS)
-    assert len({row.key for row in plan()}) == len(plan())
+    every = [*plan(), *readings()]
+    assert len({row.key for row in every}) == len(every)

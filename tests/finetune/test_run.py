@@ -70,7 +70,10 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
     assert {"train/entropy", "train/accuracy", "train/skill"} <= found.data.metrics.keys()
     names = {item.path for item in client.list_artifacts(found.info.run_id, "test")}
     tables = {f"test/{name}" for name in ("per_class.csv", "confused.csv", "predictions.parquet")}
-    assert names - {"test/confused.png"} == tables | {"test/confusion.png", "test/calibration.png"}
+    pictures = {
+        f"test/{n}.png" for n in "confusion calibration motion_field motion_numbers".split()
+    }
+    assert names - {"test/confused.png"} == tables | pictures
     table = client.download_artifacts(found.info.run_id, "test/predictions.parquet")
     rows = pq.read_table(table).to_pylist()
     assert len(rows) == scores["videos"] and {row["views"] for row in rows} == {2}
