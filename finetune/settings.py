@@ -11,6 +11,7 @@ from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
 
 Recipe = Literal["full", "ridge", "linear", "attentive", "knn"]
+STEPLESS = {"knn": "the nearest neighbours vote", "ridge": "one look at the training clips"}
 
 
 class AugmentSettings(Settings):
@@ -185,7 +186,7 @@ class FinetuneSettings(TrainSettings):
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Returns how many steps the training takes; some recipes take none."""
-        return 0 if self.recipe in ("knn", "ridge") else super().total_steps(steps_per_epoch)
+        return super().total_steps(steps_per_epoch) if self.recipe not in STEPLESS else 0
 
     @property
     def auxiliary(self) -> float:

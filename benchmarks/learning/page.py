@@ -21,14 +21,12 @@ from benchmarks.learning.arms import (
     SHARES,
     VARIANTS,
 )
-from benchmarks.learning.readings_page import cell, head
-from benchmarks.learning.results import Results
+from benchmarks.learning.results import Results, cell, head, mean
 from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import LABELLED, TESTED
 from benchmarks.report import Figure
 from finetune.evaluation.statistics import (
     Difference,
-    Outcomes,
 )
 
 _ARITHMETIC = (
@@ -119,11 +117,7 @@ def _ahead(results: Results, arm: str, name: str, longer: int) -> str:
     gain = results.ahead(arm, SCRATCH, name, longer=longer)
     if found is None or gain is None or arm == SCRATCH:
         return cell(found)
-    return f"{_mean(found)}, {gain.points()}"
-
-
-def _mean(found: Outcomes) -> str:
-    return f"{100 * found.mean:.1f}{'' if len(found.right) > 1 else '*'}"
+    return f"{mean(found)}, {gain.points()}"
 
 
 def _accuracies(results: Results) -> Iterator[str]:

@@ -26,20 +26,22 @@ from benchmarks.learning.arms import (
     SHARES,
     Row,
     Start,
-    finetune_settings,
 )
 from benchmarks.learning.sets import FOLDS, LABELLED
+from benchmarks.learning.settings import finetune_settings
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
-from dynamonet.model.classifier import Head, signed_root
+from dynamonet.model.classifier import Head
 from dynamonet.model.motion_field import MotionField, motion_numbers
+from dynamonet.model.numbers import signed_root
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics.precision import forward_precision
 from finetune.evaluation.evaluator import by_video
 from finetune.evaluation.metrics import Predictions
 from finetune.settings import FinetuneSettings
-from finetune.train.ridge import Held, Sums, fit
-from finetune.train.splits import inner_folds
+from finetune.train.regression import Sums
+from finetune.train.ridge import Held, fit
+from finetune.train.splits import balanced, inner_folds
 
 POOLED, SPREAD, FILTERS, FIELD = "pooled mean", "pooled mean and std", "raw filters", "field"
 TWO_HEADS, DIFFERENCES = "two heads", "differences of frames"
@@ -164,8 +166,7 @@ def read(
     train, test = (np.flatnonzero(np.isin(rows, p)) for p in (task.parts.train, task.parts.test))
     own = np.sort(task.parts.train)
     folds = torch.from_numpy(inner_folds(data, own, row.seed)[np.searchsorted(own, rows[train])])
-    counts = labels[train].bincount(minlength=len(data.classes))
-    weights = len(train) / ((counts > 0).sum() * counts.clamp(min=1))
+    weights = torch.from_numpy(balanced(labels[train].numpy(), len(data.classes)))
     inputs = [torch.from_numpy(found[name]) for name in READINGS[row.way]]
     sums, heads = list[Sums](), list[Head]()
     for name, x in zip(READINGS[row.way], inputs, strict=True):

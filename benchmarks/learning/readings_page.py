@@ -16,12 +16,16 @@ from benchmarks.learning.readings import (
     TWO_HEADS,
     Reading,
 )
-from benchmarks.learning.results import Results, outcomes
+from benchmarks.learning.results import Results, cell, head, mean, outcomes
 from benchmarks.learning.sets import FOLDS, LABELLED
 from benchmarks.report import Figure
-from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
+from finetune.evaluation.statistics import Difference, Outcomes, difference
 
 _SEEDS = range(3)
+_README = {
+    MOTION: f"**`--pretrained {MOTION}`, frozen**",
+    OWN_12: "**pretrained here, 12 minutes**, frozen",
+}
 _TITLES = {SCRATCH: "random network", OWN_12: OWN_12, MOTION: f"`{MOTION}`"}
 SHOWN = SIZES[-1]  # in README
 Size = tuple[int, int]
@@ -56,20 +60,6 @@ class Read:
         ours = self.of(arm, name, TWO_HEADS, size, share)
         theirs = self.results.of(SCRATCH, name, longer=longer, share=share)
         return None if ours is None or theirs is None else difference(theirs, ours)
-
-
-def cell(found: Outcomes | None) -> str:
-    """Returns an accuracy in per cent with half of its 95 % interval; * = one seed."""
-    if found is None:
-        return ""
-    low, high = accuracy_interval(found)
-    star = "" if len(found.right) > 1 else "*"
-    return f"{100 * found.mean:.1f}{star} ± {50 * (high - low):.0f}"
-
-
-def head(*columns: str) -> str:
-    """Returns the head of a table in Markdown, all columns but the first to the right."""
-    return f"| {' | '.join(columns)} |\n|---|" + "--:|" * (len(columns) - 1)
 
 
 def sections(results: Results) -> Iterator[str]:
@@ -129,15 +119,15 @@ def _gains(arm: str, size: Size, other: str, gains: Sequence[Difference | None])
 
 
 def readme_rows(results: Results) -> list[str]:
-    """Returns the rows of README's table: points against scratch that trained four times longer."""
+    """Returns the rows of README's table: points against scratch at its usual steps."""
     read, rows = Read(results), list[str]()
-    for arm, title in ((MOTION, f"**`--pretrained {MOTION}`, frozen**"), (OWN_12, "own, frozen")):
+    for arm, title in _README.items():
         cells = []
         for name in LABELLED:
             found, gain = read.of(arm, name, TWO_HEADS, SHOWN), read.ahead(name, SHOWN, arm=arm)
             if found is None or gain is None:
                 return rows
-            cells.append(f"{cell(found).split()[0]}, {gain.points()}")
+            cells.append(f"{mean(found)}, {gain.points()}")
         seconds = read.seconds(arm, LABELLED[0], TWO_HEADS, SHOWN) or 0.0
         if start := Reading(arm, LABELLED[0], 0, TWO_HEADS).start:
             seconds += results.price(start)

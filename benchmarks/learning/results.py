@@ -22,7 +22,13 @@ from benchmarks.learning.arms import (
 from benchmarks.learning.readings import Reading
 from benchmarks.learning.rows import Ledger, Line
 from benchmarks.learning.sets import FOLDS
-from finetune.evaluation.statistics import Difference, Outcomes, difference, numbered
+from finetune.evaluation.statistics import (
+    Difference,
+    Outcomes,
+    accuracy_interval,
+    difference,
+    numbered,
+)
 
 
 def outcomes(ledger: Ledger, rows: Sequence[Row | Reading]) -> Outcomes | None:
@@ -48,6 +54,24 @@ def outcomes(ledger: Ledger, rows: Sequence[Row | Reading]) -> Outcomes | None:
     return Outcomes(
         table, np.zeros(len(table), np.int64), numbered([groups[name] for name in names])
     )
+
+
+def mean(found: Outcomes) -> str:
+    """Returns an accuracy in per cent; * = one seed."""
+    return f"{100 * found.mean:.1f}{'' if len(found.right) > 1 else '*'}"
+
+
+def cell(found: Outcomes | None) -> str:
+    """Returns an accuracy in per cent with half of its 95 % interval; * = one seed."""
+    if found is None:
+        return ""
+    low, high = accuracy_interval(found)
+    return f"{mean(found)} ± {50 * (high - low):.0f}"
+
+
+def head(*columns: str) -> str:
+    """Returns the head of a table in Markdown, all columns but the first to the right."""
+    return f"| {' | '.join(columns)} |\n|---|" + "--:|" * (len(columns) - 1)
 
 
 class Results:

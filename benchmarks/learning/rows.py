@@ -29,10 +29,9 @@ from benchmarks.learning.arms import (
     PRETEXTS,
     Row,
     Start,
-    finetune_settings,
-    pretrain_settings,
 )
 from benchmarks.learning.readings import Reading, features, read
+from benchmarks.learning.settings import finetune_settings, pretrain_settings
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
 from dynamonet.model.files import locate

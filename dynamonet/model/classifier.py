@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamonet.model.config import ModelConfig
+from dynamonet.model.numbers import signed_root
 
 HEAD_DIM = 64  # of an attention head at least; not studied
 MLP_RATIO = 4  # Source: the transformer's
@@ -34,7 +35,7 @@ class Classifier(nn.Module):
 
         features   [pooled features]
         dmr        [pooled features, DMR]
-        field      [pooled features] and [named numbers of motion], signed roots of both
+        field      [pooled features] and [signed roots of the named numbers of motion]
 
     Source: the paper concatenates features and DMR; normalising them first is ours, and a head for
     each, because one layer over both was seen to lose what the numbers know.
@@ -75,11 +76,6 @@ class Classifier(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             read = self.inputs(features, motion)
             return torch.stack([head(x) for head, x in zip(self.heads, read, strict=True)], 1)
-
-
-def signed_root(values: Tensor) -> Tensor:
-    """Returns roots that keep the sign, with a finite slope at 0: x / sqrt(|x| + 1e-4)."""
-    return values * (values.abs() + 1e-4).rsqrt()
 
 
 class AttentivePool(nn.Module):

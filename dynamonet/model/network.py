@@ -147,32 +147,29 @@ class DynamoNet(nn.Module):
         dims = {"features": 0, "dmr": self.motion.dmr_dim, "field": len(NUMBERS)}
         return dims[self.config.reads]
 
-    def motion_field(self, filters: Tensor, seconds: float) -> MotionField:
+    def motion_field(self, filters: Tensor) -> MotionField:
         """Reads filters (B, L, N, K*K, gh, gw) as displacements, by their first level.
 
         Within a clip the last filter, whose frame the network does not see, is left out.
-
-        Args:
-            seconds: Between frames.
         """
         config = self.config
         own = filters[:, 0]
         if config.targets == "within_clip" and own.shape[1] > 1:
             own = own[:, :-1]
-        return motion_field(own, config.frame_px / config.filters.levels[0], seconds)
+        side_px = config.frame_px / config.filters.levels[0]
+        return motion_field(own, side_px, config.frame_seconds)
 
-    def motion_numbers(self, clip: Tensor, filters: Tensor, seconds: float | None = None) -> Tensor:
+    def motion_numbers(self, clip: Tensor, filters: Tensor) -> Tensor:
         """Returns the named numbers of motion (B, M), in the order of `numbers.NUMBERS`.
 
         Args:
             clip: (B, 3, T, H, W), normalised.
             filters: What the network emits of it.
-            seconds: Between frames; None = as the classifier takes them to be.
         """
-        seconds = self.config.frame_seconds if seconds is None else seconds
+        seconds = self.config.frame_seconds
         with torch.autocast(clip.device.type, enabled=False):
             difference = frame_difference(clip.float(), self.config.filters.cell_px, seconds)
-            return motion_numbers(self.motion_field(filters, seconds), difference, seconds)
+            return motion_numbers(self.motion_field(filters), difference, seconds)
 
     def numbers_of(self, clip: Tensor, output: Output) -> Tensor:
         """Returns the named numbers of a clip that was run, see `motion_numbers`."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, TypeVar
+
+Array = TypeVar("Array", bound=Any)  # of numpy or torch
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,6 @@ _HALF = {
     "u_along": ("side/s", "mean velocity in the direction of the clip's mean"),
     "u_along_std": ("side/s", "its deviation over frames"),
 }
-
-
 _PLACE = {
     "extent_x": ("side", "deviation in x of where it is: mean over frames"),
     "extent_y": ("side", "deviation in y of where it is: mean over frames"),
@@ -76,8 +77,6 @@ _PLACE = {
     "upper_share": ("share", "how much of it is above its centre"),
     "lower_share": ("share", "how much of it is below its centre"),
 }
-
-
 PLACED = {"moved": _QUANTITIES["moved"][1], "difference": _QUANTITIES["difference"][1]}
 
 
@@ -115,3 +114,12 @@ NUMBERS = (
         for half, (name, (unit, what)) in product(HALVES, _HALF.items())
     ),
 )
+POWERS = tuple(RATES[number.unit] for number in NUMBERS)  # of time below the line
+
+
+def signed_root(values: Array) -> Array:
+    """Returns roots that keep the sign, with a finite slope at 0: x / sqrt(|x| + 1e-4).
+
+    A few fast clips would outweigh all others.
+    """
+    return values / (abs(values) + 1e-4) ** 0.5

@@ -190,10 +190,9 @@ def evaluate_test(
 
 @torch.no_grad()
 def _field_of(model: DynamoNet, clip: Tensor) -> MotionField:
-    config = model.config
     device = next(model.parameters()).device
-    output = model(clip[:, :, : config.num_frames].to(device), predict_frames=False)
-    return model.motion_field(output.filters, config.frame_seconds)
+    output = model(clip[:, :, : model.config.num_frames].to(device), predict_frames=False)
+    return model.motion_field(output.filters)
 
 
 def _share(value: float) -> str:

@@ -19,8 +19,8 @@ from dynamonet.shards.reader import ClipReader, FailedBatch
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.transforms import denormalise
 from finetune.evaluation.metrics import Predictions
+from finetune.evaluation.plots import NAMED_CLASSES, first_segments
 
-MOST_CLASSES = 30  # more cannot be told apart in a plot
 _SHOWN = 3  # clips that were right, and as many that were wrong
 _TILE_PX, _TEXT_PX, _LETTERS = 160, 30, 26
 _LONGEST = 2.0  # cells that the fastest arrow is long
@@ -46,8 +46,7 @@ def draw_fields(
     Returns:
         None where no video can be read.
     """
-    names = shards.table["source"].to_pylist()
-    row_of = {names[row]: int(row) for row in reader.rows.numbers()[::-1]}
+    row_of = first_segments(reader, shards)
     tiles: list[list[Image.Image]] = []
     for place in _surest(predictions):
         batch = reader[Request(row_of[predictions.sources[place]])]
@@ -148,7 +147,7 @@ def draw_numbers(predictions: Predictions, classes: list[str]) -> Figure | None:
     means = np.array([values[labels == label].mean(0) for label in present])
     within = np.mean([values[labels == label].var(0) for label in present], 0)
     best = np.argsort(-means.var(0) / (within + 1e-12 + 1e-6 * values.var(0)), kind="stable")
-    shown = present[:MOST_CLASSES]
+    shown = present[:NAMED_CLASSES]
     figure = Figure(figsize=(13, 3.4 + 0.34 * len(shown)), layout="constrained")
     axes = figure.subplots(2, _PLOTTED // 2, sharey=True)
     axes[0, 0].invert_yaxis()

@@ -12,7 +12,7 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.video.transforms import denormalise
 from finetune.evaluation.metrics import Predictions
 
-_NAMED_CLASSES = 30  # more names than this cannot be read beside a matrix
+NAMED_CLASSES = 30  # more names than this cannot be read beside a matrix
 _FRAMES = 6  # of a filmstrip
 _STRIPS = 2  # for each pair of classes
 _FRAME_PX = 112
@@ -29,7 +29,7 @@ def draw_confusion(matrix: NDArray[np.int64], classes: list[str]) -> Figure:
     figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the class's videos")
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    if len(classes) <= _NAMED_CLASSES:
+    if len(classes) <= NAMED_CLASSES:
         axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right", parse_math=False)
         axis.set_yticks(range(len(classes)), classes, parse_math=False)
         for row, column in np.ndindex(*matrix.shape):
@@ -55,6 +55,12 @@ def draw_calibration(predictions: Predictions) -> Figure:
     return figure
 
 
+def first_segments(reader: ClipReader, shards: ShardSet) -> dict[str, int]:
+    """Returns the row of the first segment of each video that a reader has."""
+    names = shards.table["source"].to_pylist()
+    return {names[row]: int(row) for row in reader.rows.numbers()[::-1]}
+
+
 def draw_confused(
     predictions: Predictions,
     pairs: list[tuple[int, int, int]],
@@ -68,10 +74,7 @@ def draw_confused(
         pairs: (true class, predicted class, videos), as `Predictions.confused` gives them.
         reader: Of the rows that were predicted.
     """
-    names = shards.table["source"].to_pylist()
-    row_of = {
-        names[row]: int(row) for row in reader.rows.numbers()[::-1]
-    }  # a video's first segment
+    row_of = first_segments(reader, shards)
     strips: list[tuple[str, NDArray[np.uint8]]] = []
     for true, said, count in pairs:
         wrong = np.flatnonzero((predictions.labels == true) & (predictions.guesses == said))

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dynamonet.model.config import PixelScale
+from dynamonet.model.numbers import POWERS
 from dynamonet.shards.loading import read_ahead
 from dynamonet.shards.settings import default_processes
 from dynamonet.training.settings import FormatName
@@ -109,7 +110,8 @@ class Predictor(FinishedModel):
         pooled, dmr = output.pooled.float().cpu().numpy(), output.dmr.float().cpu().numpy()
         motion = dmr[:, :0]
         if self.config.tells_motion:
-            motion = self.model.motion_numbers(frames, output.filters, seconds=1.0).cpu().numpy()
+            numbers = self.model.numbers_of(frames, output).cpu().numpy()
+            motion = numbers * np.float32(self.config.frame_seconds) ** np.array(POWERS)
         shares = pictures = [None] * count
         if self.classes:
             shares = self.says(output).numpy()

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from dynamonet.model.numbers import NUMBERS, RATES
+from dynamonet.model.numbers import NUMBERS, POWERS
 from dynamonet.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def motion_columns(window: WindowPrediction) -> dict[str, float]:
     """Returns a window's named numbers of motion; none of a network without filters of its own."""
     if not len(window.seen.motion):
         return {}
-    values = in_seconds(window.seen.motion, window.frame_seconds).tolist()
+    values = (window.seen.motion / window.frame_seconds ** np.array(POWERS)).tolist()
     return {number.name: value for number, value in zip(NUMBERS, values, strict=True)}
 
 
@@ -159,16 +158,6 @@ def features_schema(model: str, digest: str, facts: dict[bytes, str] | None = No
     """
     known = {FORMAT_KEY: FEATURES_FORMAT, MODEL_KEY: model, DIGEST_KEY: digest}
     return FEATURES_SCHEMA.with_metadata({**known, **(facts or {})})
-
-
-def in_seconds(numbers: NDArray[np.float32], seconds: float) -> NDArray[np.float32]:
-    """Turns numbers (..., M) that are per frame into numbers per second.
-
-    Args:
-        seconds: Between two frames.
-    """
-    powers = np.array([RATES[number.unit] for number in NUMBERS])
-    return (numbers / seconds**powers).astype(np.float32)
 
 
 class FeatureRows:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
-from dynamonet.model.numbers import NUMBERS
+from dynamonet.model.numbers import NUMBERS, signed_root
 from finetune.prediction.writers import (
     DIGEST_KEY,
     FEATURES_FORMAT,
@@ -201,11 +201,6 @@ def columns_of(part: str) -> tuple[str, ...]:
     return tuple(number.name for number in NUMBERS) if part == MOTION else (part,)
 
 
-def signed_root(rows: Rows) -> Rows:
-    """Returns roots that keep the sign: a few fast windows shall not outweigh all others."""
-    return np.sign(rows) * np.sqrt(np.abs(rows))
-
-
 def _width(file: Path, part: str) -> int:
     """Returns how many values the first row has."""
     names = columns_of(part)
@@ -223,8 +218,7 @@ def _matrix(place: Path, table: pa.Table, name: str, width: int) -> Rows:
     """
     if name == MOTION:
         values = [table[each].to_numpy().astype(np.float32) for each in columns_of(name)]
-        rows = np.stack(values, 1)
-        rows = signed_root(rows)
+        rows = signed_root(np.stack(values, 1))
     else:
         column = table[name].combine_chunks()
         lengths = np.unique(column.value_lengths().to_numpy())

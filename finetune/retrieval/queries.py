@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynamonet.errors import UserError
+from dynamonet.model.numbers import signed_root
 from dynamonet.video.files import find_videos
-from finetune.retrieval.features import MOTION, PARTS, FeatureTable, Scaling, signed_root
+from finetune.retrieval.features import MOTION, PARTS, FeatureTable, Scaling
 from finetune.retrieval.knn import Rows
 from finetune.retrieval.settings import NearestSettings
 

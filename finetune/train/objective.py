@@ -46,7 +46,7 @@ from finetune.pretrained.load import (
 from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train import ridge
 from finetune.train.augment import augment
-from finetune.train.splits import Splits, inner_folds
+from finetune.train.splits import Splits, balanced, inner_folds
 
 NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
 POOLING = {"attentive": "attentive", "ridge": "mean_std"}  # by recipe; else the mean
@@ -154,10 +154,7 @@ class Finetuning(Task[FinetuneSettings]):
         if self.settings.class_weights == "none":
             return None
         labels = self.data.columns["label"][self.parts.train]
-        counts = torch.from_numpy(np.bincount(labels, minlength=len(self.data.classes)))
-        there = counts > 0
-        weights = len(labels) / (there.sum() * counts.clamp(min=1))
-        return torch.where(there, weights, 0.0).float()
+        return torch.from_numpy(balanced(labels, len(self.data.classes))).float()
 
     def solve(self, model: DynamoNet, measuring: Measuring) -> dict[str, float]:
         if self.settings.recipe != "ridge":

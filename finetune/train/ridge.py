@@ -1,15 +1,10 @@
-"""Ridge regression of classes on what the heads of a classifier read: one pass, no steps.
+"""The weights of a classifier's heads by ridge regression: one look at the clips, no steps.
 
-Each head gets the weights that minimise, over clips i of class c with weight w = n / (K n_c),
+Classes weigh the same. The strength of each head is the one with the best accuracy on inner folds,
+which are made of whole groups; what all folds say of their held-out clips then gives each head its
+share and the probabilities their sharpness, by maximum likelihood.
 
-    sum_i w_i |y_i - b - W z_i|^2 + strength n |W|^2        z: standardised, y: one-hot
-
-from sums over clips alone (memory D x D an inner fold, whatever their number). The strength is the
-one with the best accuracy on inner folds, which are made of whole groups; what all folds say of
-their held-out clips then gives each head its share and the probabilities their sharpness, by
-maximum likelihood.
-
-Source: ridge regression (Hoerl and Kennard 1970), temperature scaling (Guo et al. 2017).
+Source: see `finetune.train.regression`; temperature scaling (Guo et al. 2017).
 """
 
 from __future__ import annotations
@@ -17,12 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dynamonet.model.classifier import Head
@@ -32,6 +28,8 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
 from finetune.evaluation.evaluator import ViewPlan
+from finetune.train.regression import Fold, Sums
+from finetune.train.splits import balanced
 
 logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-7, 4))  # for each clip
@@ -39,114 +37,6 @@ UNTRIED = STRENGTHS[len(STRENGTHS) // 2]  # where there are no folds to choose i
 HEADS = ("features", "motion")
 MOST_HELD = 20_000  # clips whose features are kept to choose by
 SHARP = 10.0  # of scores between 0 and 1, where there are no folds to choose it by
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Weights of a head, on its standardised inputs: scores = z W + b."""
-
-    mean: Tensor  # (D,)
-    deviation: Tensor  # (D,)
-    weights: Tensor  # (D, K)
-    bias: Tensor  # (K,)
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Returns (B, K) of inputs (B, D)."""
-        return ((x.double() - self.mean) / self.deviation) @ self.weights + self.bias
-
-    def put_into(self, head: Head, scale: float) -> None:
-        """Makes a head give these scores, times a scale."""
-        norm = head.norm
-        with torch.no_grad():
-            nn.init.ones_(norm.weight)
-            nn.init.zeros_(norm.bias)
-            assert norm.running_mean is not None and norm.running_var is not None
-            norm.running_mean.copy_(self.mean)
-            norm.running_var.copy_(self.deviation**2)
-            own = (self.deviation**2 + norm.eps).sqrt() / self.deviation
-            head.linear.weight.copy_(scale * (self.weights * own[:, None]).T)
-            head.linear.bias.copy_(scale * self.bias)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """The weighted normal equations of some clips, in their own basis, for every strength."""
-
-    mean: Tensor
-    deviation: Tensor
-    total: Tensor  # of the weights
-    values: Tensor  # (D,), eigenvalues
-    basis: Tensor  # (D, D)
-    targets: Tensor  # (D, K), in that basis
-    bias: Tensor  # (K,)
-
-    @classmethod
-    def of(cls, counts: Tensor, sums: Tensor, squares: Tensor, weights: Tensor) -> Fold:
-        """Makes it of sums over clips.
-
-        Args:
-            counts: (K,), clips of each class.
-            sums: (K, D), of their inputs.
-            squares: (D, D), of x x', weighted.
-            weights: (K,), of a clip of each class.
-        """
-        each = weights * counts
-        total = each.sum()
-        mean = weights @ sums / total
-        spread = (squares.diagonal() / total - mean**2).clamp(min=0)
-        varies = spread > 1e-10 * squares.diagonal() / total
-        deviation = torch.where(varies, spread, 1.0).sqrt()
-        scatter = (squares - total * mean.outer(mean)) / deviation.outer(deviation)
-        scatter[~varies] = 0
-        scatter[:, ~varies] = 0
-        values, basis = torch.linalg.eigh(scatter)
-        towards = (weights[:, None] * sums - each[:, None] * mean) / deviation * varies
-        return cls(
-            mean, deviation, total, values.clamp(min=0), basis, basis.T @ towards.T, each / total
-        )
-
-    def solution(self, strength: float) -> Solution:
-        """Returns the weights of a strength."""
-        shrunk = self.targets / (self.values + strength * self.total)[:, None]
-        return Solution(self.mean, self.deviation, self.basis @ shrunk, self.bias)
-
-
-class Sums:
-    """Sums over the clips of each inner fold, of what one head reads."""
-
-    def __init__(self, dim: int, weights: Tensor, folds: int) -> None:
-        """Args:
-        dim: Values D that the head reads.
-        weights: (K,), of a clip of each class.
-        folds: How many inner folds there are.
-        """
-        self.weights = weights.double()
-        self.counts = torch.zeros(folds, len(weights), dtype=torch.float64)
-        self.sums = torch.zeros(folds, len(weights), dim, dtype=torch.float64)
-        self.squares = torch.zeros(folds, dim, dim, dtype=torch.float64)
-
-    def add(self, x: Tensor, labels: Tensor, folds: Tensor) -> None:
-        """Adds clips: inputs (B, D), labels (B,), and the fold of each (B,)."""
-        x = x.double()
-        for fold in folds.unique().tolist():
-            own, which = x[folds == fold], labels[folds == fold]
-            self.counts[fold] += which.bincount(minlength=len(self.weights))
-            self.sums[fold].index_add_(0, which, own)
-            self.squares[fold] += (own * self.weights[which][:, None]).T @ own
-
-    def over(self, rank: Rank) -> Sums:
-        """Returns the sums over all ranks; every rank must call it."""
-        for name in ("counts", "sums", "squares"):
-            setattr(self, name, rank.sum(getattr(self, name)).cpu())
-        return self
-
-    def without(self, fold: int | None) -> Fold:
-        """Returns the equations of all folds but one; None = of all."""
-        kept = [number for number in range(len(self.counts)) if number != fold]
-        counts, sums, squares = (
-            each[kept].sum(0) for each in (self.counts, self.sums, self.squares)
-        )
-        return Fold.of(counts, sums, squares, self.weights)
 
 
 @dataclass(frozen=True)
@@ -219,8 +109,7 @@ def fit_classifier(
     heads = [cast("Head", head) for head in classifier.heads]
     rows = reader.rows.numbers()
     labels, videos = shards.columns["label"], shards.table["source_digest"].to_pylist()
-    counts = np.bincount(labels[rows], minlength=config.num_classes)
-    weights = torch.from_numpy(len(rows) / ((counts > 0).sum() * counts.clip(1)))
+    weights = torch.from_numpy(balanced(labels[rows], config.num_classes))
     sums = [Sums(head.norm.num_features, weights, int(folds.max()) + 1) for head in heads]
     fold_of = np.zeros(len(shards), np.int64)
     fold_of[rows] = folds
@@ -270,12 +159,11 @@ def fit(
     chosen, said = [], []
     for own, x in zip(sums, held.inputs, strict=True):
         equations = [own.without(fold) for fold in range(folds)]
-        tried = [_held_out(equations, s, x, held.folds)[fair] for s in STRENGTHS]
-        right = np.array([accuracy(scores, labels, numbers) for scores in tried])
+        say = partial(_held_out, equations, x=x[fair], folds=held.folds[fair])
+        right = np.array([accuracy(say(strength), labels, numbers) for strength in STRENGTHS])
         smooth = np.convolve(np.pad(right, 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
-        best = int(smooth.argmax())
-        chosen.append(STRENGTHS[best])
-        said.append(tried[best])
+        chosen.append(STRENGTHS[int(smooth.argmax())])
+        said.append(say(chosen[-1]))  # once more: those of all strengths are large
     scores = torch.stack(said)
     shares = likeliest_shares(scores, labels)
     for head, own, strength, share in zip(heads, sums, chosen, shares.tolist(), strict=True):

@@ -77,9 +77,9 @@ def single_runs(settings: FinetuneSettings, num_splits: int) -> list[FinetuneSet
 
 def run_all(settings: FinetuneSettings, shards: ShardSet, console: Console) -> FinetuneResult:
     """Does every run asked for, on one Ray, and prints what several say together."""
-    auto = settings.recipe == "auto" and settings.pretrained != "none"
-    if not auto and settings.recipe == "auto":
-        settings = settings.model_copy(update={"recipe": "full"})  # nothing is known before it
+    if settings.recipe == "auto" and settings.pretrained == "none":
+        settings = settings.model_copy(update={"recipe": "full"})  # there is nothing to read
+    auto = settings.recipe == "auto"
     singles = single_runs(settings, shards.num_splits)
     starts = attempts(singles[0], shards)[1:] if auto else Start.of_each(singles, shards)
     if settings.dry_run:

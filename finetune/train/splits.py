@@ -102,6 +102,13 @@ def kept_apart(shards: ShardSet, rows: Rows, share: float, seed: int) -> tuple[R
     return stay, rows[apart]
 
 
+def balanced(labels: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:
+    """Returns a weight for each class (N,) by which all weigh the same, mean 1 over the labels."""
+    counts = np.bincount(labels, minlength=num_classes)
+    there = counts > 0
+    return np.where(there, len(labels) / (there.sum() * counts.clip(1)), 0.0)
+
+
 def inner_folds(shards: ShardSet, rows: Rows, seed: int) -> Rows:
     """Returns the fold of each row, 0 to `INNER_FOLDS` - 1, by whole groups; 0 for lack of groups.
 

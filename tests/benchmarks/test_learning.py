@@ -18,6 +18,7 @@ from benchmarks.learning.readings import READINGS, readings
 from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger, Line, Runner
 from benchmarks.learning.sets import LABELLED, UNLABELLED, make_sets
+from benchmarks.learning.settings import pretrain_settings
 from dynamonet.errors import UserError
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.seen import TrainedOn
@@ -55,7 +56,7 @@ def test_no_clip_is_tested_that_was_pretrained_on(shards: dict[str, str]) -> Non
         start = row.start
         if start is None or start.held_out:
             continue
-        settings = arms.pretrain_settings(start, shards)
+        settings = pretrain_settings(start, shards)
         task = PRETEXTS[start.pretext].task(settings, settings.shards, None, None)
         data = ShardSet.open(shards[row.set])
         digests = {

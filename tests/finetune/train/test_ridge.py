@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dynamonet.model.classifier import Head
 from dynamonet.shards.shard_set import ShardSet
-from finetune.train.ridge import STRENGTHS, UNTRIED, Held, Sums, fit, likeliest_shares
+from finetune.train.regression import Sums
+from finetune.train.ridge import STRENGTHS, UNTRIED, Held, fit, likeliest_shares
 from finetune.train.splits import INNER_FOLDS, inner_folds
 
 
