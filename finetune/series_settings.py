@@ -96,10 +96,10 @@ class ComparisonSettings(SeriesSettings):
         min_length=1,
         description="What is compared, each as --pretrained takes it; none = from scratch.",
     )
-    recipes: tuple[Literal["linear", "attentive", "full"], ...] = Field(
-        default=("linear", "attentive", "full"),
+    recipes: tuple[Literal["ridge", "attentive", "full"], ...] = Field(
+        default=("ridge", "attentive", "full"),
         min_length=1,
-        description="Probes of frozen features, full fine-tuning. Encoders are kept frozen.",
+        description="Frozen networks read in two ways, full fine-tuning; encoders are kept frozen.",
     )
     batch_clips: int = Field(
         default=8, ge=1, description="Clips that go through a frozen network together."

@@ -10,7 +10,7 @@ from dynamonet.model.config import READS, NetworkConfig, PixelScale, Reads
 from dynamonet.settings import Settings, whole_number
 from dynamonet.training.settings import TrainSettings
 
-Recipe = Literal["full", "ridge", "linear", "attentive", "knn"]
+Recipe = Literal["full", "ridge", "attentive", "knn"]
 STEPLESS = {"knn": "the nearest neighbours vote", "ridge": "one look at the training clips"}
 
 
@@ -133,8 +133,8 @@ class FinetuneSettings(TrainSettings):
     recipe: Recipe | Literal["auto"] = Field(
         default="auto",
         description="full = train everything; a frozen network with ridge regression, which takes "
-        "seconds, a linear layer, an attentive probe, or nearest neighbours. auto = ridge, then "
-        "full, of which the one is kept that validation videos prefer.",
+        "seconds, an attentive probe, or nearest neighbours. auto = ridge, then full, of which the "
+        "one is kept that validation videos prefer.",
     )
     reads: Reads = Field(default="field", description=READS)
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")

@@ -209,7 +209,7 @@ PEERS = ("VICReg, 12 minutes", "VideoMAE, 12 minutes")
 
 @dataclass(frozen=True)
 class Row:
-    """A fine-tuning, or a linear probe, on one fold."""
+    """A fine-tuning on one fold."""
 
     arm: str
     set: str
@@ -239,7 +239,7 @@ def plan() -> list[Row]:
         found: list[Row] = []
         for arm in (arm for arm in SCALE if arm.videos in videos and arm.clips in clips):
             sets = [name for name, sizes in SCALES.items() if arm.videos in sizes]
-            found += rows([arm.name], sets) + rows([arm.name], sets, recipe="linear")
+            found += rows([arm.name], sets)
         return found
 
     pair, rest = ("weizmann", "fights"), [a.name for a in ARMS if a.name not in FINALISTS + PEERS]
@@ -247,7 +247,7 @@ def plan() -> list[Row]:
     planned = rows(FINALISTS) + rows((SCRATCH, OWN_12), longer=LONGER) + peer_rates
     for share in SHARES:
         planned += rows((OWN_12, SCRATCH), share=share)
-    planned += rows(BY_FIELD) + rows(PEERS) + rows((*PEERS, MOTION, OWN_12), recipe="linear")
+    planned += rows(BY_FIELD) + rows(PEERS)
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
         planned += rows(CLOSE, pair, seed=seed, part="val")

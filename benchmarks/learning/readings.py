@@ -22,6 +22,7 @@ from benchmarks.learning.arms import (
     FINALISTS,
     MOTION,
     OWN_12,
+    PEERS,
     SCRATCH,
     SHARES,
     Row,
@@ -31,21 +32,20 @@ from benchmarks.learning.sets import FOLDS, LABELLED
 from benchmarks.learning.settings import finetune_settings
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
-from dynamonet.model.classifier import Head
+from dynamonet.model.classifier import Head, mean_and_std
 from dynamonet.model.motion_field import MotionField, motion_numbers
 from dynamonet.model.numbers import signed_root
+from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics.precision import forward_precision
 from finetune.evaluation.evaluator import by_video
 from finetune.evaluation.metrics import Predictions
 from finetune.settings import FinetuneSettings
-from finetune.train.regression import Sums
-from finetune.train.ridge import Held, fit
-from finetune.train.splits import balanced, inner_folds
+from finetune.train.ridge import fit_heads
 
 POOLED, SPREAD, FILTERS, FIELD = "pooled mean", "pooled mean and std", "raw filters", "field"
 TWO_HEADS, DIFFERENCES = "two heads", "differences of frames"
-READINGS = {
+READINGS = {  # way -> what its heads read
     DIFFERENCES: ("differences",),
     POOLED: ("pooled",),
     SPREAD: ("spread",),
@@ -87,7 +87,8 @@ class Reading:
         size = {"num_frames": self.num_frames, "frame_px": self.frame_px}
         model = own.model.model_copy(update=size)
         clips = own.clips.model_copy(update={"canvas_px": self.frame_px})
-        return own.model_copy(update={"model": model, "clips": clips, "reads": "field"})
+        reads = "features" if self.arm in PEERS else "field"
+        return own.model_copy(update={"model": model, "clips": clips, "reads": reads})
 
 
 def readings() -> list[Reading]:
@@ -102,6 +103,8 @@ def readings() -> list[Reading]:
     for (frames, px), arm, name, share, seed, fold in shown:
         if seed == 0 or arm == MOTION:  # our own was pretrained once
             found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, share, seed))
+    for arm, name, way, fold in product(PEERS, LABELLED, (POOLED, SPREAD), range(FOLDS)):
+        found.append(Reading(arm, name, fold, way))
     assert set(arms) == set(FINALISTS)
     return found
 
@@ -127,19 +130,15 @@ def features(
         began = time.process_time()
         frames = batch.render()[:, :, : row.num_frames]
         output = model(frames, predict_frames=False)
-        assert model.classifier is not None
-        spread, field = model.classifier.inputs(output.features, output.motion)
+        maps = output.features.float()
+        part = {"pooled": output.pooled, "spread": mean_and_std(maps), "rows": batch.row}
+        if task.settings.reads == "field":
+            assert model.classifier is not None
+            _, field = model.classifier.inputs(maps, output.motion)
+            part |= {"filters": output.dmr, "field": field}
         spent += time.process_time() - began
-        parts.append(
-            {
-                "pooled": output.pooled,
-                "spread": spread,
-                "filters": output.dmr,
-                "field": field,
-                "differences": difference_numbers(frames, model.config.frame_seconds),
-                "rows": batch.row,
-            }
-        )
+        part["differences"] = difference_numbers(frames, model.config.frame_seconds)
+        parts.append(part)
     found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     found["seconds"] = np.array(spent)
     file.parent.mkdir(exist_ok=True)
@@ -162,20 +161,13 @@ def read(
 ) -> tuple[Predictions, float]:
     """Learns the labels of the training part, and says the classes of the test part."""
     began, data, rows = time.process_time(), task.data, found["rows"]
-    labels = torch.from_numpy(data.columns["label"].astype(np.int64))[rows]
     train, test = (np.flatnonzero(np.isin(rows, p)) for p in (task.parts.train, task.parts.test))
-    own = np.sort(task.parts.train)
-    folds = torch.from_numpy(inner_folds(data, own, row.seed)[np.searchsorted(own, rows[train])])
-    weights = torch.from_numpy(balanced(labels[train].numpy(), len(data.classes)))
-    inputs = [torch.from_numpy(found[name]) for name in READINGS[row.way]]
-    sums, heads = list[Sums](), list[Head]()
+    inputs, heads = [torch.from_numpy(found[name]) for name in READINGS[row.way]], list[Head]()
     for name, x in zip(READINGS[row.way], inputs, strict=True):
-        sums.append(Sums(x.shape[1], weights, int(folds.max()) + 1))
-        sums[-1].add(x[train], labels[train], folds)
-        heads.append(Head(x.shape[1], len(weights), 0.0, _EPS.get(name, 1e-5)).eval())
-    sources = np.array(data.table["source"].to_pylist())[rows[train]]
-    held = Held([x[train] for x in inputs], rows[train], labels[train], folds)
-    fit(heads, sums, held, np.unique(sources, return_inverse=True)[1])
+        heads.append(Head(x.shape[1], len(data.classes), 0.0, _EPS.get(name, 1e-5)).eval())
+    looks = [([x[train] for x in inputs], rows[train])]
+    alone, views = Rank(0, 1, torch.device("cpu")), task.views.clips
+    fit_heads(heads, looks, data, task.parts.train, views=views, seed=row.seed, rank=alone)
     spent = time.process_time() - began + float(found["seconds"]) * len(train) / len(rows)
     with torch.no_grad():
         said = torch.stack([head(x[test]) for head, x in zip(heads, inputs, strict=True)]).mean(0)

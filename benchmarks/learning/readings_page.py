@@ -26,7 +26,7 @@ _README = {
     MOTION: f"**`--pretrained {MOTION}`, frozen**",
     OWN_12: "**pretrained here, 12 minutes**, frozen",
 }
-_TITLES = {SCRATCH: "random network", OWN_12: OWN_12, MOTION: f"`{MOTION}`"}
+_TITLES = {SCRATCH: "random network", OWN_12: OWN_12, MOTION: f"`{MOTION}`"} | {p: p for p in PEERS}
 SHOWN = SIZES[-1]  # in README
 Size = tuple[int, int]
 
@@ -104,12 +104,6 @@ def sections(results: Results) -> Iterator[str]:
         cells = [cell(read.of(arm, name, TWO_HEADS, size, share)) for share in shares]
         if any(cells):
             yield f"| {name} | {_TITLES[arm]} | {size[0]} x {size[1]} px | {' | '.join(cells)} |"
-    yield "\nA linear layer taught by steps, on features and raw filters (`--recipe linear`):\n"
-    yield head("network", *LABELLED)
-    for arm in (OWN_12, MOTION, *PEERS):
-        cells = [cell(results.of(arm, name, recipe="linear")) for name in LABELLED]
-        if any(cells):
-            yield f"| {_TITLES.get(arm, arm)} | {' | '.join(cells)} |"
 
 
 def _gains(arm: str, size: Size, other: str, gains: Sequence[Difference | None]) -> Iterator[str]:

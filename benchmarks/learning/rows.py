@@ -19,9 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
 
 from benchmarks.alone import Untracked, training_alone
 from benchmarks.learning.arms import (
@@ -42,11 +40,7 @@ from dynamonet.training.numerics.precision import hardware
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Task
 from dynamonet.training.trainer import Trainer
-from finetune.evaluation.evaluator import by_video
-from finetune.evaluation.finished import find_device
 from finetune.evaluation.metrics import Predictions
-from finetune.series.kept_features import keep_features
-from finetune.series.probe import Probe
 from finetune.settings import FinetuneSettings
 
 SAVED_EVERY_STEPS = 1000  # of a pretraining
@@ -216,16 +210,11 @@ class Runner:
 
     def _finetune(self, row: Row) -> list[Line]:
         task, _ = self._task(row)
-        if row.recipe == "full":
-            home = self.home / "training" / digest_of_bytes(row.key.encode())
-            shutil.rmtree(home, ignore_errors=True)
-            trainer, seconds = self._train(task, home)
-            shutil.rmtree(home)
-            found, seconds = task.outcome[-1], seconds - task.seconds[-1]
-        else:
-            trainer, began = None, time.process_time()
-            found = self._probed(task)
-            seconds = time.process_time() - began
+        home = self.home / "training" / digest_of_bytes(row.key.encode())
+        shutil.rmtree(home, ignore_errors=True)
+        trainer, seconds = self._train(task, home)
+        shutil.rmtree(home)
+        found, seconds = task.outcome[-1], seconds - task.seconds[-1]
         return self._lines(row, task, found, seconds, trainer)
 
     def _lines(
@@ -253,15 +242,6 @@ class Runner:
         tested = task.data.table["source_digest"].take(task.parts.test).to_pylist()
         if place is not None and TrainedOn.read(place).has(tested).any():
             raise RuntimeError(f"{place} has seen clips that it is tested on")
-
-    def _probed(self, task: Classification) -> Predictions:
-        """Trains a linear layer on frozen features, its rate chosen by groups held out."""
-        rows, quiet = np.sort(np.r_[task.parts.train, task.parts.test]), Console(quiet=True)
-        features = keep_features(task, rows, cells=False, batch_clips=64, console=quiet)
-        probe = Probe(task, features, find_device("cpu"))
-        rate, _ = probe.chosen()
-        said = probe.probabilities(probe.trained(task.parts.train, rate), task.parts.test)
-        return by_video(said, task.data)
 
     def _train(self, task: Task[Any], home: Path) -> tuple[Trainer, float]:
         """Trains, or goes on; returns processor seconds, of steps done before at today's price."""

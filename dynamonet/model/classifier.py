@@ -62,11 +62,14 @@ class Classifier(nn.Module):
         features = features.float()
         if self.attention is not None:
             pooled = self.attention(features)
+        elif self.config.pooling == "mean_std":
+            pooled = mean_and_std(features)
         else:
             pooled = features.mean((2, 3, 4))
-        if self.config.pooling == "mean_std":
-            spread = features.var((2, 3, 4), correction=0).clamp(min=1e-12).sqrt()
-            pooled = torch.cat([pooled, spread], 1)
+        return self.beside(pooled, motion)
+
+    def beside(self, pooled: Tensor, motion: Tensor) -> list[Tensor]:
+        """Returns what each head reads, (B, ...), of pooled features (B, P) and motion (B, M)."""
         if self.config.reads == "field":
             return [pooled, signed_root(motion.float())]
         return [torch.cat([pooled, motion.float()], 1)]
@@ -76,6 +79,12 @@ class Classifier(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             read = self.inputs(features, motion)
             return torch.stack([head(x) for head, x in zip(self.heads, read, strict=True)], 1)
+
+
+def mean_and_std(features: Tensor) -> Tensor:
+    """Returns both of each channel of maps (B, D, t, h, w), (B, 2 D)."""
+    spread = features.var((2, 3, 4), correction=0).clamp(min=1e-12).sqrt()
+    return torch.cat([features.mean((2, 3, 4)), spread], 1)
 
 
 class AttentivePool(nn.Module):

@@ -15,7 +15,7 @@ from rich.text import Text
 from finetune.evaluation.evaluator import as_csv
 from finetune.evaluation.statistics import Outcomes, accuracy_interval, difference
 
-COLOURS = {"linear": "tab:blue", "attentive": "tab:orange", "full": "tab:green"}
+COLOURS = {"ridge": "tab:blue", "attentive": "tab:orange", "full": "tab:green"}
 
 
 @dataclass(frozen=True)

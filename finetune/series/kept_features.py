@@ -2,7 +2,7 @@
 
 <runs>/features/<digest>/
   about.json    how far it has come, and in how many seconds
-  pooled.npy    (V, D) float32, features averaged over time and space
+  pooled.npy    (V, 2 D) float32, mean and deviation of the features over time and space
   motion.npy    (V, M) float32, what a classifier reads beside them
   cells.npy     (V, D, t, h, w) float16, for attentive probes alone
 """
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
+from dynamonet.model.classifier import mean_and_std
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.shards.order import Request
 from dynamonet.storage import atomic_file
@@ -44,7 +45,7 @@ class KeptFeatures:
     """The views of some rows of a set, V in all, those of a row side by side."""
 
     rows: NDArray[np.int64]  # (V,)
-    pooled: NDArray[np.float32]  # (V, D)
+    pooled: NDArray[np.float32]  # (V, 2 D)
     motion: NDArray[np.float32]  # (V, M)
     cells: NDArray[np.float16] | None  # (V, D, t, h, w)
     seconds: float  # that computing them took
@@ -53,20 +54,16 @@ class KeptFeatures:
         """Returns the views of some rows."""
         return np.flatnonzero(np.isin(self.rows, rows))
 
-    def read(
-        self, views: NDArray[np.int64], device: torch.device, *, cells: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Returns what a classifier reads of some views: maps (B, D, t, h, w), motion (B, M).
+    def maps(self, views: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns the feature maps (B, D, t, h, w) of some views, and motion (B, M)."""
+        assert self.cells is not None
+        cells = torch.from_numpy(self.cells[views]).float()
+        return cells.to(device), torch.from_numpy(self.motion[views]).to(device)
 
-        Args:
-            cells: False = a map of one cell, which is the mean of all.
-        """
-        if cells:
-            assert self.cells is not None
-            features = torch.from_numpy(self.cells[views]).float()
-        else:
-            features = torch.from_numpy(self.pooled[views])[:, :, None, None, None]
-        return features.to(device), torch.from_numpy(self.motion[views]).to(device)
+    def pools(self, views: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns mean and deviation of the maps (B, 2 D) of some views, and motion (B, M)."""
+        pooled, motion = torch.from_numpy(self.pooled[views]), torch.from_numpy(self.motion[views])
+        return pooled.to(device), motion.to(device)
 
 
 def keep_features(
@@ -131,9 +128,9 @@ def _compute(
 def _look(model: DynamoNet, frames: Tensor, precision: Any, cells: bool) -> dict[str, NDArray[Any]]:
     with precision.autocast():
         output: Output = model(frames, predict_frames=False)
-    found = {"pooled": output.pooled.float(), "motion": output.motion.float()}
+    maps = output.features.float()
+    found = {"pooled": mean_and_std(maps), "motion": output.motion.float()}
     if cells:
-        maps = output.features.float()
         t, h, w = (min(pair) for pair in zip(maps.shape[2:], MOST_CELLS, strict=True))
         found["cells"] = F.adaptive_avg_pool3d(maps, (t, h, w)).half()
     return {name: value.cpu().numpy() for name, value in found.items()}

@@ -1,8 +1,9 @@
-"""Linear and attentive probes on kept features: seconds a probe, its rate chosen by validation."""
+"""A classifier of kept features: ridge regression, or an attentive probe, in seconds."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from dynamonet.errors import UserError
 from dynamonet.model.classifier import Classifier
 from dynamonet.tracking.runs import TrackedRun
+from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.run_folder import working_on
 from finetune.evaluation.evaluator import by_video, evaluate_test
@@ -26,7 +28,7 @@ from finetune.train.objective import Finetuning
 from finetune.train.splits import HELD_OUT, kept_apart
 
 BATCH, STEPS, EPOCHS = 32, 200, 10  # the last two: at least; not studied
-RATES = {"linear": (1e-3, 1e-2, 1e-1), "attentive": (3e-4, 1e-3, 3e-3)}  # peak, of AdamW
+RATES = (3e-4, 1e-3, 3e-3)  # peak, of AdamW
 Rows = NDArray[np.int64]
 
 
@@ -38,14 +40,30 @@ class Probe:
     kept: KeptFeatures
     device: torch.device
 
+    def classifier(self) -> Classifier:
+        """Returns one that has learnt nothing yet."""
+        task, dims = self.task, (self.kept.pooled.shape[1] // 2, self.kept.motion.shape[1])
+        torch.manual_seed(task.settings.weights_seed)
+        classes = len(task.data.classes)
+        return Classifier(task.classifier_config(), classes, *dims).to(self.device)
+
+    def finished(self) -> tuple[Classifier, str]:
+        """Returns a classifier of the training part, and how its settings were chosen."""
+        train = self.task.parts.train
+        if self.task.settings.recipe == "attentive":
+            rate, chosen = self.chosen()
+            return self.trained(train, rate), chosen
+        classifier = self.classifier().eval()
+        looks = (
+            (self._read(classifier, some), self.kept.rows[some]) for some in self._parts(train)
+        )
+        fitted = self.task.fit(classifier, looks, Rank(0, 1, self.device))
+        return classifier, str(fitted)
+
     def trained(self, rows: Rows, rate: float) -> Classifier:
-        """Returns a classifier that has learnt the labels of some rows, all of their views."""
-        task, kept = self.task, self.kept
-        config, settings = task.classifier_config(), task.settings
-        torch.manual_seed(settings.weights_seed)
-        classifier = Classifier(
-            config, len(task.data.classes), kept.pooled.shape[1], kept.motion.shape[1]
-        ).to(self.device)
+        """Returns an attentive probe that has learnt the labels of some rows, all their views."""
+        task, kept, settings = self.task, self.kept, self.task.settings
+        classifier = self.classifier()
         decay = settings.optimizer.weight_decay
         optimizer = torch.optim.AdamW(classifier.parameters(), rate, weight_decay=decay)
         views, draw = kept.of(rows), np.random.default_rng(settings.order_seed)
@@ -56,7 +74,7 @@ class Probe:
         for _ in range(steps):
             some = draw.permutation(views)[: max(2, min(BATCH, len(views)))]
             wanted = torch.from_numpy(labels[kept.rows[some]].astype(np.int64)).to(self.device)
-            heads = classifier(*self._read(some))  # each learns for itself
+            heads = classifier(*kept.maps(some, self.device))  # each learns for itself
             loss = F.cross_entropy(
                 heads.flatten(0, 1),
                 wanted.repeat_interleave(heads.shape[1]),
@@ -72,22 +90,29 @@ class Probe:
     @torch.no_grad()
     def probabilities(self, classifier: Classifier, rows: Rows) -> list[tuple[int, list[float]]]:
         """Returns each view's row and what the classifier says of it."""
-        views = self.kept.of(rows)
-        parts = [views[i : i + BATCH] for i in range(0, len(views), BATCH)]
-        said = [classifier(*self._read(part)).mean(1) for part in parts]
+        said: list[Tensor] = []
+        for views in self._parts(rows):
+            read = self._read(classifier, views)
+            pairs = zip(classifier.heads, read, strict=True)
+            said.append(torch.stack([head(x) for head, x in pairs]).mean(0))
         shares: Tensor = torch.cat(said).double().softmax(1).cpu()
-        return list(zip(self.kept.rows[views].tolist(), shares.tolist(), strict=True))
+        return list(zip(self.kept.rows[self.kept.of(rows)].tolist(), shares.tolist(), strict=True))
 
-    def _read(self, views: Rows) -> tuple[Tensor, Tensor]:
-        cells = self.task.settings.recipe == "attentive"
-        return self.kept.read(views, self.device, cells=cells)
+    def _parts(self, rows: Rows) -> Iterator[Rows]:
+        views = self.kept.of(rows)
+        yield from (views[first : first + BATCH] for first in range(0, len(views), BATCH))
+
+    def _read(self, classifier: Classifier, views: Rows) -> list[Tensor]:
+        if classifier.attention is not None:
+            return classifier.inputs(*self.kept.maps(views, self.device))
+        return classifier.beside(*self.kept.pools(views, self.device))
 
     def chosen(self) -> tuple[float, str]:
         """Chooses the rate by videos that are held out of the training part, and says how.
 
         It has the best accuracy there; of equals, the best likelihood.
         """
-        task, rates = self.task, RATES[self.task.settings.recipe]
+        task, rates = self.task, RATES
         train, held = task.parts.train, task.parts.validation
         if not len(held):
             try:
@@ -125,8 +150,7 @@ def run_probe(
         if not work.finished:
             began = time.monotonic()
             probe = Probe(task, kept, find_device(task.settings.device))
-            rate, chosen = probe.chosen()
-            classifier = probe.trained(task.parts.train, rate)
+            classifier, chosen = probe.finished()
             predictions = by_video(probe.probabilities(classifier, task.parts.test), shards)
             spent = {
                 "minutes": (time.monotonic() - began) / 60,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
+from dynamonet.model.classifier import Classifier, Head
 from dynamonet.model.config import LossName, ModelConfig, NetworkConfig
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
@@ -22,6 +24,7 @@ from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.seen import TrainedOn
+from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.features import KNN_FILE, KnnBank, clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
@@ -46,8 +49,9 @@ from finetune.pretrained.load import (
 from finetune.settings import FinetuneSettings, SeedSettings
 from finetune.train import ridge
 from finetune.train.augment import augment
-from finetune.train.splits import Splits, balanced, inner_folds
+from finetune.train.splits import Splits, balanced
 
+logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
 NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
 POOLING = {"attentive": "attentive", "ridge": "mean_std"}  # by recipe; else the mean
 TRUNK_RATE = 0.1  # of a trunk that others trained. Source: Hara's fine-tuning
@@ -115,7 +119,7 @@ class Finetuning(Task[FinetuneSettings]):
         if self.pretrained is not None:
             weights = pretrained_weights(Path(self.pretrained), model.config)
             transfer(model, weights, settings.min_loaded_share)
-        if settings.recipe in ("ridge", "linear", "attentive"):
+        if settings.recipe in ("ridge", "attentive"):
             model.freeze()
         elif settings.reads == "features" and not settings.auxiliary:
             model.motion.requires_grad_(False)  # nothing would train it
@@ -159,11 +163,26 @@ class Finetuning(Task[FinetuneSettings]):
     def solve(self, model: DynamoNet, measuring: Measuring) -> dict[str, float]:
         if self.settings.recipe != "ridge":
             return {}
-        seed, rows = self.settings.labels_seed, self.parts.train
-        folds = inner_folds(self.data, rows, seed)
-        reader = self.reader(rows)
-        fitted = ridge.fit_classifier(model, reader, self.data, self.views, folds, seed, measuring)
+        assert model.classifier is not None
+        rank, reader = measuring.rank, self.reader(self.parts.train)
+        looks = ridge.look(model, reader, self.views, measuring)
+        fitted = self.fit(model.classifier, looks, rank)
+        if rank.is_main:
+            logger.info(f"ridge    {len(reader.rows):,} segments; {fitted}")
         return fitted.metrics
+
+    def fit(self, classifier: Classifier, looks: ridge.Looks, rank: Rank) -> ridge.Fitted:
+        """Gives a classifier its weights by what its heads read of the training part."""
+        heads = [cast("Head", head) for head in classifier.heads]
+        return ridge.fit_heads(
+            heads,
+            looks,
+            self.data,
+            self.parts.train,
+            views=len(self.views.requests(0)),
+            seed=self.settings.labels_seed,
+            rank=rank,
+        )
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         config, settings = self.architecture, self.settings

@@ -9,8 +9,7 @@ Source: see `finetune.train.regression`; temperature scaling (Guo et al. 2017).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -29,9 +28,8 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
 from finetune.evaluation.evaluator import ViewPlan
 from finetune.train.regression import Fold, Sums
-from finetune.train.splits import balanced
+from finetune.train.splits import balanced, inner_folds
 
-logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-7, 4))  # for each clip
 UNTRIED = STRENGTHS[len(STRENGTHS) // 2]  # where there are no folds to choose it by
 HEADS = ("features", "motion")
@@ -85,56 +83,65 @@ class Fitted:
         return f"strength of {strengths}, by inner folds of groups, top-1 {self.top1:.1%} there"
 
 
+Looks = Iterable[tuple[list[Tensor], NDArray[np.int64]]]  # inputs (B, D) of each head; rows (B,)
+
+
 @torch.no_grad()
-def fit_classifier(
-    model: DynamoNet,
-    reader: ClipReader,
-    shards: ShardSet,
-    views: ViewPlan,
-    folds: NDArray[np.int64],
-    seed: int,
-    measuring: Measuring,
-) -> Fitted:
-    """Gives a classifier its weights by one look at the clips of a training part.
-
-    Every rank reads its share and ends with the same weights.
-
-    Args:
-        views: How each segment is looked at.
-        folds: Inner fold of each of the reader's rows.
-        seed: Decides what is held to choose by where there are very many clips.
-    """
-    classifier, config = model.classifier, model.config
-    assert classifier is not None and config.num_classes is not None
-    heads = [cast("Head", head) for head in classifier.heads]
-    rows = reader.rows.numbers()
-    labels, videos = shards.columns["label"], shards.table["source_digest"].to_pylist()
-    weights = torch.from_numpy(balanced(labels[rows], config.num_classes))
-    sums = [Sums(head.norm.num_features, weights, int(folds.max()) + 1) for head in heads]
-    fold_of = np.zeros(len(shards), np.int64)
-    fold_of[rows] = folds
-    per_row = len(views.requests(0))
-    some = np.random.default_rng(seed).permutation(rows)[: max(1, MOST_HELD // per_row)]
-    keeps = np.isin(np.arange(len(shards)), some)
-    parts: list[Held] = []
-    requests = [request for row in rows.tolist() for request in views.requests(row)]
+def look(
+    model: DynamoNet, reader: ClipReader, views: ViewPlan, measuring: Measuring
+) -> Iterator[tuple[list[Tensor], NDArray[np.int64]]]:
+    """Yields what the heads read of this rank's share of a reader's clips, batch by batch."""
+    assert model.classifier is not None
+    requests = [each for row in reader.rows.numbers().tolist() for each in views.requests(row)]
     for batch in measuring.batches(reader, requests):
-        frames = batch.render()[:, :, : config.num_frames]
+        frames = batch.render()[:, :, : model.config.num_frames]
         with measuring.precision.autocast():
             output = model(frames, predict_frames=False)
-        read = [x.cpu() for x in classifier.inputs(output.features, output.motion)]
-        number = batch.row.cpu().numpy()
+        inputs = model.classifier.inputs(output.features, output.motion)
+        yield inputs, batch.row.cpu().numpy()
+
+
+@torch.no_grad()
+def fit_heads(
+    heads: Sequence[Head],
+    looks: Looks,
+    shards: ShardSet,
+    rows: NDArray[np.int64],
+    *,
+    views: int,
+    seed: int,
+    rank: Rank,
+) -> Fitted:
+    """Gives a classifier's heads their weights by one look at the clips of a training part.
+
+    Every rank looks at its share and ends with the same weights.
+
+    Args:
+        looks: What the heads read of this rank's clips.
+        rows: Of the training part.
+        views: How many clips there are of each row.
+        seed: Decides the inner folds, and what is held to choose by where there are many clips.
+    """
+    labels, videos = shards.columns["label"], shards.table["source_digest"].to_pylist()
+    weights = torch.from_numpy(balanced(labels[rows], len(shards.classes)))
+    fold_of = np.zeros(len(shards), np.int64)
+    fold_of[rows] = inner_folds(shards, rows, seed)
+    folds = int(fold_of.max()) + 1
+    sums = [Sums(head.norm.num_features, weights, folds) for head in heads]
+    drawn = np.random.default_rng(seed).permutation(rows)[: max(1, MOST_HELD // views)]
+    keeps = np.isin(np.arange(len(shards)), drawn)
+    parts: list[Held] = []
+    for read, number in looks:
         label, fold = (torch.from_numpy(of[number].astype(np.int64)) for of in (labels, fold_of))
         for own, x in zip(sums, read, strict=True):
-            own.add(x, label, fold)
+            own.add(x.cpu(), label, fold)
         kept = torch.from_numpy(keeps[number])
-        parts.append(Held([x[kept] for x in read], number[keeps[number]], label[kept], fold[kept]))
-    held = Held.joined(parts, measuring.rank)
+        parts.append(
+            Held([x.cpu()[kept] for x in read], number[keeps[number]], label[kept], fold[kept])
+        )
+    held = Held.joined(parts, rank)
     _, number = np.unique([videos[row] for row in held.rows], return_inverse=True)
-    found = fit(heads, [own.over(measuring.rank) for own in sums], held, number)
-    if measuring.rank.is_main:
-        logger.info(f"ridge    {len(requests):,} clips; {found}")
-    return found
+    return fit(heads, [own.over(rank) for own in sums], held, number)
 
 
 def fit(

@@ -95,7 +95,7 @@ def test_it_runs_whole_and_trains_no_row_again(
     ]
     few = replace(SCALE[0], clips=24, videos=None)
     monkeypatch.setitem(arms.BY_NAME, few.name, few)
-    wanted += [Row(few.name, "weizmann", fold, recipe="linear") for fold in range(3)]
+    wanted += [Row(few.name, "weizmann", fold) for fold in range(3)]
     wanted += [Row(SCRATCH, "weizmann", fold, seed=1) for fold in range(3)]
     for seed in (0, 1):  # which draw other groups
         wanted += [Row("3 minutes, own", "weizmann", f, seed, part="val") for f in range(3)]
@@ -127,7 +127,7 @@ def test_it_runs_whole_and_trains_no_row_again(
     assert {f"own_12_ahead_of_{o}_weizmann" for o in ("scratch", "VICReg", "VideoMAE")} == found
     scratch = Results(ledger).of(SCRATCH, "weizmann")
     assert scratch is not None and scratch.right.shape == (2, 18)
-    assert Results(ledger).of(few.name, "weizmann", recipe="linear") is not None
+    assert Results(ledger).of(few.name, "weizmann") is not None
 
     again, before = Ledger.open(ledger.path), ledger.path.read_text()
     runner.run(wanted, again, lambda line: pytest.fail(f"trained again: {line['key']}"))

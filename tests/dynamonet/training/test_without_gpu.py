@@ -51,7 +51,6 @@ PRETRAININGS = [
 ]
 FINETUNINGS = [
     "--recipe full --aux_weight 0.5",
-    "--recipe linear",
     "--recipe attentive --class_weights balanced",
     "--recipe full --reads features",
     "--recipe full --reads dmr",

@@ -45,9 +45,9 @@ def test_networks_are_compared_with_probes_and_in_full(
     names = [str(tmp_path / name) for name in ("own", "encoder", "hara.pth")]
     words += ["--backbones", "none", *names, "--pixel_scale", "hara_2020"]
     with without_ray():
-        rows = compare_backbones.main([*words, "--recipes", "linear"])
+        rows = compare_backbones.main([*words, "--recipes", "ridge"])
     assert [(row.title, row.recipe) for row in rows] == [
-        (name, "linear") for name in ("own", "encoder", "hara")
+        (name, "ridge") for name in ("own", "encoder", "hara")
     ]
     looked = []
     look = kept_features._look
@@ -61,9 +61,9 @@ def test_networks_are_compared_with_probes_and_in_full(
     assert looked and all(looked), "feature maps were not kept before; means were"
     assert [(row.title, row.recipe) for row in rows] == [
         ("from scratch", "full"),
-        *(("own", recipe) for recipe in ("linear", "attentive", "full")),
-        *(("encoder", recipe) for recipe in ("linear", "attentive")),
-        *(("hara", recipe) for recipe in ("linear", "attentive", "full")),
+        *(("own", recipe) for recipe in ("ridge", "attentive", "full")),
+        *(("encoder", recipe) for recipe in ("ridge", "attentive")),
+        *(("hara", recipe) for recipe in ("ridge", "attentive", "full")),
     ]
     assert all(len(row.outcomes.right) == 2 for row in rows)
     assert "best     " in printed and "--recipe" in printed and "Points behind" in printed
@@ -82,7 +82,7 @@ def test_networks_are_compared_with_probes_and_in_full(
     for one, other in zip(rows, again, strict=True):
         np.testing.assert_array_equal(one.outcomes.right, other.outcomes.right)
     sides = [
-        [str(folder / f"table-own-{r}-split1-seed{s}") for s in (0, 1)] for r in ("linear", "full")
+        [str(folder / f"table-own-{r}-split1-seed{s}") for s in (0, 1)] for r in ("ridge", "full")
     ]
     compare.main(["--a", *sides[0], "--b", *sides[1]])
     client = MlflowClient(tracking_uri(str(tmp_path)))
@@ -96,7 +96,7 @@ def test_networks_are_compared_with_probes_and_in_full(
         "lr0.003-trunk0.003",  # from scratch
     ]
     assert len(found) == 1 + len(tried) + 2 * len(rows)
-    assert above.data.metrics["test/top1 own linear"] == rows[1].outcomes.mean
+    assert above.data.metrics["test/top1 own ridge"] == rows[1].outcomes.mean
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -130,7 +130,7 @@ def test_with_a_rate_given_none_is_tried(words: list[str], tmp_path: Path) -> No
 def test_features_that_were_cut_short_are_completed(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words += ["--backbones", str(tmp_path / "own"), "--recipes", "linear", "--batch_clips", "4"]
+    words += ["--backbones", str(tmp_path / "own"), "--recipes", "ridge", "--batch_clips", "4"]
     look, calls = kept_features._look, list[int]()
 
     def stopped(*given: object) -> object:
@@ -153,7 +153,7 @@ def test_what_cannot_be_compared_is_refused(words: list[str], tmp_path: Path) ->
         (["--pretrained", "motion"], "--pretrained: of one run; expected --backbones"),
         (["--recipe", "full"], "--recipe: of one run; expected --recipes"),
         (["--test", "false"], "what is compared are accuracies"),
-        (["--backbones", "none", "--recipes", "linear"], "nothing to compare"),
+        (["--backbones", "none", "--recipes", "ridge"], "nothing to compare"),
         (["--backbones", str(tmp_path / "hara.pth")], "give --pixel_scale hara_2017"),
         (["--backbones", "motion", "motion"], "--backbones: expected each once"),
         (["--backbones", "motion", str(tmp_path / "motion")], "one name in the table, motion"),

@@ -171,7 +171,7 @@ def test_a_model_trained_with_labels_is_not_called_pretrained_alone(
 def test_each_look_at_a_test_part_is_counted_whatever_the_experiment(
     shard_set: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = ("--pretrained", str(runs / "pretrain/first"), "--recipe", "linear")
+    own = ("--pretrained", str(runs / "pretrain/first"), "--recipe", "ridge")
     finetune(shard_set, tmp_path, *own, "--name", "a")
     assert "measured for the first time" in capsys.readouterr().out
     finetune(shard_set, tmp_path, *own, "--name", "untested", "--test", "false", "--dropout", "0")
