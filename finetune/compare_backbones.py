@@ -1,7 +1,7 @@
 """What to start from: `python finetune/compare_backbones.py --dataset folder --shards own`
 
 From scratch, own pretraining, other people's weights and foundation models on one labelled set,
-with linear and attentive probes of frozen features and full fine-tuning; a table, a CSV and a
+frozen by ridge regression and by attentive probes, and fine-tuned in full; a table, a CSV and a
 picture with intervals, minutes and parameters.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   {compare-backbones} --dataset folder --shards own --backbones none newest motion --max_steps 500
-  {compare-backbones} --dataset hmdb51 --split all --seeds 0 --recipes linear attentive \\
+  {compare-backbones} --dataset hmdb51 --split all --seeds 0 --recipes ridge attentive \\
       --backbones newest r2plus1d_18.pth X3D_M.pyth MCG-NJU/videomae-base
 
 Features of frozen networks are computed once and kept below runs/features. A comparison that was

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   {finetune} --dataset ucf101 --pretrained none    from scratch
   {finetune} --dataset folder --shards own --label_share 0.1
   {finetune} --dataset hmdb51 --split all          the three official splits, their mean
-  {finetune} --dataset folder --shards own --seeds 0,1,2 --recipe linear
+  {finetune} --dataset folder --shards own --seeds 0,1,2 --recipe ridge
 """
 
 

@@ -8,10 +8,22 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dynamonet.model.config import READS, NetworkConfig, PixelScale, Reads
 from dynamonet.settings import Settings, whole_number
+from dynamonet.shards.settings import ClipSettings
 from dynamonet.training.settings import TrainSettings
 
 Recipe = Literal["full", "ridge", "attentive", "knn"]
 STEPLESS = {"knn": "the nearest neighbours vote", "ridge": "one look at the training clips"}
+
+
+class LabelledClipSettings(ClipSettings):
+    """How clips are cut from labelled segments; colours vary, so that they do not tell classes."""
+
+    colour_jitter: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Range of the brightness, contrast and saturation factors.",
+    )
 
 
 class AugmentSettings(Settings):
@@ -66,6 +78,9 @@ class FinetuneSettings(TrainSettings):
     )
 
     epochs: float = Field(default=60.0, gt=0, description="Passes over the data.")
+    clips: LabelledClipSettings = Field(  # type: ignore[assignment]
+        default=LabelledClipSettings(), description="How clips are cut from segments."
+    )
     dataset: Literal["hmdb51", "ucf101", "kinetics400", "folder"] = Field(
         default="folder", description="Labelled set; also chooses configs/finetune/<dataset>.yaml."
     )
@@ -165,7 +180,9 @@ class FinetuneSettings(TrainSettings):
         default=4, ge=1, description="Clips of each test segment that are averaged, spread evenly."
     )
     test_crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
+        default=3,
+        description="Squares of each clip that are averaged: 1 = the middle, 3 = both ends as "
+        "well, weighed by how much changes in each.",
     )
 
     @model_validator(mode="after")

@@ -127,10 +127,12 @@ class Arm:
     videos: int | None = None  # about so many are pretrained on; None = all
     lr: float = LR  # of the fine-tuning
     field: bool = False  # fine-tuned with a head for the motion field, instead of the raw filters
+    clips_of: str = "own"  # pretext whose size of clips it has, where it has none itself
+    colour_jitter: float = 0.0  # of the fine-tuning
 
     @property
     def way(self) -> Pretext:
-        return PRETEXTS[self.pretext or "own"]
+        return PRETEXTS[self.pretext or self.clips_of]
 
     @property
     def reads(self) -> Reads:
@@ -186,6 +188,14 @@ ARMS = (
     # at 0.001 it is better than at 0.003 on groups of training folds
     Arm("VideoMAE, 12 minutes", "a small VideoMAE, tuned at rate 0.001", "VideoMAE", 12, lr=0.001),
 )
+AUTO = Arm(
+    f"{MOTION}, seconds then training",
+    "ridge, then a training; a quarter of the training groups chooses",
+    brought=MOTION,
+    field=True,
+    clips_of="16 x 64 px",
+    colour_jitter=0.2,
+)
 CLIPS_SEEN, VIDEOS = (2_000, 8_000, 32_000, 128_000), (100, 300, 900)
 SCALES: dict[str, tuple[int | None, ...]] = {"weizmann": VIDEOS, "fights": VIDEOS, "jhmdb": (None,)}
 SCALE = tuple(
@@ -201,7 +211,7 @@ CLOSE = ("3 minutes, own", "3 minutes, all movers")  # the best two, which have 
 PEER_RATES = tuple(
     Arm(f"VideoMAE, 12 minutes, rate {lr:g}", "", "VideoMAE", 12, lr=lr) for lr in (0.001, 0.003)
 )
-BY_NAME = {arm.name: arm for arm in (*ARMS, *SCALE, *VARIANTS, *PEER_RATES)}
+BY_NAME = {arm.name: arm for arm in (*ARMS, AUTO, *SCALE, *VARIANTS, *PEER_RATES)}
 FINALISTS = (SCRATCH, OWN_12, MOTION)  # which have three seeds and a label curve
 BY_FIELD = (f"{MOTION}, field", f"{OWN_12}, field")
 PEERS = ("VICReg, 12 minutes", "VideoMAE, 12 minutes")
@@ -247,7 +257,7 @@ def plan() -> list[Row]:
     planned = rows(FINALISTS) + rows((SCRATCH, OWN_12), longer=LONGER) + peer_rates
     for share in SHARES:
         planned += rows((OWN_12, SCRATCH), share=share)
-    planned += rows(BY_FIELD) + rows(PEERS)
+    planned += rows((AUTO.name,), recipe="auto") + rows(BY_FIELD) + rows(PEERS)
     for seed in (1, 2):
         planned += rows(FINALISTS, pair, seed=seed)
         planned += rows(CLOSE, pair, seed=seed, part="val")

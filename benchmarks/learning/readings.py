@@ -38,7 +38,7 @@ from dynamonet.model.numbers import signed_root
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics.precision import forward_precision
-from finetune.evaluation.evaluator import by_video
+from finetune.evaluation.evaluator import Views, by_video
 from finetune.evaluation.metrics import Predictions
 from finetune.settings import FinetuneSettings
 from finetune.train.ridge import fit_heads
@@ -70,6 +70,7 @@ class Reading:
     frame_px: int = 48
     share: float = 1.0  # of the labels
     seed: int = 0  # of the pretraining, and of what labels are drawn
+    squares: int = 1  # of each clip
 
     @property
     def key(self) -> str:
@@ -88,7 +89,8 @@ class Reading:
         model = own.model.model_copy(update=size)
         clips = own.clips.model_copy(update={"canvas_px": self.frame_px})
         reads = "features" if self.arm in PEERS else "field"
-        return own.model_copy(update={"model": model, "clips": clips, "reads": reads})
+        changed = {"model": model, "clips": clips, "reads": reads, "test_crops": self.squares}
+        return own.model_copy(update=changed)
 
 
 def readings() -> list[Reading]:
@@ -103,6 +105,8 @@ def readings() -> list[Reading]:
     for (frames, px), arm, name, share, seed, fold in shown:
         if seed == 0 or arm == MOTION:  # our own was pretrained once
             found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, share, seed))
+    for (frames, px), arm, name, fold in product(SIZES, (MOTION, OWN_12), LABELLED, range(FOLDS)):
+        found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, squares=3))
     for arm, name, way, fold in product(PEERS, LABELLED, (POOLED, SPREAD), range(FOLDS)):
         found.append(Reading(arm, name, fold, way))
     assert set(arms) == set(FINALISTS)
@@ -114,7 +118,7 @@ def features(
     task: Classification, row: Reading, place: Path | None, home: Path
 ) -> dict[str, np.ndarray]:
     """Returns what a network makes of all clips of a set, and in how many seconds."""
-    about = f"{place} {row.set} {row.num_frames} {row.frame_px} {task.data.digest}"
+    about = f"{place} {row.set} {row.num_frames} {row.frame_px} {task.views} {task.data.digest}"
     file = home / "features" / f"{digest_of_bytes(about.encode())}.npz"
     if file.exists():
         return dict(np.load(file))
@@ -132,6 +136,7 @@ def features(
         output = model(frames, predict_frames=False)
         maps = output.features.float()
         part = {"pooled": output.pooled, "spread": mean_and_std(maps), "rows": batch.row}
+        part["weights"] = task.views.weights(frames)
         if task.settings.reads == "field":
             assert model.classifier is not None
             _, field = model.classifier.inputs(maps, output.motion)
@@ -166,10 +171,10 @@ def read(
     for name, x in zip(READINGS[row.way], inputs, strict=True):
         heads.append(Head(x.shape[1], len(data.classes), 0.0, _EPS.get(name, 1e-5)).eval())
     looks = [([x[train] for x in inputs], rows[train])]
-    alone, views = Rank(0, 1, torch.device("cpu")), task.views.clips
+    alone, views = Rank(0, 1, torch.device("cpu")), len(task.views.requests(0))
     fit_heads(heads, looks, data, task.parts.train, views=views, seed=row.seed, rank=alone)
     spent = time.process_time() - began + float(found["seconds"]) * len(train) / len(rows)
     with torch.no_grad():
         said = torch.stack([head(x[test]) for head, x in zip(heads, inputs, strict=True)]).mean(0)
-    shares = said.double().softmax(1).tolist()
-    return by_video(list(zip(rows[test].tolist(), shares, strict=True)), data), spent
+    shares, none = said.double().softmax(1).numpy(), np.zeros((len(test), 0))
+    return by_video(Views(rows[test], shares, found["weights"][test], none), data), spent

@@ -82,17 +82,18 @@ class Results:
 
     def of(self, arm: str, name: str, **more: Any) -> Outcomes | None:
         """Returns what an arm had right on a set."""
-        return outcomes(self.ledger, self._rows(arm, name, **more))
+        return outcomes(self.ledger, self.rows_of(arm, name, **more))
 
     def tried(self, arm: str, name: str) -> list[float]:
         """Returns each seed's accuracy on groups of the training folds; seeds draw their own."""
-        rows = self._rows(arm, name, part="val")
+        rows = self.rows_of(arm, name, part="val")
         right: dict[int, str] = {}
         for row, line in zip(rows, self.ledger.of(rows), strict=True):
             right[row.seed] = right.get(row.seed, "") + line["right"]
         return [right[seed].count("1") / len(right[seed]) for seed in sorted(right)]
 
-    def _rows(self, arm: str, name: str, **more: Any) -> list[Row]:
+    def rows_of(self, arm: str, name: str, **more: Any) -> list[Row]:
+        """Returns those that are finished."""
         every = product(range(FOLDS), range(SEEDS))
         wanted = [Row(arm, name, fold, seed, **more) for fold, seed in every]
         return [row for row in wanted if row.key in self.ledger.lines]
@@ -104,7 +105,7 @@ class Results:
 
     def seconds(self, arm: str, name: str, **more: Any) -> float | None:
         """Returns the mean price of one, with the pretraining that it starts from here."""
-        spent = [self.price(row) + self._before(row) for row in self._rows(arm, name, **more)]
+        spent = [self.price(row) + self._before(row) for row in self.rows_of(arm, name, **more)]
         return float(np.mean(spent)) if spent else None
 
     def _before(self, row: Row) -> float:

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Task
 from dynamonet.training.trainer import Trainer
 from finetune.evaluation.metrics import Predictions
-from finetune.settings import FinetuneSettings
+from finetune.settings import FinetuneSettings, Recipe
+from finetune.train.auto import RECIPES
+from finetune.train.splits import HELD_OUT
 
 SAVED_EVERY_STEPS = 1000  # of a pretraining
 Line = dict[str, Any]
@@ -211,11 +213,24 @@ class Runner:
     def _finetune(self, row: Row) -> list[Line]:
         task, _ = self._task(row)
         home = self.home / "training" / digest_of_bytes(row.key.encode())
+        if row.recipe != "auto":
+            return self._lines(row, task, *self._trained(task, home))
+        # as finetune.train.auto does without a validation part
+        tried: dict[Recipe, tuple[Predictions, float, Trainer]] = {}
+        for recipe in RECIPES:
+            tried[recipe] = self._trained(_attempt(task, recipe, HELD_OUT), home)
+        best = max(tried, key=lambda each: (tried[each][0].top(1), tried[each][0].log_likelihood()))
+        found, seconds, trainer = self._trained(_attempt(task, best, 0.0), home)
+        seconds += sum(spent for _, spent, _ in tried.values())
+        part, line = self._lines(row, task, found, seconds, trainer)
+        return [part, line | {"keeps": best}]
+
+    def _trained(self, task: Classification, home: Path) -> tuple[Predictions, float, Trainer]:
+        """Trains and measures; returns seconds without those of measuring."""
         shutil.rmtree(home, ignore_errors=True)
         trainer, seconds = self._train(task, home)
         shutil.rmtree(home)
-        found, seconds = task.outcome[-1], seconds - task.seconds[-1]
-        return self._lines(row, task, found, seconds, trainer)
+        return task.outcome[-1], seconds - task.seconds[-1], trainer
 
     def _lines(
         self,
@@ -250,7 +265,7 @@ class Runner:
         before, began = trainer.state.step, time.process_time()
         trainer.run()
         spent, steps = time.process_time() - began, trainer.state.step
-        return trainer, spent * steps / max(1, steps - before)
+        return trainer, spent * steps / (steps - before) if steps > before else spent
 
     def _part(self, data: ShardSet, found: Predictions) -> Line:
         """Notes which clips were tested, with their groups."""
@@ -271,3 +286,10 @@ class Runner:
         machine = hardware(torch.device("cpu"))
         own = {"settings": kept(row, self.shards), "machine": machine, "at": time.strftime("%F")}
         return line | own
+
+
+def _attempt(task: Classification, recipe: Recipe, held_out: float) -> Classification:
+    """Returns one of the two trainings that `auto` chooses from; measured on what is held out."""
+    update = {"recipe": recipe, "val_share": held_out}
+    settings = task.settings.model_copy(update=update)
+    return replace(task, settings=settings, validates=held_out > 0, outcome=[], seconds=[])

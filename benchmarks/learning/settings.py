@@ -55,7 +55,8 @@ def finetune_settings(row: Row, shards: dict[str, str]) -> FinetuneSettings:
         aux_weight=0.0,
         trunk_rate=1.0,
         test_clips=4,
-        clips=arm.way.clips,  # type: ignore[arg-type]
+        test_crops=1,
+        clips=arm.way.clips | {"colour_jitter": arm.colour_jitter},  # type: ignore[arg-type]
         loader=_LOADER | {"batch_size": 8},  # type: ignore[arg-type]
         optimizer={"lr": arm.lr},  # type: ignore[arg-type]
         precision=PRECISION,

@@ -8,11 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamonet.model.motion_field import MotionField
@@ -22,6 +24,7 @@ from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.logs.metrics import Evaluation
 from dynamonet.training.measuring import Measuring
+from dynamonet.video.transforms import weight_by_change
 from finetune.evaluation.metrics import Predictions
 from finetune.evaluation.motion_pictures import draw_fields, draw_numbers
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
@@ -44,6 +47,12 @@ class ViewPlan:
     clips: int
     crops: int
 
+    @classmethod
+    def of(cls, shards: ShardSet, clips: int, crops: int) -> ViewPlan:
+        """Plans for a set; where every picture is square there is one square to look at."""
+        wide = bool((shards.columns["width"] != shards.columns["height"]).any())
+        return cls(clips, crops if wide else 1)
+
     def requests(self, row: int) -> list[Request]:
         offsets = crop_offsets(self.crops)
         return [
@@ -51,6 +60,14 @@ class ViewPlan:
             for clip in range(self.clips)
             for offset in offsets
         ]
+
+    def weights(self, frames: Tensor) -> Tensor:
+        """Returns how much each of some views (B, 3, T, H, W) counts in the mean of its video.
+
+        Of several squares those count more in which more changes, see `weight_by_change`; clips of
+        one square all count the same.
+        """
+        return weight_by_change(frames) if self.crops > 1 else torch.ones(len(frames))
 
 
 def views_line(num_frames: int, views: ViewPlan) -> str:
@@ -68,7 +85,7 @@ def predict_videos(
     measuring: Measuring,
     classify: Callable[[Output], Tensor],
 ) -> Predictions:
-    """Averages probabilities over the views of each video (all its segments).
+    """Averages probabilities over the views of each video, all its segments; see `by_video`.
 
     Every rank reads its share and gets the whole.
 
@@ -77,54 +94,58 @@ def predict_videos(
     """
     numbers = reader.rows.numbers().tolist()
     requests = [request for row in numbers for request in views.requests(row)]
-    rows, probabilities, motion = [], [], []
-    config = model.config
+    config, found = model.config, list[Views]()
     for batch in measuring.batches(reader, requests):
         frames = batch.render()[:, :, : config.num_frames]
         with measuring.precision.autocast():
             output = model(frames, predict_frames=False)
-        rows += batch.row.tolist()
-        probabilities += classify(output).tolist()
-        tells = config.tells_motion
-        motion += model.numbers_of(frames, output).tolist() if tells else [[]] * len(frames)
-    merged: list[tuple[int, list[float], list[float]]] = []
-    for part in measuring.rank.gather(list(zip(rows, probabilities, motion, strict=True))):
-        merged += part  # type: ignore[operator]
-    return by_video([each[:2] for each in merged], shards, [each[2] for each in merged])
+        numbers = (
+            model.numbers_of(frames, output) if config.tells_motion else frames[:, 0, 0, 0, :0]
+        )
+        said = batch.row, classify(output), views.weights(frames), numbers
+        found.append(Views(*(values.cpu().numpy() for values in said)))
+    ranks = cast("list[list[Views]]", measuring.rank.gather(found))
+    return by_video(Views.joined([part for parts in ranks for part in parts]), shards)
 
 
-def by_video(
-    views: list[tuple[int, list[float]]],
-    shards: ShardSet,
-    motion: Sequence[Sequence[float]] = (),
-) -> Predictions:
-    """Averages probabilities over the views (row, probabilities) of each video.
+@dataclass(frozen=True)
+class Views:
+    """What is said of V views."""
 
-    Args:
-        motion: The named numbers of each view, to be averaged too; empty = there are none.
-    """
+    rows: NDArray[np.int64]  # (V,)
+    probabilities: NDArray[np.floating]  # (V, N)
+    weights: NDArray[np.floating]  # (V,), in the mean of a video
+    motion: NDArray[np.floating]  # (V, M), named numbers; M = 0 where there are none
+
+    @classmethod
+    def joined(cls, parts: Sequence[Views]) -> Views:
+        """Joins several, in the order of their rows."""
+        whole = [
+            np.concatenate(each) for each in zip(*(vars(p).values() for p in parts), strict=True)
+        ]
+        order = np.argsort(whole[0], kind="stable")  # the same sums however ranks shared them
+        return cls(*(each[order] for each in whole))
+
+
+def by_video(views: Views, shards: ShardSet) -> Predictions:
+    """Averages what is said of the views of each video, all its segments."""
     names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
-    labels, group_of = shards.columns["label"], dict(zip(names, given, strict=True))
-    gathered: dict[str, list[list[float]]] = {}
-    label_of: dict[str, int] = {}
-    for row, probabilities in sorted(views, key=lambda item: item[0]):
-        gathered.setdefault(names[row], []).append(probabilities)
-        label_of[names[row]] = int(labels[row])
-    sources = sorted(gathered)
-    numbers = None
-    if motion and motion[0]:
-        place = {source: index for index, source in enumerate(sources)}
-        videos = np.array([place[names[row]] for row, _ in views])
-        numbers = np.zeros((len(sources), len(motion[0])))
-        np.add.at(numbers, videos, np.array(motion))
-        numbers /= np.bincount(videos)[:, None]
+    own = [names[row] for row in views.rows.tolist()]
+    sources, first, video = np.unique(own, return_index=True, return_inverse=True)
+    rows = views.rows[first]
+
+    def mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
+        sums = np.zeros((len(sources), values.shape[1]))
+        np.add.at(sums, video, values * views.weights[:, None].astype(np.float64))
+        return sums / np.bincount(video, views.weights)[:, None]
+
     return Predictions(
-        sources=sources,
-        groups=[group_of[source] or source for source in sources],
-        labels=np.array([label_of[s] for s in sources]),
-        probabilities=np.array([np.mean(gathered[s], 0) for s in sources]),
-        views=np.array([len(gathered[s]) for s in sources]),
-        motion=numbers,
+        sources=sources.tolist(),
+        groups=[given[row] or names[row] for row in rows.tolist()],
+        labels=shards.columns["label"][rows].astype(np.int64),
+        probabilities=mean(views.probabilities),
+        views=np.bincount(video),
+        motion=mean(views.motion) if views.motion.shape[1] else None,
     )
 
 

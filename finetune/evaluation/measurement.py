@@ -72,7 +72,7 @@ def measure(settings: MeasureSettings, console: Console) -> Measured:
     console.print(f"model    {model.folder} on {model.device} in {model.precision}", soft_wrap=True)
     console.print(f"shards   {place}: {part.videos:,} videos", soft_wrap=True)
 
-    views = ViewPlan(settings.clips, settings.crops)
+    views = ViewPlan.of(shards, settings.clips, settings.crops)
     home, run = begin(settings, model, shards)
     about = f"{model.digest} {views}".encode()
     run.tag(**{TEST_PART: part.digest, TEST_SETTINGS: digest_of_bytes(about)})

@@ -26,7 +26,9 @@ class ModelSettings(Settings):
         "are.",
     )
     crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=1, description="Square crops of each clip: 1 = the middle, 3 = both ends as well."
+        default=1,
+        description="Squares of each clip that are averaged: 1 = the middle, 3 = both ends as "
+        "well, weighed by how much changes in each.",
     )
     batch_size: int = Field(default=8, ge=1, description="Clips run together.")
     device: Literal["auto", "cpu", "gpu"] = Field(
@@ -48,6 +50,9 @@ class MeasureSettings(StageSettings, ModelSettings):
     part: Literal["test", "val"] = Field(default="test", description="Part that is measured.")
     clips: int = Field(
         default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
+    )
+    crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
+        default=3, description="As in predict.py, where 1 is the default."
     )
     allow_seen_test_videos: bool = Field(
         default=False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from dynamonet.shards.loading import read_ahead
 from dynamonet.shards.settings import default_processes
 from dynamonet.training.settings import FormatName
 from dynamonet.video.files import VideoFile
-from dynamonet.video.transforms import ClipBatch, denormalise
+from dynamonet.video.transforms import ClipBatch, denormalise, weight_by_change
 from finetune.evaluation.finished import FinishedModel
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
 from finetune.prediction.settings import PredictSettings
@@ -99,7 +99,10 @@ class Predictor(FinishedModel):
 
     @torch.no_grad()
     def look(self, clips: list[CutClip]) -> list[ClipPrediction]:
-        """Runs a batch of clips through the model; the crops of each are averaged."""
+        """Runs a batch of clips through the model; the crops of each are averaged.
+
+        They weigh by how much changes in them.
+        """
         crops = clips[0].pixels.shape[1] // self.config.frame_px
         pixels = torch.stack([part for clip in clips for part in clip.pixels.chunk(crops, 1)])
         count = len(pixels)
@@ -119,8 +122,12 @@ class Predictor(FinishedModel):
             middle = denormalise(frames[:, :, frames.shape[2] // 2]).permute(0, 2, 3, 1)
             pictures = (middle * 255).round().byte().cpu().numpy()
         every = zip(shares, pooled, dmr, motion, pictures, strict=True)
-        views = [ClipPrediction(*row) for row in every]
-        return [mean(views[first : first + crops]) for first in range(0, count, crops)]
+        views, weights = (
+            [ClipPrediction(*row) for row in every],
+            weight_by_change(frames).cpu().numpy(),
+        )
+        groups = [slice(first, first + crops) for first in range(0, count, crops)]
+        return [mean(views[group], weights[group]) for group in groups]
 
 
 class _Windows:
@@ -244,15 +251,23 @@ def in_order(
             turn += 1
 
 
-def mean(clips: list[ClipPrediction]) -> ClipPrediction:
-    """Averages what was seen of clips; the picture is that of the clip in the middle."""
+def mean(clips: list[ClipPrediction], weights: NDArray[np.float32] | None = None) -> ClipPrediction:
+    """Averages what was seen of clips; the picture is that of the clip in the middle.
+
+    Args:
+        weights: Of each; None = the same.
+    """
     if len(clips) == 1:
         return clips[0]
+
+    def average(values: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.average(np.stack(values), 0, weights).astype(values[0].dtype)
+
     shares = [clip.probabilities for clip in clips if clip.probabilities is not None]
     return ClipPrediction(
-        probabilities=np.stack(shares).mean(0) if shares else None,
-        features=np.stack([clip.features for clip in clips]).mean(0),
-        dmr=np.stack([clip.dmr for clip in clips]).mean(0),
-        motion=np.stack([clip.motion for clip in clips]).mean(0),
+        probabilities=average(shares) if shares else None,
+        features=average([clip.features for clip in clips]),
+        dmr=average([clip.dmr for clip in clips]),
+        motion=average([clip.motion for clip in clips]),
         picture=clips[len(clips) // 2].picture,
     )

@@ -4,6 +4,7 @@
   about.json    how far it has come, and in how many seconds
   pooled.npy    (V, 2 D) float32, mean and deviation of the features over time and space
   motion.npy    (V, M) float32, what a classifier reads beside them
+  weights.npy   (V,) float32, how much each counts in the mean of its video
   cells.npy     (V, D, t, h, w) float16, for attentive probes alone
 """
 
@@ -47,6 +48,7 @@ class KeptFeatures:
     rows: NDArray[np.int64]  # (V,)
     pooled: NDArray[np.float32]  # (V, 2 D)
     motion: NDArray[np.float32]  # (V, M)
+    weights: NDArray[np.float32]  # (V,), see `ViewPlan.weights`
     cells: NDArray[np.float16] | None  # (V, D, t, h, w)
     seconds: float  # that computing them took
 
@@ -81,12 +83,13 @@ def keep_features(
     folder = _folder(task, rows, cells=cells)
     requests = [request for row in rows.tolist() for request in task.views.requests(row)]
     views = np.array([request.row for request in requests], np.int64)
-    names = ("pooled", "motion", *["cells"] * cells)
+    names = ("pooled", "motion", "weights", *["cells"] * cells)
     if _how_far(folder)[0] < len(requests):
         _compute(task, rows, requests, folder, names, batch_clips, console)
     _, seconds = _how_far(folder)
     kept = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-    return KeptFeatures(views, kept["pooled"], kept["motion"], kept.get("cells"), seconds)
+    plain = kept["pooled"], kept["motion"], kept["weights"]
+    return KeptFeatures(views, *plain, kept.get("cells"), seconds)
 
 
 def _compute(
@@ -112,7 +115,9 @@ def _compute(
         bar = progress.add_task("", total=count, completed=done)
         began = time.monotonic()
         for batch in measuring.batches(task.reader(rows), requests[done:]):
-            found = _look(model, batch.render()[:, :, : model.config.num_frames], precision, cells)
+            frames = batch.render()[:, :, : model.config.num_frames]
+            found = _look(model, frames, precision, cells)
+            found["weights"] = task.views.weights(frames).cpu().numpy()
             for name, values in found.items():
                 if arrays[name] is None:
                     arrays[name] = _open(folder / f"{name}.npy", count, values, new=not done)

@@ -19,8 +19,9 @@ from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.logs.buffered import BufferedLogger
 from dynamonet.training.run_folder import working_on
-from finetune.evaluation.evaluator import by_video, evaluate_test
+from finetune.evaluation.evaluator import Views, by_video, evaluate_test
 from finetune.evaluation.finished import find_device
+from finetune.evaluation.metrics import Predictions
 from finetune.evaluation.protocol import Protocol
 from finetune.series.kept_features import KeptFeatures
 from finetune.train.experiment import RunResult, Start, tell
@@ -88,15 +89,17 @@ class Probe:
         return classifier.eval()
 
     @torch.no_grad()
-    def probabilities(self, classifier: Classifier, rows: Rows) -> list[tuple[int, list[float]]]:
-        """Returns each view's row and what the classifier says of it."""
+    def predictions(self, classifier: Classifier, rows: Rows) -> Predictions:
+        """Returns what a classifier says of some rows."""
         said: list[Tensor] = []
         for views in self._parts(rows):
             read = self._read(classifier, views)
             pairs = zip(classifier.heads, read, strict=True)
             said.append(torch.stack([head(x) for head, x in pairs]).mean(0))
-        shares: Tensor = torch.cat(said).double().softmax(1).cpu()
-        return list(zip(self.kept.rows[self.kept.of(rows)].tolist(), shares.tolist(), strict=True))
+        views, kept = self.kept.of(rows), self.kept
+        shares = torch.cat(said).double().softmax(1).cpu().numpy()
+        none = np.zeros((len(views), 0), np.float32)
+        return by_video(Views(kept.rows[views], shares, kept.weights[views], none), self.task.data)
 
     def _parts(self, rows: Rows) -> Iterator[Rows]:
         views = self.kept.of(rows)
@@ -122,8 +125,7 @@ class Probe:
                 return middle, f"rate {middle:g}, too few groups to choose it by"
         found: dict[float, tuple[float, float]] = {}
         for rate in rates:
-            said = self.probabilities(self.trained(train, rate), held)
-            predictions = by_video(said, task.data)
+            predictions = self.predictions(self.trained(train, rate), held)
             found[rate] = predictions.top(1), predictions.log_likelihood()
         videos = len(set(task.data.table["source"].take(held).to_pylist()))
         best = max(found, key=found.__getitem__)
@@ -151,7 +153,7 @@ def run_probe(
             began = time.monotonic()
             probe = Probe(task, kept, find_device(task.settings.device))
             classifier, chosen = probe.finished()
-            predictions = by_video(probe.probabilities(classifier, task.parts.test), shards)
+            predictions = probe.predictions(classifier, task.parts.test)
             spent = {
                 "minutes": (time.monotonic() - began) / 60,
                 "parameters": float(sum(p.numel() for p in classifier.parameters())),

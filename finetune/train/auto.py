@@ -1,7 +1,7 @@
-"""The recipe `auto`: first what takes seconds, then a full training; validation keeps one of them.
+"""The recipe `auto`: first what takes seconds, then a full training.
 
-Where no validation part is cut off, both are tried with one that is, and the better one is then
-done with all labels. Test videos decide nothing.
+Validation keeps one of them. Where no validation part is cut off, both are tried with one that is,
+and the better one is then done with all labels. Test videos decide nothing.
 """
 
 from __future__ import annotations

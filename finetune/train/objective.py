@@ -256,10 +256,10 @@ class Finetuning(Task[FinetuneSettings]):
         known, rows = self.reader(self.parts.train), self.parts.train.tolist()
         return Classes(self.data.classes, KnnBank.of(*clip_features(model, known, rows, measuring)))
 
-    @property
+    @cached_property
     def views(self) -> ViewPlan:
         """How each test segment is looked at."""
-        return ViewPlan(self.settings.test_clips, self.settings.test_crops)
+        return ViewPlan.of(self.data, self.settings.test_clips, self.settings.test_crops)
 
     @cached_property
     def test_part(self) -> MeasuredPart:

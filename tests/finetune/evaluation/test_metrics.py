@@ -8,9 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dynamonet.errors import UserError
+from dynamonet.shards.shard_set import ShardSet
 from finetune import compare as comparing
+from finetune.evaluation.evaluator import ViewPlan, Views, by_video
 from finetune.evaluation.metrics import (
     CALIBRATION_BINS,
     Predictions,
@@ -140,3 +143,35 @@ def test_a_curve_says_how_many_labels_pretraining_saves() -> None:
     figure = draw_curve(points, "own")
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert ticks == ["10%\n10", "50%\n50", "100%\n100"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_views_are_averaged_by_their_weights_in_whatever_order_they_come(
+    shard_set: Path, seed: int
+) -> None:
+    shards, draw = ShardSet.open(str(shard_set)), np.random.default_rng(seed)
+    rows = draw.permutation(np.repeat(np.arange(len(shards)), 3))
+    shares, motion = draw.dirichlet(np.ones(4), len(rows)), draw.normal(size=(len(rows), 2))
+    weights = draw.uniform(0.01, 5, len(rows)).astype(np.float32)
+    cut = np.sort(draw.integers(0, len(rows), 2))  # among three ranks, one of them with nothing
+    parts = [
+        Views(rows[some], shares[some], weights[some], motion[some])
+        for some in np.split(np.arange(len(rows)), [cut[0], cut[0], cut[1]])
+    ]
+    found = by_video(Views.joined(parts), shards)
+    names = shards.table["source"].to_pylist()
+    assert found.sources == sorted(set(names)) and found.views.sum() == len(rows)
+    for place, source in enumerate(found.sources):
+        own = [view for view, row in enumerate(rows.tolist()) if names[row] == source]
+        for mean, values in ((found.probabilities, shares), (found.motion, motion)):
+            assert mean is not None
+            np.testing.assert_allclose(mean[place], np.average(values[own], 0, weights[own]))
+        assert found.labels[place] == shards.columns["label"][rows[own[0]]]
+
+
+def test_of_three_squares_the_one_that_moves_counts_of_one_all_clips_the_same() -> None:
+    frames = torch.zeros(3, 3, 4, 8, 8)
+    frames[1] = torch.arange(4.0)[:, None, None]  # brighter by one from frame to frame
+    still, moves, other = ViewPlan(1, 3).weights(frames).tolist()
+    assert moves == pytest.approx(1.0) and 0 < still == other < 1e-10
+    assert ViewPlan(1, 1).weights(frames).tolist() == [1, 1, 1]

@@ -584,3 +584,6 @@ def test_three_crops_are_averaged(model: str, tmp_path: Path) -> None:
     assert probabilities(whole) == pytest.approx(mean, abs=0.05)  # encoded apart
     (middle,) = seen(model, wide, "--precision", "fp32")
     assert probabilities(middle) == pytest.approx(apart[1], abs=0.05)
+    frames[:, :, :112] = frames[:1, :, :112]  # only the right square moves now
+    (still,) = seen(model, write_video(tmp_path / "right.mp4", frames), "--crops", "3")
+    assert probabilities(still) == pytest.approx(apart[2], abs=0.1)

@@ -144,7 +144,7 @@ def test_features_that_were_cut_short_are_completed(
         compare_backbones.main(words)
     with without_ray():
         rows = compare_backbones.main(words)
-    assert sum(calls) == 4 + 4 + 20 and len(rows) == 1, "of 12 videos, two clips each"
+    assert sum(calls) == 4 + 4 + 68 and len(rows) == 1, "of 12 videos, two clips, three squares"
 
 
 def test_what_cannot_be_compared_is_refused(words: list[str], tmp_path: Path) -> None:
