@@ -53,7 +53,6 @@ from finetune.train.splits import Splits, balanced
 
 logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
 NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
-POOLING = {"attentive": "attentive", "ridge": "mean_std"}  # by recipe; else the mean
 TRUNK_RATE = 0.1  # of a trunk that others trained. Source: Hara's fine-tuning
 
 
@@ -105,9 +104,10 @@ class Finetuning(Task[FinetuneSettings]):
         """
         settings, classes = self.settings, len(self.data.classes)
         random = self.is_foreign and settings.recipe != "full"
+        pooling = "mean_std" if settings.recipe == "ridge" or settings.reads == "field" else "mean"
         classifier = {
             "num_classes": None if settings.recipe == "knn" else classes,
-            "pooling": POOLING.get(settings.recipe, "mean"),
+            "pooling": "attentive" if settings.recipe == "attentive" else pooling,
             "reads": "features" if random else settings.reads,
             "dropout": settings.dropout,
             "frame_seconds": settings.clips.seconds_apart(self.data.frames.max_fps),

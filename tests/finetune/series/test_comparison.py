@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -15,6 +16,7 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.store import tracking_uri
 from finetune import compare, compare_backbones
+from finetune import run as finetuning
 from finetune.evaluation.leakage import Seen
 from finetune.series import comparison, kept_features
 from finetune.settings import FinetuneSettings
@@ -145,6 +147,50 @@ def test_features_that_were_cut_short_are_completed(
     with without_ray():
         rows = compare_backbones.main(words)
     assert sum(calls) == 4 + 4 + 68 and len(rows) == 1, "of 12 videos, two clips, three squares"
+
+
+def test_ridge_of_kept_features_says_what_a_run_of_it_says(shard_set: Path, tmp_path: Path) -> None:
+    DynamoNet(TINY).save_pretrained(tmp_path / "own")
+    words = [
+        "--shards",
+        str(shard_set),
+        "--runs",
+        str(tmp_path),
+        *SMALL.split(),
+        "--test_clips",
+        "2",
+    ]
+    many = [
+        "--name",
+        "table",
+        "--backbones",
+        str(tmp_path / "own"),
+        "--recipes",
+        "ridge",
+        "--seeds",
+        "0",
+    ]
+    one = [
+        "--pretrained",
+        str(tmp_path / "own"),
+        "--recipe",
+        "ridge",
+        "--name",
+        "run",
+        "--val_share",
+        "0",
+    ]
+    with without_ray():
+        (row,) = compare_backbones.main([*words, *many])
+        (run,) = finetuning.main([*words, *one]).runs
+    said = [
+        pq.read_table(folder / "test/predictions.parquet").to_pylist()
+        for folder in (run.folder, tmp_path / "finetune/table-own-ridge")
+    ]
+    assert row.outcomes.mean == run.metrics["top1"]
+    for ours, theirs in zip(*said, strict=True):
+        assert ours["label_probability"] == pytest.approx(theirs["label_probability"], abs=1e-5)
+        assert ours["source"] == theirs["source"] and ours["views"] == theirs["views"] == 2 * 3
 
 
 def test_what_cannot_be_compared_is_refused(words: list[str], tmp_path: Path) -> None:
