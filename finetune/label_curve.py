@@ -44,8 +44,6 @@ def main(argv: list[str]) -> list[Point]:
         )
     if not settings.test:
         raise UserError("--test false: the curve is one of accuracies on the test part")
-    if settings.recipe == "knn":
-        raise UserError("--recipe knn: trains nothing, so there is no curve; choose another")
     shards = open_labelled(settings)
     # here, because torch, Ray and MLflow take seconds that a mistake need not wait for
     from finetune.series.label_efficiency import label_curve

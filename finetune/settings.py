@@ -11,8 +11,7 @@ from dynamonet.settings import Settings, whole_number
 from dynamonet.shards.settings import ClipSettings
 from dynamonet.training.settings import TrainSettings
 
-Recipe = Literal["full", "ridge", "attentive", "knn"]
-STEPLESS = {"knn": "the nearest neighbours vote", "ridge": "one look at the training clips"}
+Recipe = Literal["full", "ridge", "attentive"]
 
 
 class LabelledClipSettings(ClipSettings):
@@ -148,7 +147,7 @@ class FinetuneSettings(TrainSettings):
     recipe: Recipe | Literal["auto"] = Field(
         default="auto",
         description="full = train everything; a frozen network with ridge regression, which takes "
-        "seconds, an attentive probe, or nearest neighbours. auto = ridge, then full, of which the "
+        "seconds, or an attentive probe. auto = ridge, then full, of which the "
         "one is kept that validation videos prefer.",
     )
     reads: Reads = Field(default="field", description=READS)
@@ -202,8 +201,8 @@ class FinetuneSettings(TrainSettings):
         return self.shards or self.dataset
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Returns how many steps the training takes; some recipes take none."""
-        return super().total_steps(steps_per_epoch) if self.recipe not in STEPLESS else 0
+        """Returns how many steps the training takes; ridge takes none."""
+        return super().total_steps(steps_per_epoch) if self.recipe != "ridge" else 0
 
     @property
     def auxiliary(self) -> float:

@@ -146,7 +146,7 @@ class Classification(Finetuning):
 
     def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         part = self.parts.validation if self.validates else self.parts.test
-        how = self.data, self.views, measuring, self.classes_of(model, measuring)
+        how = self.data, self.views, measuring
         began = time.process_time()
         self.outcome.append(predict_videos(model, self.reader(part), *how))
         self.seconds.append(time.process_time() - began)

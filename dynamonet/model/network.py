@@ -60,6 +60,12 @@ class Output:
         """The mean of the heads' logits, (B, num_classes)."""
         return None if self.heads is None else self.heads.mean(1)
 
+    @property
+    def probabilities(self) -> Tensor:
+        """How likely the classes are, (B, N) in double precision, on the CPU."""
+        assert self.logits is not None
+        return self.logits.double().softmax(1).cpu()
+
     def __repr__(self) -> str:
         def shape(value: Any) -> Any:
             return tuple(value.shape) if isinstance(value, Tensor) else value

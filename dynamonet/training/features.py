@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamonet.errors import UserError
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
 from dynamonet.training.measuring import Measuring
 
-KNN_FILE = "neighbours.safetensors"
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Source: InstDisc (Wu et al. 2018), whose k is 200
 
 
@@ -36,25 +32,6 @@ class KnnBank:
         """Remembers features (N, D) and their labels (N,)."""
         mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
         return cls((features - mean) / deviation, labels, mean, deviation)
-
-    @classmethod
-    def read(cls, folder: Path) -> KnnBank | None:
-        """Reads what `to_bytes` made from a model's folder; None where it has none.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        path = folder / KNN_FILE
-        if not path.is_file():
-            return None
-        try:
-            return cls(**load_file(path))
-        except Exception as error:  # safetensors raises its own untyped errors
-            raise UserError(f"{path}: damaged: {error}") from None
-
-    def to_bytes(self) -> bytes:
-        """Returns the content of the file that goes with a model."""
-        return save({field.name: getattr(self, field.name).contiguous() for field in fields(self)})
 
     def standardised(self, features: Tensor) -> Tensor:
         """Returns features (M, D) as the known ones were scaled."""
@@ -74,11 +51,6 @@ class KnnBank:
         return votes
 
 
-def descriptor(output: Output) -> Tensor:
-    """Returns what describes a clip without labels: [pooled features, DMR] (B, D), on the CPU."""
-    return torch.cat([output.pooled.float(), output.dmr.float()], 1).cpu()
-
-
 def clip_features(
     model: DynamoNet, reader: ClipReader, rows: Sequence[int], measuring: Measuring
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +64,8 @@ def clip_features(
         frames = batch.render()[:, :, : config.num_frames]
         with torch.no_grad(), measuring.precision.autocast():
             output: Output = model(frames, predict_frames=False)
-        parts.append((batch.row.tolist(), descriptor(output), batch.label.cpu()))
+        found = torch.cat([output.pooled.float(), output.dmr.float()], 1).cpu()
+        parts.append((batch.row.tolist(), found, batch.label.cpu()))
     shares = [item for part in measuring.rank.gather(parts) for item in cast("list", part)]
     order = torch.tensor([row for numbers, _, _ in shares for row in numbers]).argsort()
     features, labels = (torch.cat([share[i] for share in shares]) for i in (1, 2))

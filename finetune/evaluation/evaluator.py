@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamonet.model.motion_field import MotionField
-from dynamonet.model.network import DynamoNet, Output
+from dynamonet.model.network import DynamoNet
 from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
@@ -83,14 +83,10 @@ def predict_videos(
     shards: ShardSet,
     views: ViewPlan,
     measuring: Measuring,
-    classify: Callable[[Output], Tensor],
 ) -> Predictions:
     """Averages probabilities over the views of each video, all its segments; see `by_video`.
 
     Every rank reads its share and gets the whole.
-
-    Args:
-        classify: Makes probabilities (B, N), on the CPU, of what the model gives.
     """
     numbers = reader.rows.numbers().tolist()
     requests = [request for row in numbers for request in views.requests(row)]
@@ -102,7 +98,7 @@ def predict_videos(
         numbers = (
             model.numbers_of(frames, output) if config.tells_motion else frames[:, 0, 0, 0, :0]
         )
-        said = batch.row, classify(output), views.weights(frames), numbers
+        said = batch.row, output.probabilities, views.weights(frames), numbers
         found.append(Views(*(values.cpu().numpy() for values in said)))
     ranks = cast("list[list[Views]]", measuring.rank.gather(found))
     return by_video(Views.joined([part for parts in ranks for part in parts]), shards)

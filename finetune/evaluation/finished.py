@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from dynamonet.errors import UserError
 from dynamonet.model.config import ModelConfig, PixelScale
 from dynamonet.model.files import read_description
-from dynamonet.model.network import DynamoNet, Output
+from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
 from dynamonet.shards.settings import ClipSettings, FrameSettings
-from dynamonet.training.features import KnnBank, descriptor
 from dynamonet.training.numerics.precision import forward_precision
 from dynamonet.training.settings import FormatName
 from dynamonet.training.start import transfer
@@ -28,37 +25,19 @@ from finetune.pretrained.load import (
 )
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a finished model, and how likely it finds them."""
+def class_names(folder: Path, description: dict[str, Any], num_classes: int | None) -> list[str]:
+    """Returns a model's classes in the order of training; numbers where it was saved without names.
 
-    names: list[str]  # in the order of training; empty: it has none
-    neighbours: KnnBank | None = None  # which vote where there is no classifier
-
-    @classmethod
-    def of(cls, folder: Path, description: dict[str, Any], num_classes: int | None) -> Classes:
-        """Reads them from a model's folder; numbers where it was saved without names.
-
-        Raises:
-            UserError: there are more or fewer names than classes, or a file is damaged.
-        """
-        names = description.get("classes", [])
-        if num_classes is None:
-            bank = KnnBank.read(folder)
-            return cls(names if bank else [], bank)
-        if names and len(names) != num_classes:
-            raise UserError(
-                f"{folder}: {len(names)} class names for a classifier of {num_classes}; model.json "
-                "must list one name for each class, in the order of training"
-            )
-        return cls(names or [f"class {number}" for number in range(num_classes)])
-
-    def __call__(self, output: Output) -> Tensor:
-        """Returns probabilities (B, N) in double precision, on the CPU."""
-        if self.neighbours is not None:
-            return self.neighbours.votes(descriptor(output), len(self.names)).double()
-        assert output.logits is not None
-        return output.logits.double().softmax(1).cpu()
+    Raises:
+        UserError: there are more or fewer names than classes.
+    """
+    names = description.get("classes", []) if num_classes is not None else []
+    if names and len(names) != num_classes:
+        raise UserError(
+            f"{folder}: {len(names)} class names for a classifier of {num_classes}; model.json "
+            "must list one name for each class, in the order of training"
+        )
+    return names or [f"class {number}" for number in range(num_classes or 0)]
 
 
 class FinishedModel:
@@ -102,8 +81,7 @@ class FinishedModel:
         self.model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.precision = forward_precision(self.model, precision, self.device)
         self.config = model.config
-        self.says = Classes.of(self.folder, description, self.config.num_classes)
-        self.classes = self.says.names
+        self.classes = class_names(self.folder, description, self.config.num_classes)
 
 
 def find_device(wanted: str) -> torch.device:

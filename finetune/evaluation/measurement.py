@@ -164,6 +164,6 @@ def test(
         loop_short=True,
     )
     alone = Measuring.alone(model.device, model.precision, settings.batch_size, settings.processes)
-    predictions = predict_videos(model.model, reader, shards, views, alone, model.says)
+    predictions = predict_videos(model.model, reader, shards, views, alone)
     predictions = replace(predictions, labels=known[predictions.labels])
     return evaluate_test(predictions, reader, shards, model.classes, model.model)

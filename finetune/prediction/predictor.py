@@ -117,7 +117,7 @@ class Predictor(FinishedModel):
             motion = numbers * np.float32(self.config.frame_seconds) ** np.array(POWERS)
         shares = pictures = [None] * count
         if self.classes:
-            shares = self.says(output).numpy()
+            shares = output.probabilities.numpy()
         if self.pictures:
             middle = denormalise(frames[:, :, frames.shape[2] // 2]).permute(0, 2, 3, 1)
             pictures = (middle * 255).round().byte().cpu().numpy()

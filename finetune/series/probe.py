@@ -115,16 +115,16 @@ class Probe:
 
         It has the best accuracy there; of equals, the best likelihood.
         """
-        task, rates = self.task, RATES
+        task = self.task
         train, held = task.parts.train, task.parts.validation
         if not len(held):
             try:
                 train, held = kept_apart(task.data, train, HELD_OUT, task.settings.labels_seed)
             except UserError:
-                middle = rates[len(rates) // 2]
+                middle = RATES[len(RATES) // 2]
                 return middle, f"rate {middle:g}, too few groups to choose it by"
         found: dict[float, tuple[float, float]] = {}
-        for rate in rates:
+        for rate in RATES:
             predictions = self.predictions(self.trained(train, rate), held)
             found[rate] = predictions.top(1), predictions.log_likelihood()
         videos = len(set(task.data.table["source"].take(held).to_pylist()))

@@ -19,7 +19,7 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.setup import set_up
 from finetune.evaluation.finished import find_device
 from finetune.evaluation.protocol import Protocol, Times
-from finetune.settings import STEPLESS, FinetuneSettings
+from finetune.settings import FinetuneSettings
 from finetune.train.experiment import Start
 from finetune.train.objective import Finetuning
 
@@ -41,8 +41,8 @@ def dry_run(starts: Sequence[Start], console: Console) -> None:
             f"split {told.test.split}, {told.views}",
             soft_wrap=True,
         )
-    if settings.recipe in STEPLESS:
-        console.print(f"steps    none: {STEPLESS[settings.recipe]}")
+    if settings.recipe == "ridge":
+        console.print("steps    none: one look at the training clips")
         return
     steps, seconds, memory, parameters = _measured(task)
     limit = settings.max_minutes

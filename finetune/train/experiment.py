@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from dynamonet.model.files import MODEL
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.settings import ClipSettings
@@ -17,7 +15,6 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.origin import Origin
 from dynamonet.tracking.runs import TrackedRun
 from dynamonet.training.checkpoint.store import best, read_manifest
-from dynamonet.training.features import KNN_FILE
 from dynamonet.training.launch import launch
 from dynamonet.training.start import Pretrained, transfer
 from finetune.evaluation import protocol
@@ -32,7 +29,7 @@ from finetune.pretrained.load import (
     pretrained_weights,
 )
 from finetune.settings import FinetuneSettings
-from finetune.train.objective import NEIGHBOURS, Finetuning
+from finetune.train.objective import Finetuning
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,10 @@ class Start:
             return len({names[row] for row in rows})
 
         if chosen is None:
-            chosen = {"knn": "", "ridge": "strengths by inner folds"}.get(settings.recipe)
-        if chosen is None:
             chosen = "the last step"
-            if task.keeps_best():
+            if settings.recipe == "ridge":
+                chosen = "strengths by inner folds"
+            elif task.keeps_best():
                 chosen = f"the best step by {videos(parts.validation.tolist())} validation videos"
         held = [f"{k} {v}" for k, v in dict(settings.hold).items() if v is not None]
         return Protocol(
@@ -173,9 +170,6 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
         console=console,
         above=above,
     )
-    if (neighbours := done.folder / NEIGHBOURS).is_file():
-        shutil.copy2(neighbours, done.model / KNN_FILE)  # so that the model can predict
-        done.run.log_bytes(neighbours.read_bytes(), f"{MODEL}/{KNN_FILE}")
     found = tell(done.run, done.folder, start, console) if settings.test else None
     metrics = done.run.metrics("test/" if settings.test else "val/")
     if not settings.test:

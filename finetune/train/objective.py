@@ -25,7 +25,6 @@ from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.features import KNN_FILE, KnnBank, clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.run_folder import settings_digest
@@ -38,7 +37,6 @@ from finetune.evaluation.evaluator import (
     metrics_of,
     predict_videos,
 )
-from finetune.evaluation.finished import Classes
 from finetune.evaluation.protocol import TEST_PART, TEST_SETTINGS, MeasuredPart
 from finetune.pretrained.load import (
     is_foreign,
@@ -52,7 +50,6 @@ from finetune.train.augment import augment
 from finetune.train.splits import Splits, balanced
 
 logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
-NEIGHBOURS = f"test/{KNN_FILE}"  # of nearest neighbours, for the finished model
 TRUNK_RATE = 0.1  # of a trunk that others trained. Source: Hara's fine-tuning
 
 
@@ -106,7 +103,7 @@ class Finetuning(Task[FinetuneSettings]):
         random = self.is_foreign and settings.recipe != "full"
         pooling = "mean_std" if settings.recipe == "ridge" or settings.reads == "field" else "mean"
         classifier = {
-            "num_classes": None if settings.recipe == "knn" else classes,
+            "num_classes": classes,
             "pooling": "attentive" if settings.recipe == "attentive" else pooling,
             "reads": "features" if random else settings.reads,
             "dropout": settings.dropout,
@@ -232,29 +229,17 @@ class Finetuning(Task[FinetuneSettings]):
     def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         """Measures on the validation part, by one view of each segment."""
         reader, views = self.reader(self.parts.validation), ViewPlan(clips=1, crops=1)
-        classes = self.classes_of(model, measuring)
-        predictions = predict_videos(model, reader, self.data, views, measuring, classes)
+        predictions = predict_videos(model, reader, self.data, views, measuring)
         return Evaluation(metrics_of(predictions, "val"), {}, {})
 
     def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation | None:
         if not self.settings.test:
             return None
         reader = self.reader(self.parts.test)
-        classes = self.classes_of(model, measuring)
-        predictions = predict_videos(model, reader, self.data, self.views, measuring, classes)
+        predictions = predict_videos(model, reader, self.data, self.views, measuring)
         if not measuring.rank.is_main:
             return Evaluation(metrics_of(predictions, "test"), {}, {})
-        found = evaluate_test(predictions, reader, self.data, self.data.classes, model)
-        if classes.neighbours is not None:
-            found.files[NEIGHBOURS] = classes.neighbours.to_bytes()
-        return found
-
-    def classes_of(self, model: DynamoNet, measuring: Measuring) -> Classes:
-        """Returns how a model says its classes; nearest neighbours are looked for first."""
-        if self.settings.recipe != "knn":
-            return Classes(self.data.classes)
-        known, rows = self.reader(self.parts.train), self.parts.train.tolist()
-        return Classes(self.data.classes, KnnBank.of(*clip_features(model, known, rows, measuring)))
+        return evaluate_test(predictions, reader, self.data, self.data.classes, model)
 
     @cached_property
     def views(self) -> ViewPlan:

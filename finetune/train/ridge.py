@@ -133,12 +133,11 @@ def fit_heads(
     parts: list[Held] = []
     for read, number in looks:
         label, fold = (torch.from_numpy(of[number].astype(np.int64)) for of in (labels, fold_of))
-        for own, x in zip(sums, read, strict=True):
-            own.add(x.cpu(), label, fold)
-        kept = torch.from_numpy(keeps[number])
-        parts.append(
-            Held([x.cpu()[kept] for x in read], number[keeps[number]], label[kept], fold[kept])
-        )
+        inputs, kept = [x.cpu() for x in read], torch.from_numpy(keeps[number])
+        for own, x in zip(sums, inputs, strict=True):
+            own.add(x, label, fold)
+        some = [x[kept] for x in inputs]
+        parts.append(Held(some, number[keeps[number]], label[kept], fold[kept]))
     held = Held.joined(parts, rank)
     _, number = np.unique([videos[row] for row in held.rows], return_inverse=True)
     return fit(heads, [own.over(rank) for own in sums], held, number)

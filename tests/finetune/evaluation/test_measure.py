@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["full", "knn"])
+@pytest.fixture(scope="module", params=["full", "ridge"])
 def tuned(
     shard_set: Path,
     model: Path,
@@ -91,7 +91,7 @@ def test_what_cannot_be_measured_is_refused(
     assert not (tmp_path / "measure").exists() or not [*(tmp_path / "measure").iterdir()]
 
 
-def test_nearest_neighbours_predict_videos_too(
+def test_a_tuned_model_predicts_videos(
     tuned: Result, video_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = predict([str(tuned.model), str(video_folder), "--processes", "0"])

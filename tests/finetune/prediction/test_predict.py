@@ -279,7 +279,6 @@ def test_files_and_their_shards_give_the_same_but_for_what_encoding_loses(
         replace(shards, card=shards.card.model_copy(update={"classes": tuple(CLASSES)})),
         evaluator.ViewPlan(clips=3, crops=1),
         Measuring(Rank(0, 1, torch.device("cpu")), Precision(torch.float32, "cpu"), clips=6),
-        predictor.says,
     )
     found = {v.video.removeprefix(f"{video_folder}/"): v for v in seen(model, video_folder)}
     assert found.keys() == set(known.sources) and len(found) == 12

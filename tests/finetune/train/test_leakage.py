@@ -219,8 +219,8 @@ def test_a_dry_run_says_what_would_be_done_and_keeps_nothing(
         assert text in printed
     assert "a run, " in printed and " for 3 runs, beside starts and tests; nothing" in printed
     assert not [*tmp_path.iterdir()]
-    finetune(shard_set, tmp_path, *own, "--recipe", "knn")
-    assert "the nearest neighbours vote" in capsys.readouterr().out
+    finetune(shard_set, tmp_path, *own, "--recipe", "ridge")
+    assert "one look at the training clips" in capsys.readouterr().out
 
 
 def test_what_a_seed_decides_can_be_held_still(shard_set: Path) -> None:

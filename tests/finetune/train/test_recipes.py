@@ -138,18 +138,6 @@ def test_full_fine_tuning_teaches_everything_the_lower_the_slower(
     )
 
 
-def test_nearest_neighbours_take_no_step_and_are_tested(
-    tune: Callable[..., Tuned], model: Path, shard_set: Path
-) -> None:
-    found = tune("--recipe", "knn")
-    assert found.model.classifier is None
-    assert same(found.model.state_dict(), read_weights(model), "")
-    assert found.metrics["test/videos"] == len(found.predictions)
-    assert all(
-        row["views"] == 2 * 3 and 0 <= row["label_probability"] <= 1 for row in found.predictions
-    )
-
-
 class Falling(Finetuning):
     """Is best in the middle: a model that was changed by a known amount has a known score."""
 
