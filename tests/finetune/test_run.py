@@ -57,7 +57,7 @@ def test_the_newest_pretrained_model_is_taken_measured_and_linked(
         scores = finetune(shard_set, "--runs", str(pretrained), "--name", "first")
     assert set(scores) >= {"top1", "class_mean", "videos"} and "top5" not in scores
     printed = capsys.readouterr().out
-    assert "100% of the weights" in printed and "8 frames x 2 clips x 1 crop" in printed
+    assert "100% of the weights" in printed and "8 frames x 2 clips x 3 crops" in printed
     folder = pretrained / "finetune/first"
     state = json.loads((folder / "run.json").read_text())
     client = MlflowClient(state["mlflow"]["uri"])
