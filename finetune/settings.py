@@ -12,6 +12,11 @@ from dynamonet.shards.settings import ClipSettings
 from dynamonet.training.settings import TrainSettings
 
 Recipe = Literal["full", "ridge", "attentive"]
+Crops = Annotated[Literal[1, 3], BeforeValidator(whole_number)]
+CROPS = (
+    "Squares of each clip that are averaged: 1 = the middle, 3 = both ends as well, weighed by how "
+    "much changes in each."
+)
 
 
 class LabelledClipSettings(ClipSettings):
@@ -147,8 +152,8 @@ class FinetuneSettings(TrainSettings):
     recipe: Recipe | Literal["auto"] = Field(
         default="auto",
         description="full = train everything; a frozen network with ridge regression, which takes "
-        "seconds, or an attentive probe. auto = ridge, then full, of which the "
-        "one is kept that validation videos prefer.",
+        "seconds, or an attentive probe. auto = ridge, then full, of which the one is kept that "
+        "validation videos prefer.",
     )
     reads: Reads = Field(default="field", description=READS)
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout before the classifier.")
@@ -178,11 +183,7 @@ class FinetuneSettings(TrainSettings):
     test_clips: int = Field(
         default=4, ge=1, description="Clips of each test segment that are averaged, spread evenly."
     )
-    test_crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=3,
-        description="Squares of each clip that are averaged: 1 = the middle, 3 = both ends as "
-        "well, weighed by how much changes in each.",
-    )
+    test_crops: Crops = Field(default=3, description=CROPS)
 
     @model_validator(mode="after")
     def _probes_need_features(self) -> FinetuneSettings:

@@ -116,23 +116,26 @@ def sections(results: Results) -> Iterator[str]:
 
 def _squares(read: Read) -> Iterator[str]:
     """Yields what three squares of a wide picture give, which is the default of a fine-tuning."""
-    yield (
-        "\nThree squares along the longer side, weighed by how much changes in each, and what they "
-        "are ahead of the middle one (213 of the 300 clips of fights are wide; those of "
-        "weizmann and jhmdb are 5:4 and 4:3):\n"
-    )
-    yield head("network", "clips", *LABELLED, "seconds")
+    lines = list[str]()
     for arm, size in product((MOTION, OWN_12), SIZES):
-        cells, spent = list[str](), list[str]()
-        for name in LABELLED:
-            one, three = (read.of(arm, name, TWO_HEADS, size, squares=each) for each in (1, 3))
-            if one is None or three is None:
-                break
-            cells.append(f"{mean(three)}, {difference(one, three).points()}")
-            spent.append(f"{read.seconds(arm, name, TWO_HEADS, size, squares=3):.0f}")
-        else:
+        pairs = [
+            [read.of(arm, name, TWO_HEADS, size, squares=each) for each in (1, 3)]
+            for name in LABELLED
+        ]
+        cells = [f"{mean(b)}, {difference(a, b).points()}" for a, b in pairs if a and b]
+        spent = [read.seconds(arm, name, TWO_HEADS, size, squares=3) for name in LABELLED]
+        prices = ", ".join(f"{each:.0f}" for each in spent if each is not None)
+        if len(cells) == len(LABELLED):
             shown = f"{size[0]} x {size[1]} px"
-            yield f"| {_TITLES[arm]} | {shown} | {' | '.join(cells)} | {', '.join(spent)} |"
+            lines.append(f"| {_TITLES[arm]} | {shown} | {' | '.join(cells)} | {prices} |")
+    if lines:
+        yield (
+            "\nThree squares along the longer side, weighed by how much changes in each, and what "
+            "they are ahead of the middle one (213 of the 300 clips of fights are wide; those of "
+            "weizmann and jhmdb are 5:4 and 4:3):\n"
+        )
+        yield head("network", "clips", *LABELLED, "seconds")
+        yield from lines
 
 
 def _auto(results: Results) -> Iterator[str]:

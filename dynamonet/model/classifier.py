@@ -77,8 +77,11 @@ class Classifier(nn.Module):
     def forward(self, features: Tensor, motion: Tensor) -> Tensor:
         """Maps features (B, D, t, h, w) and motion (B, M) to the logits of each head (B, H, N)."""
         with torch.autocast(features.device.type, enabled=False):
-            read = self.inputs(features, motion)
-            return torch.stack([head(x) for head, x in zip(self.heads, read, strict=True)], 1)
+            return self.of_inputs(self.inputs(features, motion))
+
+    def of_inputs(self, inputs: list[Tensor]) -> Tensor:
+        """Returns the logits of each head (B, H, N) of what each reads, see `inputs`."""
+        return torch.stack([head(x) for head, x in zip(self.heads, inputs, strict=True)], 1)
 
 
 def mean_and_std(features: Tensor) -> Tensor:

@@ -88,17 +88,16 @@ def predict_videos(
 
     Every rank reads its share and gets the whole.
     """
-    numbers = reader.rows.numbers().tolist()
-    requests = [request for row in numbers for request in views.requests(row)]
+    rows = reader.rows.numbers().tolist()
+    requests = [request for row in rows for request in views.requests(row)]
     config, found = model.config, list[Views]()
     for batch in measuring.batches(reader, requests):
         frames = batch.render()[:, :, : config.num_frames]
         with measuring.precision.autocast():
             output = model(frames, predict_frames=False)
-        numbers = (
-            model.numbers_of(frames, output) if config.tells_motion else frames[:, 0, 0, 0, :0]
-        )
-        said = batch.row, output.probabilities, views.weights(frames), numbers
+        none = frames.new_zeros(len(frames), 0)
+        motion = model.numbers_of(frames, output) if config.tells_motion else none
+        said = batch.row, output.probabilities, views.weights(frames), motion
         found.append(Views(*(values.cpu().numpy() for values in said)))
     ranks = cast("list[list[Views]]", measuring.rank.gather(found))
     return by_video(Views.joined([part for parts in ranks for part in parts]), shards)

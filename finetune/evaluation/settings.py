@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from dynamonet.command_line import positional
 from dynamonet.model.config import PixelScale
-from dynamonet.settings import Settings, whole_number
+from dynamonet.settings import Settings
 from dynamonet.stage import StageSettings
 from dynamonet.training.settings import FormatName
+from finetune.settings import CROPS, Crops
 
 
 class ModelSettings(Settings):
@@ -25,11 +26,7 @@ class ModelSettings(Settings):
         description="Pixels that other people's weights were trained on; null = as they usually "
         "are.",
     )
-    crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=1,
-        description="Squares of each clip that are averaged: 1 = the middle, 3 = both ends as "
-        "well, weighed by how much changes in each.",
-    )
+    crops: Crops = Field(default=1, description=CROPS)
     batch_size: int = Field(default=8, ge=1, description="Clips run together.")
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto", description="auto = a GPU where there is one."
@@ -51,9 +48,7 @@ class MeasureSettings(StageSettings, ModelSettings):
     clips: int = Field(
         default=4, ge=1, description="Clips of each segment that are averaged, spread evenly."
     )
-    crops: Annotated[Literal[1, 3], BeforeValidator(whole_number)] = Field(
-        default=3, description="As in predict.py, where 1 is the default."
-    )
+    crops: Crops = Field(default=3, description=CROPS)
     allow_seen_test_videos: bool = Field(
         default=False,
         description="Measure though the model was trained on these videos; the result says so.",

@@ -19,7 +19,8 @@ from dynamonet.shards.loading import read_ahead
 from dynamonet.shards.settings import default_processes
 from dynamonet.training.settings import FormatName
 from dynamonet.video.files import VideoFile
-from dynamonet.video.transforms import ClipBatch, denormalise, weight_by_change
+from dynamonet.video.transforms import ClipBatch, denormalise
+from finetune.evaluation.evaluator import ViewPlan
 from finetune.evaluation.finished import FinishedModel
 from finetune.prediction.reading import Begun, CutClip, Ended, Message, Reading, VideoClips
 from finetune.prediction.settings import PredictSettings
@@ -122,10 +123,8 @@ class Predictor(FinishedModel):
             middle = denormalise(frames[:, :, frames.shape[2] // 2]).permute(0, 2, 3, 1)
             pictures = (middle * 255).round().byte().cpu().numpy()
         every = zip(shares, pooled, dmr, motion, pictures, strict=True)
-        views, weights = (
-            [ClipPrediction(*row) for row in every],
-            weight_by_change(frames).cpu().numpy(),
-        )
+        views = [ClipPrediction(*row) for row in every]
+        weights = ViewPlan(clips=1, crops=crops).weights(frames).cpu().numpy()
         groups = [slice(first, first + crops) for first in range(0, count, crops)]
         return [mean(views[group], weights[group]) for group in groups]
 

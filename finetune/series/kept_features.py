@@ -39,6 +39,7 @@ from finetune.train.objective import Finetuning
 
 MOST_CELLS = (8, 7, 7)  # of a feature map in time, height and width; larger ones are averaged
 ABOUT = "about.json"
+FORMAT = 2  # 1: the mean alone, no weights; such folders are not read
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _folder(task: Finetuning, rows: NDArray[np.int64], *, cells: bool) -> Path:
     assert task.pretrained is not None
     place, settings = Path(task.pretrained), task.settings
     about = {
+        "format": FORMAT,
         "weights": digest_of_weights(place, task.architecture.pixel_scale),
         "model": task.architecture.model_dump(mode="json"),
         "reads": task.classifier_config().reads,

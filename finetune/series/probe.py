@@ -91,13 +91,12 @@ class Probe:
     @torch.no_grad()
     def predictions(self, classifier: Classifier, rows: Rows) -> Predictions:
         """Returns what a classifier says of some rows."""
-        said: list[Tensor] = []
-        for views in self._parts(rows):
-            read = self._read(classifier, views)
-            pairs = zip(classifier.heads, read, strict=True)
-            said.append(torch.stack([head(x) for head, x in pairs]).mean(0))
+        said = [
+            classifier.of_inputs(self._read(classifier, views)).mean(1)
+            for views in self._parts(rows)
+        ]
         views, kept = self.kept.of(rows), self.kept
-        shares = torch.cat(said).double().softmax(1).cpu().numpy()
+        shares: NDArray[np.float64] = torch.cat(said).double().softmax(1).cpu().numpy()
         none = np.zeros((len(views), 0), np.float32)
         return by_video(Views(kept.rows[views], shares, kept.weights[views], none), self.task.data)
 
