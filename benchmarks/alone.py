@@ -26,17 +26,19 @@ def training_alone(
     *,
     origin: dict[str, Any] | None = None,
     threads: int = 1,
+    processes: int = 0,
     **more: Any,
 ) -> Trainer:
     """Returns a training in this process, on the CPU.
 
     Args:
         messages: Takes what a driver would print.
+        processes: Loader processes.
         more: See `Trainer`.
     """
     torch.set_num_threads(threads)
     progress = Progress(messages)  # type: ignore[arg-type]
-    job = Job(task, run, origin or {}, progress, None, home, 0, threads)
+    job = Job(task, run, origin or {}, progress, None, home, processes, threads)
     return Trainer(job, Rank(0, 1, torch.device("cpu")), **more)
 
 

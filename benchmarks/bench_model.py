@@ -1,6 +1,7 @@
 """The network's training step: against torchvision's, against the machine, and part by part.
 
-All on 4 clips of 16 x 112 x 112, forward + backward + SGD step, on the CPU's threads.
+On 4 clips of 16 x 112 x 112, forward + backward + SGD step, on the CPU's threads; and two smaller
+sizes, which two cores train in minutes.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 
 from benchmarks.rates import conv_rate, matmul_rate
@@ -23,10 +26,31 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, predict_levels, prediction_loss
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import Precision, choose_precision
+from dynamonet.training.perf.allocator import keep_freed_memory
 from pretrain.movers import paste_movers
 from pretrain.settings import PretrainSettings
 
 CLIPS, FRAMES, SIDE = 4, 16, 112
+SMALL = {
+    "trunk": {
+        "depth": 10,
+        "width": 16,
+        "stem_kernel": (3, 5, 5),
+        "stem_pool": False,
+        "temporal_strides": (1, 2, 2, 1),
+        "spatial_strides": (2, 2, 2, 1),
+    },
+    "filters": {"cell_px": 4},
+}
+SEVEN = SMALL | {"trunk": {**SMALL["trunk"], "stem_kernel": (7, 7, 7)}}
+# clips of a step, frames, pixels, network
+SIZES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
+    "8x48": (32, 8, 48, SMALL),
+    "8x48_stem_7x7x7": (32, 8, 48, SEVEN),
+    "16x64": (32, 16, 64, SMALL),
+    "16x64_stem_7x7x7": (32, 16, 64, SEVEN),
+    "default": (16, 16, 112, {}),
+}
 CPU = Rank(0, 1, torch.device("cpu"))
 KINDS = {
     "grid": FilterConfig(cell_px=8),
@@ -34,16 +58,23 @@ KINDS = {
 }
 
 
-def frames() -> Tensor:
+def frames(clips: int = CLIPS, num: int = FRAMES, side: int = SIDE) -> Tensor:
     """Returns clips and the frame after each: (B, 3, T + 1, H, W), channels last."""
-    clips = torch.randn(CLIPS, 3, FRAMES + 1, SIDE, SIDE, generator=torch.Generator())
-    return clips.contiguous(memory_format=torch.channels_last_3d)
+    drawn = torch.randn(clips, 3, num + 1, side, side, generator=torch.Generator())
+    return drawn.contiguous(memory_format=torch.channels_last_3d)
 
 
-def tuned(model: nn.Module) -> tuple[nn.Module, Precision]:
-    """Returns a model laid out as the trainer does it, with the precision that it chooses."""
+def tuned(
+    model: nn.Module, data: Tensor | None = None, wanted: str = "auto"
+) -> tuple[nn.Module, Precision]:
+    """Returns a model laid out as the trainer does it, with the precision that it chooses.
+
+    Args:
+        data: What it is to be run on, see `frames`.
+    """
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return model, choose_precision(model, frames()[:, :, :FRAMES], "auto", CPU)
+    clip = (frames() if data is None else data)[:, :, :-1]
+    return model, choose_precision(model, clip, wanted, CPU)
 
 
 def network(kind: str, side: int = 5) -> DynamoNet:
@@ -81,13 +112,15 @@ def tuned_plain_step() -> Callable[[], None]:
     return stepper(model, loss)
 
 
-def full_step(model: DynamoNet, precision: Precision) -> Callable[[], None]:
+def full_step(
+    model: DynamoNet, precision: Precision, data: Tensor | None = None
+) -> Callable[[], None]:
     """The whole network, predicting frames."""
-    data = frames()
+    data = frames() if data is None else data
 
     def loss() -> Tensor:
         with precision.autocast():
-            output = model(data[:, :, :FRAMES])
+            output = model(data[:, :, :-1])
         config = model.config
         pairs = pair_frames(data, output.predicted, config.filters.levels, config.targets)
         return prediction_loss(pairs, "mse")
@@ -174,6 +207,56 @@ def against_torchvision() -> tuple[Table, list[Figure]]:
     ]
 
 
+def stem_step(model: DynamoNet, precision: Precision, data: Tensor) -> Callable[[], None]:
+    """The convolution of the pixels alone, which need no gradient."""
+    conv = cast(nn.Conv3d, model.get_submodule("trunk.stem.conv"))
+    with torch.no_grad(), precision.autocast():
+        grad = torch.randn_like(conv(data[:, :, :-1]))
+
+    def step() -> None:
+        with precision.autocast():
+            out = conv(data[:, :, :-1])
+        out.backward(grad)
+
+    return step
+
+
+def flops_of(step: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def by_size() -> tuple[Table, list[Figure]]:
+    """Sets the formats side by side, and the stem's share of the time beside that of the FLOP."""
+    columns = ("format", "ms a step", "clips/s", "stem, ms", "of the time", "of the FLOP")
+    made = table("Training step by size and format", "", *columns)
+    figures = []
+    for name, (clips, num, side, more) in SIZES.items():
+        data, steps = frames(clips, num, side), dict[str, Callable[[], None]]()
+        for wanted in ("fp32", "bf16"):
+            config = ModelConfig.model_validate({"num_frames": num, "frame_px": side, **more})
+            model = DynamoNet(config)
+            _, precision = tuned(model, data, wanted)
+            steps[f"{wanted} step"] = full_step(model, precision, data)
+            steps[f"{wanted} stem"] = stem_step(model, precision, data)
+        seconds = interleaved(steps, rounds=7)
+        for wanted in ("fp32", "bf16"):
+            step, stem = steps[f"{wanted} step"], steps[f"{wanted} stem"]
+            share = ratio(seconds[f"{wanted} stem"], seconds[f"{wanted} step"])
+            fair = flops_of(stem) / flops_of(step)
+            whole, own = (
+                statistics.median(seconds[f"{wanted} {part}"]) for part in ("step", "stem")
+            )
+            row = (f"{1e3 * whole:.0f}", f"{clips / whole:.0f}", f"{1e3 * own:.1f}")
+            made.add_row(name, wanted, *row, f"{share:.0%}", f"{fair:.0%}")
+            figure = f"stem_share_by_that_of_flop_{name}_{wanted}"
+            figures.append(Figure(figure, share / fair, 1, at_least=False))
+        faster = ratio(seconds["fp32 step"], seconds["bf16 step"])
+        figures.append(Figure(f"bf16_over_fp32_{name}", faster, 1.8))
+    return made, figures
+
+
 def against_machine() -> tuple[Table, list[Figure]]:
     model = network("grid")
     _, precision = tuned(model)
@@ -248,7 +331,15 @@ def memory() -> tuple[Table, list[Figure]]:
 
 def main() -> None:
     """Prints the tables and the figures."""
-    parts = [against_torchvision(), against_machine(), motion_filters(), one_layer(), memory()]
+    keep_freed_memory()  # as trainings do
+    parts = [
+        by_size(),
+        against_torchvision(),
+        against_machine(),
+        motion_filters(),
+        one_layer(),
+        memory(),
+    ]
     show([made for made, _ in parts], [f for _, figures in parts for f in figures])
 
 

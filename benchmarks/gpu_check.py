@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.bench_resume import kill_after, losses, make_shards
-from benchmarks.bench_training import NEVER, Logged
+from benchmarks.bench_training import Logged
+from benchmarks.loops import NEVER
 from benchmarks.report import Figure, show, table
 from dynamonet import cluster
 

@@ -37,6 +37,7 @@ from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.tracking.seen import TrainedOn
 from dynamonet.training.numerics.precision import hardware
+from dynamonet.training.perf.allocator import keep_freed_memory
 from dynamonet.training.settings import TrainSettings
 from dynamonet.training.task import Task
 from dynamonet.training.trainer import Trainer
@@ -169,6 +170,7 @@ class Runner:
     def lines_of(self, row: Row | Reading | Start) -> list[Line]:
         """Does a row, and returns what is to be kept of it."""
         torch.set_num_threads(1)
+        keep_freed_memory()  # as the product does
         if isinstance(row, Start):
             return [self._pretrain(row)]
         return self._read(row) if isinstance(row, Reading) else self._finetune(row)

@@ -59,6 +59,9 @@ class TrunkConfig(Settings):
         default=18, description="Number of layers."
     )
     width: int = Field(default=64, ge=4, description="Channels after the stem; stages double it.")
+    stem_kernel: tuple[int, int, int] = Field(
+        default=(7, 7, 7), description="Frames, height and width that the stem's convolution sees."
+    )
     stem_pool: bool = Field(default=True, description="Max-pool 3x3x3, stride 2, after the stem.")
     temporal_strides: tuple[int, int, int, int] = Field(
         default=(1, 2, 2, 2), description="Temporal stride of each stage."
@@ -71,6 +74,13 @@ class TrunkConfig(Settings):
         description="STC gates: in no block, in the last of each stage, or in every block.",
     )
     stc_reduction: int = Field(default=16, ge=1, description="How far an STC gate narrows (r).")
+
+    @field_validator("stem_kernel")
+    @classmethod
+    def _odd_kernel(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if any(side < 1 or side % 2 == 0 for side in value):
+            raise ValueError("expected three odd numbers, e.g. 3,5,5")
+        return value
 
     @property
     def dim(self) -> int:

@@ -28,11 +28,12 @@ def pool_frames(frames: Tensor, level: int) -> Tensor:
     """Averages frames (B, C, T, H, W) over `level` x `level` pixels; a rest at the edge is cut."""
     if level == 1:
         return frames
-    height, width = (size // level * level for size in frames.shape[-2:])
-    cut = frames.contiguous()[..., :height, :width]
+    rows, columns = (size // level for size in frames.shape[-2:])
+    pixels = frames[..., : rows * level, : columns * level].permute(0, 2, 3, 4, 1)
     # sums of slices: measured five times faster than avg_pool3d
-    rows = reduce(torch.add, (cut[..., i::level, :] for i in range(level)))
-    return reduce(torch.add, (rows[..., i::level] for i in range(level))) / level**2
+    wide = reduce(torch.add, pixels.unflatten(2, (rows, level)).unbind(3))
+    small = reduce(torch.add, wide.unflatten(3, (columns, level)).unbind(4)) / level**2
+    return small.permute(0, 4, 1, 2, 3).contiguous()
 
 
 def predict_levels(

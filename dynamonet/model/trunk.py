@@ -1,7 +1,7 @@
 """3D ResNet and ResNeXt trunks from pytorchvideo's blocks, with Hara-style 3D kernels.
 
     clip (B, 3, T, H, W)
-      stem    7x7x7 convolution, stride (1, 2, 2), then max-pool 3x3x3, stride 2
+      stem    a convolution, 7x7x7 by default, stride (1, 2, 2), then max-pool 3x3x3, stride 2
       stage 1..4    residual blocks; stages 2, 3, 4 begin with stride 2 in T, H and W
     features (B, D, T / t_stride, H / s_stride, W / s_stride), each rounded up
 
@@ -50,10 +50,10 @@ class Trunk(nn.Module):
         self.stem = stems.create_res_basic_stem(
             in_channels=3,
             out_channels=width,
-            conv_kernel_size=(7, 7, 7),
+            conv_kernel_size=config.stem_kernel,
             conv_stride=(1, 2, 2),
-            conv_padding=(3, 3, 3),
-            pool=nn.MaxPool3d if config.stem_pool else None,
+            conv_padding=tuple(side // 2 for side in config.stem_kernel),
+            pool=MaxPool if config.stem_pool else None,
             pool_kernel_size=(3, 3, 3),
             pool_stride=(2, 2, 2),
             pool_padding=(1, 1, 1),
@@ -85,6 +85,14 @@ class Trunk(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return x
+
+
+class MaxPool(nn.MaxPool3d):
+    """Keeps the format of its input, which autocast widens on a CPU: a maximum rounds nothing."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return cast(Tensor, super().forward(input))
 
 
 class BasicBlock(nn.Sequential):

@@ -30,6 +30,7 @@ from dynamonet.training.distributed.failures import oom_kills
 from dynamonet.training.distributed.resources import worker_resources
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.console import ConsoleLog, Progress
+from dynamonet.training.perf.allocator import KEPT
 from dynamonet.training.run_folder import RunState, working_on
 from dynamonet.training.task import Job, Task
 from dynamonet.training.worker import MEMORY, train_worker
@@ -124,6 +125,7 @@ def _fit(
             run_config=ray.train.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.parent),
+                worker_runtime_env={"env_vars": KEPT},
                 failure_config=ray.train.FailureConfig(
                     max_failures=settings.max_restarts, controller_failure_limit=MAX_TRIES
                 ),

@@ -14,6 +14,7 @@ from dynamonet.model.network import DynamoNet
 from dynamonet.settings import validate
 from dynamonet.shards.settings import ClipSettings, FrameSettings
 from dynamonet.training.numerics.precision import forward_precision
+from dynamonet.training.perf.allocator import keep_freed_memory
 from dynamonet.training.settings import FormatName
 from dynamonet.training.start import transfer
 from finetune.pretrained.load import (
@@ -62,6 +63,7 @@ class FinishedModel:
         Raises:
             UserError: no model there, its description is damaged, or there is no GPU.
         """
+        keep_freed_memory()
         self.found = weights_at(place)
         self.folder = self.found.folder
         self.device = find_device(device)

@@ -32,6 +32,7 @@ from dynamonet.shards.order import Request
 from dynamonet.storage import atomic_file
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.numerics.precision import forward_precision
+from dynamonet.training.perf.allocator import keep_freed_memory
 from dynamonet.training.run_folder import stage_folder
 from finetune.evaluation.finished import find_device
 from finetune.pretrained.load import digest_of_weights
@@ -103,6 +104,7 @@ def _compute(
     console: Console,
 ) -> None:
     """Computes the views that are left, and notes down how far it has come."""
+    keep_freed_memory()
     model = task.build_model().eval()
     device = find_device(task.settings.device)
     precision = forward_precision(model, task.settings.precision, device)

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dynamonet.errors import UserError
+from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import WEIGHTS_DIGEST, read_description, read_weights, write_model
 from dynamonet.model.network import DynamoNet
+from dynamonet.settings import validate
 from dynamonet.tracking.origin import Origin
 
 TRAINING, STATE = "training.pt", "state.json"
@@ -123,8 +125,8 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
     Raises:
         UserError: the checkpoint is damaged, or belongs to another architecture.
     """
-    saved = read_description(folder)["model"]
-    own = train_state.model.config.model_dump(mode="json")
+    described = validate(ModelConfig, read_description(folder)["model"], origin=str(folder))
+    saved, own = (c.model_dump(mode="json") for c in (described, train_state.model.config))
     if saved != own:
         raise UserError(
             f"{folder}: the checkpoint has another architecture: {differences(saved, own)}. "

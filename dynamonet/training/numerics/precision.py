@@ -6,11 +6,13 @@ step every 3D convolution of the model is run forward and backward on its own sh
 format and in fp32. A layer that disagrees takes the first form that does not:
 
     plain     as it is
+    folded    2 x 2 pixels as channels: the same sum of more channels, fewer taps; strides (1, 2, 2)
     padded    time is padded before the convolution: the same sum, another kernel (measured: right)
     fp32      out of the chosen format
 
-On GPUs that multiply fp32 as TF32, the stem stays in fp32 unasked: cuDNN has no kernel for matrix
-units with 3 channels of 16 bits (measured on an H100: 8.7 ms instead of 17.7, of a step of 32).
+The convolution of the pixels has 3 channels, too few for matrix units. So it is timed, and takes
+the fastest form that is right: folded on CPUs with AMX (measured: 148 ms instead of 336), plain on
+those with AVX512-BF16 alone (60 and 67), fp32 on GPUs with TF32 (an H100: 8.7 instead of 17.7).
 """
 
 from __future__ import annotations
@@ -19,48 +21,25 @@ import copy
 import json
 import os
 import platform
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dynamonet.errors import UserError
 from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.numerics.forms import FORMS, FullPrecisionConv3d, foldable
 
 TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
 CHANNELS = 8  # of 16 bits, that a kernel for matrix units takes at least
+TIMED_CLIPS = 4
+GAIN = 0.9  # of the plain form's time, that another must stay below
 _SCALES = tuple(2.0**power for power in range(16, -1, -1))  # as torch's GradScaler begins
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-class TimePaddedConv3d(nn.Conv3d):
-    """A 3D convolution whose padding in time is put there beforehand."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        time = int(self.padding[0])
-        padded = F.pad(input, (0, 0, 0, 0, time, time))
-        padding = (0, int(self.padding[1]), int(self.padding[2]))
-        return F.conv3d(
-            padded, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
-
-
-class FullPrecisionConv3d(nn.Conv3d):
-    """A 3D convolution that stays in fp32 under autocast."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
-
-
-FORMS: dict[str, type[nn.Conv3d]] = {
-    "plain": nn.Conv3d,
-    "padded": TimePaddedConv3d,
-    "fp32": FullPrecisionConv3d,
-}
 
 
 @dataclass(frozen=True)
@@ -69,8 +48,8 @@ class Precision:
 
     dtype: torch.dtype
     device_type: str
-    forms: dict[str, str] = field(default_factory=dict)  # layer -> padded or fp32
-    faster: tuple[str, ...] = ()  # layers that are kept in fp32 for speed
+    forms: dict[str, str] = field(default_factory=dict)  # layer -> form, where plain is wrong
+    faster: dict[str, str] = field(default_factory=dict)  # layer -> form, where plain is slower
 
     def autocast(self) -> torch.autocast:
         enabled = self.dtype != torch.float32
@@ -86,7 +65,9 @@ class Precision:
         return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
 
     def __str__(self) -> str:
-        chosen = self.format + "".join(f", {layer} in TF32" for layer in self.faster)
+        said = {"fp32": "in TF32", "folded": "folded"}
+        faster = (f", {layer} {said[form]}" for layer, form in self.faster.items())
+        chosen = self.format + "".join(faster)
         if not self.forms:
             return chosen
         how = {"padded": "time padded beforehand", "fp32": "kept in fp32"}
@@ -101,7 +82,7 @@ def choose_precision(
     rank: Rank,
     wrong_gradients: Literal["repair", "refuse"] = "repair",
 ) -> Precision:
-    """Chooses the format and repairs, in place, the layers that it breaks.
+    """Chooses the format, and each convolution's form in it, which it takes in place.
 
     Args:
         clip: A batch in the very shape of training, on the rank's device: the same layer was seen
@@ -111,23 +92,25 @@ def choose_precision(
     Raises:
         UserError: some layers have wrong gradients and `wrong_gradients` is refuse.
     """
-    chosen = forward_precision(model, wanted, rank.device)
-    dtype = chosen.dtype
+    dtype = wanted_dtype(wanted, rank.device)
     if dtype == torch.float32:
-        return chosen
+        return Precision(dtype, rank.device.type)
     forms: dict[str, str] = {}
     order = list(FORMS)
     for own in rank.gather(right_forms(model, clip, dtype)):  # ranks may differ in hardware
         for layer, form in cast("dict[str, str]", own).items():
             forms[layer] = order[max(order.index(form), order.index(forms.get(layer, form)))]
-    if forms and wrong_gradients == "refuse":
+    faster = {name: forms[name] for name in forms if forms[name] in _rivals(model, name, clip)}
+    wrong = {name: form for name, form in forms.items() if name not in faster}
+    if wrong and wrong_gradients == "refuse":
         raise UserError(
-            f"{dtype} gives wrong weight gradients on this machine in {', '.join(forms)}. "
+            f"{dtype} gives wrong weight gradients on this machine in {', '.join(wrong)}. "
             "Set precision to fp32, or wrong_gradients to repair."
         )
-    for layer, form in forms.items():
-        model.get_submodule(layer).__class__ = FORMS[form]
-    return replace(chosen, forms=forms)
+    for name, layer in _convolutions(model):
+        if name in forms or type(layer) is FullPrecisionConv3d:
+            model.get_submodule(name).__class__ = FORMS[forms.get(name, "plain")]
+    return Precision(dtype, rank.device.type, wrong, faster)
 
 
 def forward_precision(model: nn.Module, wanted: str, device: torch.device) -> Precision:
@@ -136,19 +119,18 @@ def forward_precision(model: nn.Module, wanted: str, device: torch.device) -> Pr
     Args:
         wanted: auto, bf16, fp16 or fp32.
     """
-    dtype = wanted_dtype(wanted, device)
-    faster = () if dtype == torch.float32 else faster_in_fp32(model, device)
+    dtype, faster = wanted_dtype(wanted, device), dict[str, str]()
+    if dtype != torch.float32 and has_tf32(device):
+        few = (name for name, layer in _convolutions(model) if layer.in_channels < CHANNELS)
+        faster = dict.fromkeys(few, "fp32")
     for layer in faster:
         model.get_submodule(layer).__class__ = FullPrecisionConv3d
     return Precision(dtype, device.type, faster=faster)
 
 
-def faster_in_fp32(model: nn.Module, device: torch.device) -> tuple[str, ...]:
-    """Returns the 3D convolutions of few input channels, on devices that have TF32."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return ()
-    layers = model.named_modules()
-    return tuple(n for n, m in layers if isinstance(m, nn.Conv3d) and m.in_channels < CHANNELS)
+def has_tf32(device: torch.device) -> bool:
+    """Tells whether a device multiplies fp32 in units for matrices."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def wanted_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -157,9 +139,9 @@ def wanted_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str, str]:
-    """Returns the 3D convolutions that are wrong in `dtype` as they are, with a form that is right.
+    """Returns the 3D convolutions that are not to be run plainly in `dtype`, and in which form.
 
-    Each distinct shape is checked once, and remembered for this hardware and these versions.
+    Each distinct shape is looked at once, and remembered for this hardware and these versions.
     """
     known = _read_cache()
     where = f"{hardware(clip.device)} torch {torch.__version__} {dtype}"
@@ -167,15 +149,67 @@ def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str,
     for name, shape in _conv_inputs(model, clip).items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv3d)
-        key = f"{where} {layer} on {shape}"
+        rivals = _rivals(model, name, clip)
+        described = nn.Conv3d.__repr__(layer).partition("(")[2]
+        key = f"{where} ({described} on {shape} as {', '.join(('plain', *rivals))}"
         if known.get(key) not in FORMS:
-            tried = (f for f in FORMS if gradients_agree(layer, f, shape, clip.device, dtype))
+            order = _by_speed(layer, rivals, shape, clip.device, dtype)
+            tried = (f for f in order if gradients_agree(layer, f, shape, clip.device, dtype))
             known[key], learnt = next(tried, "fp32"), True
         if known[key] != "plain":
             forms[name] = known[key]
     if learnt:
         _write_cache(known)
     return forms
+
+
+def _rivals(model: nn.Module, name: str, clip: Tensor) -> tuple[str, ...]:
+    """Returns the forms that may be faster than the plain one."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Conv3d)
+    if layer.in_channels >= CHANNELS:
+        return ()
+    folds = ("folded",) if foldable(layer) else ()
+    return (*folds, "fp32") if has_tf32(clip.device) else folds
+
+
+def _by_speed(
+    layer: nn.Conv3d,
+    rivals: tuple[str, ...],
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[str]:
+    """Yields all forms in the order in which they are to be tried."""
+    small = (min(TIMED_CLIPS, shape[0]), *shape[1:])
+    gains = {"plain": GAIN if rivals else 1.0} | dict.fromkeys(rivals, 1.0)
+    seconds = {
+        form: gain * (seconds_of(layer, form, small, device, dtype) if rivals else 1.0)
+        for form, gain in gains.items()
+    }
+    yield from sorted(seconds, key=seconds.__getitem__)
+    yield from (form for form in ("padded", "fp32") if form not in seconds)
+
+
+def seconds_of(
+    layer: nn.Conv3d, form: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> float:
+    """Returns the seconds that a convolution of pixels takes in a form, there and back.
+
+    The best of three; pixels need no gradient.
+    """
+    twin, found = copy.deepcopy(layer).requires_grad_(), list[float]()
+    twin.__class__ = FORMS[form]
+    x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last_3d)
+    for _ in range(4):
+        finish(device)
+        began = time.perf_counter()
+        with torch.autocast(device.type, dtype):
+            out = twin(x)
+        out.backward(torch.ones_like(out))
+        finish(device)
+        found.append(time.perf_counter() - began)
+    return min(found[1:])
 
 
 def gradients_agree(
@@ -217,13 +251,12 @@ def _conv_inputs(model: nn.Module, clip: Tensor) -> dict[str, tuple[int, ...]]:
     """Returns the input shape of each convolution in that format, from an fp32 forward pass."""
     shapes: dict[str, tuple[int, ...]] = {}
     hooks = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv3d) and not isinstance(layer, FullPrecisionConv3d):
+    for name, layer in _convolutions(model):
 
-            def note(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                shapes[name] = (len(clip), *args[0].shape[1:])
+        def note(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            shapes[name] = (len(clip), *args[0].shape[1:])
 
-            hooks.append(layer.register_forward_pre_hook(note))
+        hooks.append(layer.register_forward_pre_hook(note))
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -232,6 +265,16 @@ def _conv_inputs(model: nn.Module, clip: Tensor) -> dict[str, tuple[int, ...]]:
     for hook in hooks:
         hook.remove()
     return shapes
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv3d]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv3d))
+
+
+def finish(device: torch.device) -> None:
+    """Waits for what a device has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def fastest_format(device: torch.device) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynamonet.training.numerics.precision import finish
 from dynamonet.training.perf.timer import OTHER_PARTS, STEP_PARTS
 
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices; a device's pipelines are full with these
@@ -72,18 +73,13 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     matrix = torch.randn(side, side, generator=generator).to(device, dtype)
     best, spent, rounds = float("inf"), 0.0, 0
     while rounds < 1 or spent < PEAK_SECONDS:  # one round of fp16 takes seconds on a CPU
-        _finish(device)
+        finish(device)
         before = time.perf_counter()
         torch.mm(matrix, matrix)
-        _finish(device)
+        finish(device)
         seconds = time.perf_counter() - before
         best, spent, rounds = min(best, seconds), spent + seconds, rounds + 1
     return 2 * side**3 / best
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def speed_metrics(

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from dynamonet.training.distributed.coordinator import CoordinatorState
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.distributed.signals import GRACE_SECONDS, StopSignals
 from dynamonet.training.logs.metrics import MetricWindow
-from dynamonet.training.numerics import precision
+from dynamonet.training.numerics import forms, precision
 from dynamonet.training.perf.memory import fitting_micro_batch
 from dynamonet.training.schedule import make_optimizer, rate_factor, set_rate
 from dynamonet.training.settings import OptimizerSettings, TrainSettings
@@ -237,22 +239,86 @@ def test_the_gradients_of_frozen_layers_can_be_compared_too(own_cache: Path) -> 
     assert len(json.loads(own_cache.read_text())) == 2
 
 
-def test_where_tf32_is_faster_a_stem_stays_in_fp32(
+@pytest.mark.parametrize(
+    ("fastest", "right", "taken"),
+    [
+        ("plain", "plain folded fp32", ""),
+        ("folded", "plain folded fp32", "folded"),
+        ("fp32", "plain folded fp32", "in TF32"),
+        ("folded", "plain fp32", ""),
+        ("folded", "padded fp32", "in TF32"),
+    ],
+)
+def test_the_convolution_of_pixels_takes_the_fastest_form_that_is_right(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, fastest: str, right: str, taken: str
+) -> None:
+    monkeypatch.setattr(precision, "has_tf32", lambda device: True)
+    monkeypatch.setattr(precision, "seconds_of", lambda _, form, *__: 1.0 + (form != fastest))
+    monkeypatch.setattr(precision, "gradients_agree", lambda _, form, *__: form in right)
+    model, clip = nn.Sequential(nn.Conv3d(3, 8, 3, (1, 2, 2), 1)), torch.randn(1, 3, 4, 16, 16)
+    exact = model(clip)
+    precision.choose_precision(copy.deepcopy(model), clip, "bf16", CPU)
+    chosen = precision.choose_precision(model, clip, "bf16", CPU, "refuse")  # remembered
+    assert str(chosen) == (f"bf16, 0 {taken}" if taken else "bf16")
+    with chosen.autocast():
+        out = model(clip)
+    assert out.dtype == (torch.float32 if taken == "in TF32" else torch.bfloat16)
+    torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
+    assert len(json.loads(own_cache.read_text())) == 1
+
+
+def test_a_form_that_is_hardly_faster_is_not_taken(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "faster_in_fp32", lambda *_: ("first",))
-    model, clip = TwoFrames(), torch.randn(1, 3, 4, 16, 16)
-    chosen = precision.choose_precision(model, clip, "bf16", CPU)
-    assert str(chosen).startswith("bf16, first in TF32")
-    with chosen.autocast():
-        assert model.first(clip).dtype == torch.float32
-    assert all("Conv3d(3," not in key for key in json.loads(own_cache.read_text()))  # not checked
+    """Else a training that goes on might choose otherwise than it did before."""
+    monkeypatch.setattr(
+        precision, "seconds_of", lambda _, form, *__: 1.0 if form == "plain" else 0.95
+    )
+    model, clip = nn.Sequential(nn.Conv3d(3, 8, 3, (1, 2, 2), 1)), torch.randn(1, 3, 4, 16, 16)
+    assert not precision.choose_precision(model, clip, "bf16", CPU).faster
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_folded_convolution_is_the_same_sum(seed: int) -> None:
+    rng = random.Random(seed)
+    kernel = tuple(rng.choice((1, 3, 5, 7, 9)) for _ in range(3))
+    half = tuple(side // 2 for side in kernel)
+    plain = nn.Conv3d(3, 5, kernel, (1, 2, 2), half, bias=seed % 2 == 0).double()  # type: ignore[arg-type]
+    folded = copy.deepcopy(plain)
+    folded.__class__ = forms.FoldedConv3d
+    assert forms.foldable(plain)
+    shape = (2, 3, rng.randint(1, 9), rng.randint(4, 20), rng.randint(4, 20))
+    given = [torch.randn(shape, dtype=torch.double).requires_grad_()]
+    given.append(given[0].detach().clone().requires_grad_())
+    outs = [layer(clip) for layer, clip in zip((plain, folded), given, strict=True)]
+    grad = torch.randn_like(outs[0])
+    for out in outs:
+        out.backward(grad)
+    for one, other in (outs, given_grads(given), given_grads((plain.weight, folded.weight))):
+        torch.testing.assert_close(one, other)
+
+
+def given_grads(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"stride": 2, "padding": 1},
+        {"stride": (1, 2, 2), "padding": 0},
+        {"stride": (1, 2, 2), "padding": 1, "dilation": 2},
+        {"stride": (1, 2, 2), "padding": 1, "padding_mode": "replicate"},
+    ],
+)
+def test_what_cannot_be_folded_is_not(how: dict[str, Any]) -> None:
+    assert not forms.foldable(nn.Conv3d(3, 8, 3, **how))
 
 
 def test_time_padded_beforehand_is_the_same_convolution() -> None:
     plain = nn.Conv3d(4, 6, 3, (2, 1, 1), (1, 1, 1))
     padded = copy.deepcopy(plain)
-    padded.__class__ = precision.TimePaddedConv3d
+    padded.__class__ = forms.TimePaddedConv3d
     clip = torch.randn(2, 4, 2, 5, 5)
     torch.testing.assert_close(padded(clip), plain(clip))
 
