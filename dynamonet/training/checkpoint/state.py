@@ -136,6 +136,7 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
     try:
         training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
         train_state.optimizer.load_state_dict(training["optimizer"])
+        _lay_out(train_state.optimizer)
         if train_state.scaler.is_enabled():
             train_state.scaler.load_state_dict(training["scaler"])
         if train_state.average is not None:
@@ -144,6 +145,14 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise UserError(f"{folder}: damaged: {error}") from None
     return read_state(folder)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Gives each moment the memory layout of its parameter, see `make_optimizer`."""
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter).copy_(value)
 
 
 def read_state(folder: Path) -> LoopState:

@@ -67,6 +67,31 @@ def test_vectors_do_not_decay_and_each_part_keeps_its_rate(kind: str) -> None:
     assert held == sum(p.numel() for p in model.parameters())
 
 
+def test_weights_of_any_memory_layout_move_as_written_down(tmp_path: Path) -> None:
+    """The fused update reads memory in its order, whatever the layout of weights and moments."""
+
+    def trained(*, fused: bool) -> nn.Module:
+        torch.manual_seed(0)
+        made = train_state()
+        made.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for group in made.optimizer.param_groups:
+            group["fused"] = fused
+        for step in range(4):
+            made.optimizer.zero_grad()
+            made.model(torch.randn(2, 3, 8, 32, 32)).predicted[0].square().mean().backward()
+            made.optimizer.step()
+            if step == 1:
+                for held in made.optimizer.state.values():
+                    held |= {name: value.contiguous() for name, value in held.items()}
+                snapshot(made, LoopState(step=1), {})(tmp_path)
+                load_checkpoint(tmp_path, made)
+        return made.model
+
+    pairs = zip(trained(fused=True).parameters(), trained(fused=False).parameters(), strict=True)
+    for own, exact in pairs:
+        torch.testing.assert_close(own, exact, rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = DynamoNet(TINY)
     model.motion.requires_grad_(False)
@@ -160,6 +185,18 @@ def test_a_checkpoint_of_another_architecture_names_the_difference(tmp_path: Pat
     wider = train_state(TINY.model_copy(update={"trunk": TrunkConfig(depth=10, width=8)}))
     with pytest.raises(UserError, match=r"another architecture: .*trunk\.width: 4 -> 8"):
         load_checkpoint(tmp_path, wider)
+
+
+def test_a_checkpoint_from_before_an_option_was_made_is_of_the_same_architecture(
+    tmp_path: Path,
+) -> None:
+    made = checkpoint(tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    del described["model"]["trunk"]["stem_kernel"]
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    twin = train_state()
+    assert load_checkpoint(tmp_path, twin).step == 7
+    assert same_weights(made.model, twin.model)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
