@@ -35,20 +35,19 @@ SMALL = {
     "trunk": {
         "depth": 10,
         "width": 16,
-        "stem_kernel": (3, 5, 5),
         "stem_pool": False,
         "temporal_strides": (1, 2, 2, 1),
         "spatial_strides": (2, 2, 2, 1),
     },
     "filters": {"cell_px": 4},
 }
-SEVEN = SMALL | {"trunk": {**SMALL["trunk"], "stem_kernel": (7, 7, 7)}}
+THREE = SMALL | {"trunk": {**SMALL["trunk"], "stem_kernel": (3, 7, 7)}}
 # clips of a step, frames, pixels, network
 SIZES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "8x48": (32, 8, 48, SMALL),
-    "8x48_stem_7x7x7": (32, 8, 48, SEVEN),
+    "8x48_stem_3x7x7": (32, 8, 48, THREE),
     "16x64": (32, 16, 64, SMALL),
-    "16x64_stem_7x7x7": (32, 16, 64, SEVEN),
+    "16x64_stem_3x7x7": (32, 16, 64, THREE),
     "default": (16, 16, 112, {}),
 }
 CPU = Rank(0, 1, torch.device("cpu"))

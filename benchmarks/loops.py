@@ -21,7 +21,7 @@ from benchmarks.alone import Untracked, training_alone
 from benchmarks.report import Kept
 
 _SMALL = (
-    "--model.trunk.depth 10 --model.trunk.width 16 --model.trunk.stem_kernel 3,5,5 "
+    "--model.trunk.depth 10 --model.trunk.width 16 "
     "--model.trunk.stem_pool false --model.trunk.temporal_strides 1,2,2,1 "
     "--model.trunk.spatial_strides 2,2,2,1 --model.filters.cell_px 4"
 )

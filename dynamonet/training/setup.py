@@ -24,6 +24,7 @@ from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.precision import (
     Precision,
     choose_precision,
+    fastest_format,
     forward_precision,
 )
 from dynamonet.training.perf.advice import PerfContext
@@ -121,7 +122,7 @@ def set_up(task: Task[Any], rank: Rank, home: Path) -> Setup:
     start = rank.broadcast(newest_sound(home) if rank.is_main else None)
     train_state, precision, train_step = _build(task, rank, start, plan.batch_size)
     state = load_checkpoint(start, train_state) if start else LoopState()
-    state.micro_batch = train_step.micro_batch
+    state.micro_batch, state.format = train_step.micro_batch, precision.format
     compiled = settings.compiles(rank.device.type, total_steps)
     if compiled:
         train_state.model.trunk.compile()
@@ -134,7 +135,8 @@ def _build(
     """Builds model, optimiser and step.
 
     Args:
-        start: The checkpoint to load; its micro-batch is kept, as batch norm depends on it.
+        start: The checkpoint to load; its micro-batch is kept, as batch norm depends on it, and
+            so is its format, if this device has it.
         share: Clips of a rank each step.
     """
     settings = task.settings
@@ -143,7 +145,10 @@ def _build(
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if settings.activation_checkpointing:
         checkpoint_activations(model.trunk.blocks)
-    wanted = (read_state(start).micro_batch if start else settings.micro_batch) or share
+    before = read_state(start) if start else LoopState(micro_batch=settings.micro_batch or 0)
+    wanted, wanted_format = before.micro_batch or share, str(settings.precision)
+    if wanted_format == "auto" and before.format in ("fp32", fastest_format(rank.device)):
+        wanted_format = before.format
     micro = largest_divisor(share, wanted)
     if rank.device.type == "cuda":  # elsewhere PyTorch does not tell
         form = forward_precision(model, settings.precision, rank.device)
@@ -158,7 +163,7 @@ def _build(
         )
     size = model.config.frame_px
     example = torch.zeros((micro, 3, model.config.num_frames, size, size), device=rank.device)
-    precision = choose_precision(model, example, settings.precision, rank, settings.wrong_gradients)
+    precision = choose_precision(model, example, wanted_format, rank, settings.wrong_gradients)
     decay = settings.ema_decay
     average = None if decay is None else MovingAverage.of(model, decay)
     optimizer = make_optimizer(task.rate_groups(model), settings.optimizer)

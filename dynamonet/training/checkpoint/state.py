@@ -40,6 +40,7 @@ class LoopState:
     samples: int = 0  # clips seen, over all ranks and epochs
     global_batch: int = 0
     micro_batch: int = 0  # clips that went through the model at once: batch norm depends on it
+    format: str = ""  # of numbers: bf16, fp16 or fp32
     skipped: int = 0  # steps whose loss or gradients were not finite
     damaged: int = 0  # samples of the epoch so far that could not be decoded, over all ranks
     epoch_sums: dict[str, float] = field(default_factory=dict)

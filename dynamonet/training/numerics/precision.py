@@ -21,7 +21,6 @@ import copy
 import json
 import os
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +29,14 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.numerics.forms import FORMS, FullPrecisionConv3d, foldable
+from dynamonet.training.numerics.speed import seconds_of, seconds_of_network
 
 TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
 CHANNELS = 8  # of 16 bits, that a kernel for matrix units takes at least
-TIMED_CLIPS = 4
 GAIN = 0.9  # of the plain form's time, that another must stay below
 _SCALES = tuple(2.0**power for power in range(16, -1, -1))  # as torch's GradScaler begins
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -87,14 +87,15 @@ def choose_precision(
     Args:
         clip: A batch in the very shape of training, on the rank's device: the same layer was seen
             to be right for 1 clip and wrong for 4.
-        wanted: auto, bf16, fp16 or fp32.
+        wanted: auto, bf16, fp16 or fp32; auto = on CPUs that multiply bf16, the one in which the
+            network is faster.
 
     Raises:
         UserError: some layers have wrong gradients and `wrong_gradients` is refuse.
     """
-    dtype = wanted_dtype(wanted, rank.device)
+    dtype, plain = wanted_dtype(wanted, rank.device), Precision(torch.float32, rank.device.type)
     if dtype == torch.float32:
-        return Precision(dtype, rank.device.type)
+        return plain
     forms: dict[str, str] = {}
     order = list(FORMS)
     for own in rank.gather(right_forms(model, clip, dtype)):  # ranks may differ in hardware
@@ -108,9 +109,37 @@ def choose_precision(
             "Set precision to fp32, or wrong_gradients to repair."
         )
     for name, layer in _convolutions(model):
-        if name in forms or type(layer) is FullPrecisionConv3d:
-            model.get_submodule(name).__class__ = FORMS[forms.get(name, "plain")]
+        if type(layer) is FullPrecisionConv3d:  # as `forward_precision` left it
+            forms.setdefault(name, "plain")
+    if wanted == "auto" and clip.device.type == "cpu":
+        is_faster = rank.broadcast(rank.is_main and _is_faster(model, forms, clip, dtype))
+        if not is_faster:
+            return plain
+    _take(forms, model)
     return Precision(dtype, rank.device.type, wrong, faster)
+
+
+def _take(forms: dict[str, str], model: nn.Module) -> None:
+    for name, form in forms.items():
+        model.get_submodule(name).__class__ = FORMS[form]
+
+
+def _is_faster(model: nn.Module, forms: dict[str, str], clip: Tensor, dtype: torch.dtype) -> bool:
+    """Tells whether a network is faster in `dtype`, its convolutions in these forms, than in fp32.
+
+    Remembered as forms are.
+    """
+    known = _read_cache()
+    network = digest_of_bytes(f"{model} {tuple(clip.shape)} {torch.get_num_threads()}".encode())
+    key = f"{hardware(clip.device)} torch {torch.__version__} {dtype} over fp32 {network}"
+    if known.get(key) not in ("faster", "slower"):
+        exact = seconds_of_network(model, clip, torch.float32)
+        twin = copy.deepcopy(model)
+        _take(forms, twin)
+        seconds = seconds_of_network(twin, clip, dtype)
+        known[key] = "faster" if seconds < exact else "slower"
+        _write_cache(known)
+    return known[key] == "faster"
 
 
 def forward_precision(model: nn.Module, wanted: str, device: torch.device) -> Precision:
@@ -181,35 +210,13 @@ def _by_speed(
     dtype: torch.dtype,
 ) -> Iterator[str]:
     """Yields all forms in the order in which they are to be tried."""
-    small = (min(TIMED_CLIPS, shape[0]), *shape[1:])
     gains = {"plain": GAIN if rivals else 1.0} | dict.fromkeys(rivals, 1.0)
     seconds = {
-        form: gain * (seconds_of(layer, form, small, device, dtype) if rivals else 1.0)
+        form: gain * (seconds_of(layer, form, shape, device, dtype) if rivals else 1.0)
         for form, gain in gains.items()
     }
     yield from sorted(seconds, key=seconds.__getitem__)
     yield from (form for form in ("padded", "fp32") if form not in seconds)
-
-
-def seconds_of(
-    layer: nn.Conv3d, form: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> float:
-    """Returns the seconds that a convolution of pixels takes in a form, there and back.
-
-    The best of three; pixels need no gradient.
-    """
-    twin, found = copy.deepcopy(layer).requires_grad_(), list[float]()
-    twin.__class__ = FORMS[form]
-    x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last_3d)
-    for _ in range(4):
-        finish(device)
-        began = time.perf_counter()
-        with torch.autocast(device.type, dtype):
-            out = twin(x)
-        out.backward(torch.ones_like(out))
-        finish(device)
-        found.append(time.perf_counter() - began)
-    return min(found[1:])
 
 
 def gradients_agree(
@@ -269,12 +276,6 @@ def _conv_inputs(model: nn.Module, clip: Tensor) -> dict[str, tuple[int, ...]]:
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv3d]]:
     return ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv3d))
-
-
-def finish(device: torch.device) -> None:
-    """Waits for what a device has been given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def fastest_format(device: torch.device) -> str:

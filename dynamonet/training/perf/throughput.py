@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamonet.training.numerics.precision import finish
+from dynamonet.training.numerics.speed import finish
 from dynamonet.training.perf.timer import OTHER_PARTS, STEP_PARTS
 
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices; a device's pipelines are full with these

@@ -315,6 +315,28 @@ def test_a_form_that_is_hardly_faster_is_not_taken(
     assert not precision.choose_precision(model, clip, "bf16", CPU).faster
 
 
+@pytest.mark.parametrize("fastest", ["fp32", "bf16"])
+def test_auto_takes_the_format_in_which_the_network_is_faster(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, fastest: str
+) -> None:
+    def seconds(model: nn.Module, clip: torch.Tensor, dtype: torch.dtype) -> float:
+        timed.append(dtype)
+        return 1.0 + ((dtype == torch.float32) == (fastest == "bf16"))
+
+    timed: list[torch.dtype] = []
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "seconds_of_network", seconds)
+    monkeypatch.setattr(precision, "gradients_agree", lambda _, form, *__: form == "padded")
+    model, clip = TwoFrames(), torch.randn(1, 3, 4, 16, 16)
+    assert precision.choose_precision(TwoFrames(), clip, "auto", CPU).format == fastest
+    chosen = precision.choose_precision(model, clip, "auto", CPU)  # remembered
+    assert chosen.format == fastest and len(timed) == 2
+    padded = type(model.last) is forms.TimePaddedConv3d
+    assert padded == (fastest == "bf16") == bool(chosen.forms)
+    assert precision.choose_precision(TwoFrames(), clip, "bf16", CPU).format == "bf16"
+    assert len(timed) == 2  # what is asked for is not timed
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_folded_convolution_is_the_same_sum(seed: int) -> None:
     rng = random.Random(seed)
