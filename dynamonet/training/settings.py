@@ -68,7 +68,7 @@ class TrainSettings(StageSettings):
     )
     precision: FormatName = Field(
         default="auto",
-        description="Of the trunk; auto = bf16 where the hardware multiplies it fast.",
+        description="Of the trunk; auto = bf16 where the hardware has it and it is faster.",
     )
     wrong_gradients: Literal["repair", "refuse"] = Field(
         default="repair",
