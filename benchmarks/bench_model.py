@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from rich.table import Table
@@ -20,7 +20,7 @@ from torchvision.models.video import r3d_18
 
 from benchmarks.rates import conv_rate, matmul_rate
 from benchmarks.report import Figure, in_own_process, interleaved, peak_bytes, ratio, show, table
-from dynamonet.model.config import FilterConfig, ModelConfig
+from dynamonet.model.config import FilterConfig, ModelConfig, NetworkConfig
 from dynamonet.model.filtering import apply_filters
 from dynamonet.model.network import DynamoNet
 from dynamonet.model.prediction import pair_frames, predict_levels, prediction_loss
@@ -31,30 +31,23 @@ from pretrain.movers import paste_movers
 from pretrain.settings import PretrainSettings
 
 CLIPS, FRAMES, SIDE = 4, 16, 112
-SMALL = {
-    "trunk": {
-        "depth": 10,
-        "width": 16,
-        "stem_pool": False,
-        "temporal_strides": (1, 2, 2, 1),
-        "spatial_strides": (2, 2, 2, 1),
-    },
-    "filters": {"cell_px": 4},
-}
-THREE = SMALL | {"trunk": {**SMALL["trunk"], "stem_kernel": (3, 7, 7)}}
-# clips of a step, frames, pixels, network
-SIZES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
-    "8x48": (32, 8, 48, SMALL),
-    "8x48_stem_3x7x7": (32, 8, 48, THREE),
-    "16x64": (32, 16, 64, SMALL),
-    "16x64_stem_3x7x7": (32, 16, 64, THREE),
-    "default": (16, 16, 112, {}),
-}
 CPU = Rank(0, 1, torch.device("cpu"))
 KINDS = {
     "grid": FilterConfig(cell_px=8),
     "shared": FilterConfig(kind="shared", normalisation="linear", levels=(1,)),
 }
+
+
+def sizes() -> dict[str, tuple[int, NetworkConfig]]:
+    """Returns clips of a step, and the network that sees them."""
+    found: dict[str, tuple[int, NetworkConfig]] = {}
+    for name, config in (("8x48", "tiny"), ("16x64", "motion")):
+        small = PretrainSettings.from_config(config).model
+        for kernel in ((7, 7, 7), (3, 7, 7)):
+            trunk = small.trunk.model_copy(update={"stem_kernel": kernel})
+            own = f"{name}_stem_{'x'.join(map(str, kernel))}"
+            found[own] = 32, small.model_copy(update={"trunk": trunk})
+    return found | {"default": (16, NetworkConfig())}
 
 
 def frames(clips: int = CLIPS, num: int = FRAMES, side: int = SIDE) -> Tensor:
@@ -231,10 +224,10 @@ def by_size() -> tuple[Table, list[Figure]]:
     columns = ("format", "ms a step", "clips/s", "stem, ms", "of the time", "of the FLOP")
     made = table("Training step by size and format", "", *columns)
     figures = []
-    for name, (clips, num, side, more) in SIZES.items():
-        data, steps = frames(clips, num, side), dict[str, Callable[[], None]]()
+    for name, (clips, config) in sizes().items():
+        data = frames(clips, config.num_frames, config.frame_px)
+        steps: dict[str, Callable[[], None]] = {}
         for wanted in ("fp32", "bf16"):
-            config = ModelConfig.model_validate({"num_frames": num, "frame_px": side, **more})
             model = DynamoNet(config)
             _, precision = tuned(model, data, wanted)
             steps[f"{wanted} step"] = full_step(model, precision, data)

@@ -1,7 +1,6 @@
 """What Ray, logging, pictures and checkpoints cost a training, and what a second worker brings.
 
-    make bench-training               an hour
-    STEPS=0.5 make bench-training     half the steps a run
+    make bench-training     35 minutes
 
 Each run is saved to benchmarks/results as it ends, and is not made again. Steps are counted from
 the first line of the log on, when all has started.
@@ -35,7 +34,6 @@ from benchmarks.loops import (
     idle_ray,
     plain_loop,
     product_loop,
-    same_batch,
 )
 from benchmarks.nodes import step_of
 from benchmarks.report import Figure, Kept, in_own_process, ratio, show, table
@@ -43,6 +41,7 @@ from dynamonet.training.perf.allocator import KEPT
 from dynamonet.training.perf.timer import OTHER_PARTS, STEP_PARTS
 
 ROUNDS = 3
+PRODUCT = "the product: Ray Train, one worker"
 PACE = 200  # steps between evaluations and checkpoints by default
 # videos, and the share of them held out: the 64 clips that an evaluation takes by default
 VIDEOS, HELD_OUT = 256, 0.25
@@ -69,42 +68,40 @@ class Logged:
         return [m.value * scale for m in self.history(f"time/{part}")]
 
 
-def with_ray(bench: Bench, name: str) -> float:
+def with_ray(bench: Bench, name: str) -> list[float]:
     """Returns the seconds of a step of the product's loop on one Ray worker, nothing kept."""
-    return Logged(bench.words(name, f"{QUIET} --num_workers 1", every=bench.every)).step_seconds()
+    words = bench.words(name, f"{QUIET} --num_workers 1", every=bench.every)
+    return [Logged(words).step_seconds()]
 
 
 def cost_of_ray(bench: Bench) -> tuple[Table, list[Figure]]:
     """Begins with a plain loop, adds what the product adds, and ends with Ray; in turns."""
     cpus = len(os.sched_getaffinity(0))
-    plain = partial(in_own_process, plain_loop, bench, cpus)
-    alone = partial(in_own_process, product_loop, bench, cpus)
+    loops: dict[str, Callable[[], Any]] = {
+        "plain loop, one batch": partial(plain_loop, bench, cpus, fresh=False),
+        "plain loop": partial(plain_loop, bench, cpus),
+        "the product's loop": partial(product_loop, bench, cpus),
+    }
 
-    def kept(measure: Callable[[], Any]) -> Any:
+    def kept(loop: Callable[[], Any]) -> Any:
         with environment(KEPT):
-            return measure()
+            return in_own_process(loop)
 
     def beside_ray() -> Any:
         with idle_ray():
-            return kept(plain)
+            return kept(loops["plain loop"])
 
-    ways: dict[str, Callable[[int], Any]] = {
-        "plain loop, one batch": lambda _: in_own_process(same_batch, bench, cpus),
-        "plain loop": lambda _: plain(),
-        "the product's loop": lambda _: alone(),
-        "plain loop, one batch, memory kept": lambda _: kept(
-            partial(in_own_process, same_batch, bench, cpus)
-        ),
-        "plain loop, memory kept": lambda _: kept(plain),
-        "the product's loop, memory kept": lambda _: kept(alone),
-        "plain loop, memory kept, beside an idle Ray Train": lambda _: beside_ray(),
-        "the product: Ray Train, one worker": lambda n: [with_ray(bench, f"{bench.size}-{n}")],
+    ways: dict[str, Callable[[], Any]] = {
+        name: partial(in_own_process, loop) for name, loop in loops.items()
     }
-    found: dict[str, list[list[float]]] = {way: [] for way in ways}
+    ways |= {f"{name}, memory kept": partial(kept, loop) for name, loop in loops.items()}
+    ways["plain loop, memory kept, beside an idle Ray Train"] = beside_ray
+    found: dict[str, list[list[float]]] = {}
     for number in range(ROUNDS):
-        for way, measure in ways.items():
+        product = partial(with_ray, bench, f"{bench.size}-{number}")
+        for way, measure in {**ways, PRODUCT: product}.items():
             name = f"{bench.size}: {way} {number}"
-            found[way].append(bench.kept(name, partial(measure, number)))
+            found.setdefault(way, []).append(bench.kept(name, measure))
     title = f"{bench.size}: {bench.steps} steps of {bench.batch} clips"
     made = table(title, "", "ms a step", "page faults", "ms in the kernel")
     for way, rows in found.items():
@@ -113,7 +110,7 @@ def cost_of_ray(bench: Bench) -> tuple[Table, list[Figure]]:
         made.add_row(way, f"{1000 * seconds:.0f}", *more)
 
     def cost(way: str) -> float:
-        product = [row[0] for row in found["the product: Ray Train, one worker"]]
+        product = [row[0] for row in found[PRODUCT]]
         return ratio(product, [row[0] for row in found[way]]) - 1
 
     return made, [
@@ -200,10 +197,9 @@ def start(bench: Bench) -> tuple[Table, list[Figure]]:
 
 def main() -> None:
     """Prints the tables and the figures."""
-    factor = float(os.environ.get("STEPS", 1))
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
         folder = Path(name)
-        bench = Bench(folder, make_shards(folder, VIDEOS), Kept("training"), factor=factor)
+        bench = Bench(folder, make_shards(folder, VIDEOS), Kept("training"))
         parts = [cost_of_ray(replace(bench, size=size)) for size in SIZES]
         parts += [measure(bench) for measure in (start, cost_of_records, scaling)]
     show([made for made, _ in parts], [figure for _, figures in parts for figure in figures])

@@ -51,7 +51,6 @@ class Bench:
     shards: str
     kept: Kept
     size: str = "default"
-    factor: float = 1.0  # on the steps
 
     @property
     def model(self) -> str:
@@ -63,7 +62,7 @@ class Bench:
 
     @property
     def steps(self) -> int:
-        return max(10, round(self.factor * SIZES[self.size][2]))
+        return SIZES[self.size][2]
 
     @property
     def every(self) -> int:
@@ -143,10 +142,6 @@ def plain_loop(bench: Bench, threads: int, *, fresh: bool = True) -> list[float]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)
         optimizer.step()
     return Usage.between(since, Usage.now(), bench.steps - bench.every)
-
-
-def same_batch(bench: Bench, threads: int) -> list[float]:
-    return plain_loop(bench, threads, fresh=False)
 
 
 def product_loop(bench: Bench, threads: int) -> list[float]:

@@ -151,7 +151,7 @@ def _build(
         wanted_format = before.format
     micro = largest_divisor(share, wanted)
     if rank.device.type == "cuda":  # elsewhere PyTorch does not tell
-        form = forward_precision(model, settings.precision, rank.device)
+        form = forward_precision(model, wanted_format, rank.device)
 
         def attempt(clips: int) -> None:
             _try(task, model, form, share, clips)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,3 +68,9 @@ FORMS: dict[str, type[nn.Conv3d]] = {
     "padded": TimePaddedConv3d,
     "fp32": FullPrecisionConv3d,
 }
+
+
+def take(forms: Mapping[str, str], model: nn.Module) -> None:
+    """Gives some convolutions of a model, by their names, a form in place."""
+    for name, form in forms.items():
+        model.get_submodule(name).__class__ = FORMS[form]

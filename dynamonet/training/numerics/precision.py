@@ -21,8 +21,9 @@ import copy
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.numerics.forms import FORMS, FullPrecisionConv3d, foldable
+from dynamonet.training.numerics.forms import FORMS, FullPrecisionConv3d, foldable, take
 from dynamonet.training.numerics.speed import seconds_of, seconds_of_network
 
 TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
@@ -101,27 +102,23 @@ def choose_precision(
     for own in rank.gather(right_forms(model, clip, dtype)):  # ranks may differ in hardware
         for layer, form in cast("dict[str, str]", own).items():
             forms[layer] = order[max(order.index(form), order.index(forms.get(layer, form)))]
-    faster = {name: forms[name] for name in forms if forms[name] in _rivals(model, name, clip)}
+    layers = dict(_convolutions(model))
+    faster = {n: f for n, f in forms.items() if f in _rivals(layers[n], rank.device)}
     wrong = {name: form for name, form in forms.items() if name not in faster}
     if wrong and wrong_gradients == "refuse":
         raise UserError(
             f"{dtype} gives wrong weight gradients on this machine in {', '.join(wrong)}. "
             "Set precision to fp32, or wrong_gradients to repair."
         )
-    for name, layer in _convolutions(model):
+    for name, layer in layers.items():
         if type(layer) is FullPrecisionConv3d:  # as `forward_precision` left it
             forms.setdefault(name, "plain")
     if wanted == "auto" and clip.device.type == "cpu":
         is_faster = rank.broadcast(rank.is_main and _is_faster(model, forms, clip, dtype))
         if not is_faster:
             return plain
-    _take(forms, model)
+    take(forms, model)
     return Precision(dtype, rank.device.type, wrong, faster)
-
-
-def _take(forms: dict[str, str], model: nn.Module) -> None:
-    for name, form in forms.items():
-        model.get_submodule(name).__class__ = FORMS[form]
 
 
 def _is_faster(model: nn.Module, forms: dict[str, str], clip: Tensor, dtype: torch.dtype) -> bool:
@@ -129,17 +126,14 @@ def _is_faster(model: nn.Module, forms: dict[str, str], clip: Tensor, dtype: tor
 
     Remembered as forms are.
     """
-    known = _read_cache()
+
+    def find() -> str:
+        exact = seconds_of_network(model, {}, clip, torch.float32)
+        return "faster" if seconds_of_network(model, forms, clip, dtype) < exact else "slower"
+
     network = digest_of_bytes(f"{model} {tuple(clip.shape)} {torch.get_num_threads()}".encode())
-    key = f"{hardware(clip.device)} torch {torch.__version__} {dtype} over fp32 {network}"
-    if known.get(key) not in ("faster", "slower"):
-        exact = seconds_of_network(model, clip, torch.float32)
-        twin = copy.deepcopy(model)
-        _take(forms, twin)
-        seconds = seconds_of_network(twin, clip, dtype)
-        known[key] = "faster" if seconds < exact else "slower"
-        _write_cache(known)
-    return known[key] == "faster"
+    about = f"{dtype} over fp32 {network}"
+    return _remembered(_read_cache(), about, clip.device, ("faster", "slower"), find) == "faster"
 
 
 def forward_precision(model: nn.Module, wanted: str, device: torch.device) -> Precision:
@@ -149,11 +143,10 @@ def forward_precision(model: nn.Module, wanted: str, device: torch.device) -> Pr
         wanted: auto, bf16, fp16 or fp32.
     """
     dtype, faster = wanted_dtype(wanted, device), dict[str, str]()
-    if dtype != torch.float32 and has_tf32(device):
-        few = (name for name, layer in _convolutions(model) if layer.in_channels < CHANNELS)
-        faster = dict.fromkeys(few, "fp32")
-    for layer in faster:
-        model.get_submodule(layer).__class__ = FullPrecisionConv3d
+    if dtype != torch.float32:
+        convolutions = _convolutions(model)
+        faster = {name: "fp32" for name, c in convolutions if "fp32" in _rivals(c, device)}
+    take(faster, model)
     return Precision(dtype, device.type, faster=faster)
 
 
@@ -172,51 +165,41 @@ def right_forms(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> dict[str,
 
     Each distinct shape is looked at once, and remembered for this hardware and these versions.
     """
-    known = _read_cache()
-    where = f"{hardware(clip.device)} torch {torch.__version__} {dtype}"
-    forms, learnt = {}, False
+    known, forms, layers = _read_cache(), dict[str, str](), dict(_convolutions(model))
     for name, shape in _conv_inputs(model, clip).items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv3d)
-        rivals = _rivals(model, name, clip)
-        described = nn.Conv3d.__repr__(layer).partition("(")[2]
-        key = f"{where} ({described} on {shape} as {', '.join(('plain', *rivals))}"
-        if known.get(key) not in FORMS:
-            order = _by_speed(layer, rivals, shape, clip.device, dtype)
-            tried = (f for f in order if gradients_agree(layer, f, shape, clip.device, dtype))
-            known[key], learnt = next(tried, "fp32"), True
-        if known[key] != "plain":
-            forms[name] = known[key]
-    if learnt:
-        _write_cache(known)
+        layer, rivals = layers[name], _rivals(layers[name], clip.device)
+        find = partial(_first_right, layer, rivals, shape, clip.device, dtype)
+        about = " ".join((f"{dtype} {layer} on {shape}", *rivals))
+        form = _remembered(known, about, clip.device, tuple(FORMS), find)
+        if form != "plain":
+            forms[name] = form
     return forms
 
 
-def _rivals(model: nn.Module, name: str, clip: Tensor) -> tuple[str, ...]:
+def _rivals(layer: nn.Conv3d, device: torch.device) -> tuple[str, ...]:
     """Returns the forms that may be faster than the plain one."""
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Conv3d)
     if layer.in_channels >= CHANNELS:
         return ()
     folds = ("folded",) if foldable(layer) else ()
-    return (*folds, "fp32") if has_tf32(clip.device) else folds
+    return (*folds, "fp32") if has_tf32(device) else folds
 
 
-def _by_speed(
+def _first_right(
     layer: nn.Conv3d,
     rivals: tuple[str, ...],
     shape: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
-) -> Iterator[str]:
-    """Yields all forms in the order in which they are to be tried."""
-    gains = {"plain": GAIN if rivals else 1.0} | dict.fromkeys(rivals, 1.0)
-    seconds = {
-        form: gain * (seconds_of(layer, form, shape, device, dtype) if rivals else 1.0)
-        for form, gain in gains.items()
-    }
-    yield from sorted(seconds, key=seconds.__getitem__)
-    yield from (form for form in ("padded", "fp32") if form not in seconds)
+) -> str:
+    """Returns the first form with right gradients: the fastest, where there are rivals."""
+    order = ["plain"]
+    if rivals:
+        seconds = {f: seconds_of(layer, f, shape, device, dtype) for f in ("plain", *rivals)}
+        seconds["plain"] *= GAIN
+        order = sorted(seconds, key=seconds.__getitem__)
+    order += [form for form in ("padded", "fp32") if form not in order]
+    right = (form for form in order if gradients_agree(layer, form, shape, device, dtype))
+    return next(right, "fp32")
 
 
 def gradients_agree(
@@ -287,17 +270,36 @@ def fastest_format(device: torch.device) -> str:
 
 def _cpu_has_bf16() -> bool:
     """Tells whether the CPU multiplies bf16 in hardware; in software it is slower than fp32."""
-    checks = (
-        getattr(torch.cpu, f"_is_{kind}_supported", None) for kind in ("avx512_bf16", "amx_tile")
-    )
-    return any(check() for check in checks if check is not None)
+    return _cpu_has("avx512_bf16") or _cpu_has("amx_tile")
+
+
+def _cpu_has(kind: str) -> bool:
+    check = getattr(torch.cpu, f"_is_{kind}_supported", None)
+    return check is not None and check()
 
 
 def hardware(device: torch.device) -> str:
     """Returns what decides how fast a device multiplies, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} cuDNN {torch.backends.cudnn.version()}"
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} bf16={_cpu_has_bf16()}"
+    amx = " AMX" if _cpu_has("amx_tile") else ""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability} bf16={_cpu_has_bf16()}{amx}"
+
+
+def _remembered(
+    known: dict[str, str],
+    about: str,
+    device: torch.device,
+    answers: tuple[str, ...],
+    find: Callable[[], str],
+) -> str:
+    """Returns what is known of this hardware and these versions; else finds it, and keeps it."""
+    key = f"{hardware(device)} torch {torch.__version__} {about}"
+    if known.get(key) not in answers:
+        known[key] = find()
+        _write_cache(known)
+    return known[key]
 
 
 def _cache_file() -> Path:

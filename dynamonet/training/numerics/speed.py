@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from dynamonet.training.numerics.forms import FORMS
+from dynamonet.training.numerics.forms import FORMS, take
 
 ROUNDS = 3  # of which the fastest counts; one before them warms up
 TIMED_CLIPS = 4  # through a convolution
@@ -43,9 +43,16 @@ def seconds_of(
     return _best(run, device)
 
 
-def seconds_of_network(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> float:
-    """Times a network to its features and back, few of the clips (B, 3, T, H, W) at once."""
+def seconds_of_network(
+    model: nn.Module, forms: Mapping[str, str], clip: Tensor, dtype: torch.dtype
+) -> float:
+    """Times a network to its features and back, few of the clips (B, 3, T, H, W) at once.
+
+    Args:
+        forms: Of its convolutions, see `take`.
+    """
     twin, device = copy.deepcopy(model).train().requires_grad_(), clip.device
+    take(forms, twin)
     few = clip[: max(1, TIMED_PIXELS // clip[0, 0].numel())]
     x = torch.randn_like(few, memory_format=torch.channels_last_3d)
 

@@ -319,7 +319,7 @@ def test_a_form_that_is_hardly_faster_is_not_taken(
 def test_auto_takes_the_format_in_which_the_network_is_faster(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch, fastest: str
 ) -> None:
-    def seconds(model: nn.Module, clip: torch.Tensor, dtype: torch.dtype) -> float:
+    def seconds(_: nn.Module, forms: Any, clip: torch.Tensor, dtype: torch.dtype) -> float:
         timed.append(dtype)
         return 1.0 + ((dtype == torch.float32) == (fastest == "bf16"))
 
