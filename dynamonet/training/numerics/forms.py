@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
+_SCALES = tuple(2.0**power for power in range(16, -1, -1))  # as torch's GradScaler begins
 
 
 class TimePaddedConv3d(nn.Conv3d):
@@ -74,3 +78,38 @@ def take(forms: Mapping[str, str], model: nn.Module) -> None:
     """Gives some convolutions of a model, by their names, a form in place."""
     for name, form in forms.items():
         model.get_submodule(name).__class__ = FORMS[form]
+
+
+def gradients_agree(
+    layer: nn.Conv3d, form: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Runs a convolution in one form in `dtype`, plainly in fp32, and compares all gradients.
+
+    In fp16 the loss is scaled as in training: by the largest power of two with finite gradients.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+
+    def results(form: str, scale: float, *, enabled: bool) -> tuple[Tensor, Tensor, Tensor]:
+        given, twin = x.clone().requires_grad_(), copy.deepcopy(layer).requires_grad_()
+        twin.__class__ = FORMS[form]
+        twin.zero_grad()
+        with torch.autocast(device.type, dtype, enabled=enabled):
+            out = twin(given)
+        (scale * out.float().square().mean()).backward()
+        assert given.grad is not None and twin.weight.grad is not None
+        return out.detach().float(), given.grad / scale, twin.weight.grad / scale
+
+    reference = results("plain", 1.0, enabled=False)
+    scales = _SCALES if dtype == torch.float16 else (1.0,)
+    tried = (results(form, scale, enabled=True) for scale in scales)
+    finite = (found for found in tried if all(bool(torch.isfinite(t).all()) for t in found))
+    own = next(finite, None)
+    pairs = zip(reference, own, strict=True) if own else ()
+    return own is not None and all(_relative_error(a, b) < TOLERANCE for a, b in pairs)
+
+
+def _relative_error(reference: Tensor, other: Tensor) -> float:
+    error = (other.float() - reference).norm() / reference.norm().clamp(min=1e-12)
+    return float(error) if torch.isfinite(error) else float("inf")

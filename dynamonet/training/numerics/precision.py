@@ -17,7 +17,6 @@ those with AVX512-BF16 alone (60 and 67), fp32 on GPUs with TF32 (an H100: 8.7 i
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import platform
@@ -33,13 +32,17 @@ from torch import Tensor, nn
 from dynamonet.digest import digest_of_bytes
 from dynamonet.errors import UserError
 from dynamonet.training.distributed.rank import Rank
-from dynamonet.training.numerics.forms import FORMS, FullPrecisionConv3d, foldable, take
+from dynamonet.training.numerics.forms import (
+    FORMS,
+    FullPrecisionConv3d,
+    foldable,
+    gradients_agree,
+    take,
+)
 from dynamonet.training.numerics.speed import seconds_of, seconds_of_network
 
-TOLERANCE = 0.05  # relative error of a gradient; bf16 rounding alone gives about 0.004
 CHANNELS = 8  # of 16 bits, that a kernel for matrix units takes at least
 GAIN = 0.9  # of the plain form's time, that another must stay below
-_SCALES = tuple(2.0**power for power in range(16, -1, -1))  # as torch's GradScaler begins
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -200,41 +203,6 @@ def _first_right(
     order += [form for form in ("padded", "fp32") if form not in order]
     right = (form for form in order if gradients_agree(layer, form, shape, device, dtype))
     return next(right, "fp32")
-
-
-def gradients_agree(
-    layer: nn.Conv3d, form: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Runs a convolution in one form in `dtype`, plainly in fp32, and compares all gradients.
-
-    In fp16 the loss is scaled as in training: by the largest power of two with finite gradients.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(device)
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-
-    def results(form: str, scale: float, *, enabled: bool) -> tuple[Tensor, Tensor, Tensor]:
-        given, twin = x.clone().requires_grad_(), copy.deepcopy(layer).requires_grad_()
-        twin.__class__ = FORMS[form]
-        twin.zero_grad()
-        with torch.autocast(device.type, dtype, enabled=enabled):
-            out = twin(given)
-        (scale * out.float().square().mean()).backward()
-        assert given.grad is not None and twin.weight.grad is not None
-        return out.detach().float(), given.grad / scale, twin.weight.grad / scale
-
-    reference = results("plain", 1.0, enabled=False)
-    scales = _SCALES if dtype == torch.float16 else (1.0,)
-    tried = (results(form, scale, enabled=True) for scale in scales)
-    finite = (found for found in tried if all(bool(torch.isfinite(t).all()) for t in found))
-    own = next(finite, None)
-    pairs = zip(reference, own, strict=True) if own else ()
-    return own is not None and all(_relative_error(a, b) < TOLERANCE for a, b in pairs)
-
-
-def _relative_error(reference: Tensor, other: Tensor) -> float:
-    error = (other.float() - reference).norm() / reference.norm().clamp(min=1e-12)
-    return float(error) if torch.isfinite(error) else float("inf")
 
 
 def _conv_inputs(model: nn.Module, clip: Tensor) -> dict[str, tuple[int, ...]]:
