@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import queue
 import resource
 import tempfile
@@ -13,12 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.alone import Untracked, training_alone
 from benchmarks.report import Kept
+
+if TYPE_CHECKING:
+    from dynamonet.training.distributed.coordinator import Coordinator
 
 _SMALL = (
     "--model.trunk.depth 10 --model.trunk.width 16 "
@@ -172,11 +174,10 @@ def product_loop(bench: Bench, threads: int) -> list[float]:
     return Usage.between(marks[0], marks[-1], bench.steps - bench.every)
 
 
-def asleep(config: dict[str, Any]) -> None:
+def asleep(coordinator: Coordinator) -> None:
     """What an idle worker of Ray Train does."""
-    from dynamonet.training.distributed.coordinator import BEAT_SECONDS, Coordinator
+    from dynamonet.training.distributed.coordinator import BEAT_SECONDS
 
-    coordinator: Coordinator = pickle.loads(config["coordinator"])
     while not coordinator.beat(0, 1, ""):
         time.sleep(BEAT_SECONDS)
 
@@ -193,8 +194,7 @@ def idle_ray() -> Iterator[None]:
     with cluster.connected():
         coordinator = Coordinator.start()
         trainer = TorchTrainer(
-            asleep,
-            train_loop_config={"coordinator": pickle.dumps(coordinator)},
+            lambda: asleep(coordinator),
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         )
         thread = threading.Thread(target=trainer.fit, daemon=True)
