@@ -33,6 +33,11 @@ class Moved:
     shift: Tensor  # (B, T-1, 2, gh, gw): from here in frame t + 1 to where that was in frame t
     known: Tensor  # (B, T-1, gh, gw) bool: a mover is here in frame t + 1
 
+    def beside(self, other: Moved) -> Moved:
+        """Returns these clips and others after them."""
+        both = ((v, getattr(other, name)) for name, v in vars(self).items())
+        return Moved(*(torch.cat([own, more.to(own.dtype)]) for own, more in both))
+
 
 @dataclass(frozen=True)
 class Track:

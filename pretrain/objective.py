@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dynamonet.errors import UserError
+from dynamonet.model.classifier import Classifier
+from dynamonet.model.config import ModelConfig
 from dynamonet.model.files import LOSS
 from dynamonet.model.network import DynamoNet, Output
 from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, prediction_loss
@@ -27,6 +30,8 @@ from dynamonet.training.start import Transfer, check_input, transfer
 from dynamonet.training.task import Task
 from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.transforms import ClipBatch
+from pretrain.drawn.actions import TAUGHT, Actions
+from pretrain.drawn.scene import DrawnClips, draw_clips
 from pretrain.movers import displacement_loss, paste_movers
 from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import WORTH_CLIPS, PretrainSettings
@@ -57,6 +62,8 @@ class Pretraining(Task[PretrainSettings]):
 
     def build_model(self) -> DynamoNet:
         model = DynamoNet(self.settings.model)
+        if self.settings.drawn.share:
+            model.classifier = self._action_head(model)
         if self.pretrained is not None:
             self.fit(model)
         return model
@@ -94,6 +101,9 @@ class Pretraining(Task[PretrainSettings]):
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
         config, weight = self.settings.model, self.settings.displacement_weight
         moved = paste_movers(frames, config.filters, self.settings.movers.share)
+        drawn = self._drawn(frames)
+        if drawn is not None:
+            moved = moved.beside(drawn.moved)
         frames = moved.frames
         output: Output = model(frames[:, :, : config.num_frames])
         pairs = pair_frames(frames, output.predicted, config.filters.levels, config.targets)
@@ -102,10 +112,39 @@ class Pretraining(Task[PretrainSettings]):
         if weight:
             told = displacement_loss(output.filters, moved, config.filters)
             loss, sums["displacement_loss"] = loss + weight * told, told
+        if drawn is not None:
+            assert output.logits is not None
+            logits = output.logits[-len(drawn.action) :]
+            told = F.cross_entropy(logits, drawn.action)
+            loss, sums["action_loss"] = loss + self.settings.drawn.weight * told, told
+            sums["action_top1"] = (logits.argmax(1) == drawn.action).float().mean()
         return loss, sums | {"loss": loss, "steps": torch.ones((), device=loss.device)}
 
+    def _action_head(self, model: DynamoNet) -> Classifier:
+        """Returns what names drawn actions; it is taught beside the network and not kept with it.
+
+        The paper's classifier reads the filters too; here those are to say where things go.
+        """
+        how = {"reads": "features", "pooling": "mean_std", "dropout": 0.0}
+        config = ModelConfig.of(self.settings.model, **how)
+        return Classifier(config, TAUGHT, model.trunk.dim, 0)
+
+    def _drawn(self, frames: Tensor) -> DrawnClips | None:
+        """Draws clips like some that were read (B, 3, T, S, S)."""
+        count, table = self.settings.drawn.clips(len(frames)), Actions.taught()
+        if not count:
+            return None
+        return draw_clips(
+            table,
+            torch.randint(len(table.kind), (count,)),
+            num_frames=frames.shape[2],
+            side=frames.shape[3],
+            cell_px=self.settings.model.filters.cell_px,
+            device=frames.device,
+        )
+
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        names = ("loss", "prediction_loss", "displacement_loss")
+        names = ("loss", "prediction_loss", "displacement_loss", "action_loss", "action_top1")
         losses = {name: sums[name] / sums["steps"] for name in names if name in sums}
         return losses | error_metrics(sums, self.settings.model.filters.levels)
 

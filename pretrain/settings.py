@@ -38,6 +38,24 @@ class MoverSettings(Settings):
     )
 
 
+class DrawnSettings(Settings):
+    """Clips of drawn figures whose actions and displacements are known, beside those read."""
+
+    share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of a step's clips that are drawn, in addition to loader.batch_size.",
+    )
+    weight: float = Field(
+        default=1.0, ge=0, description="Of the cross-entropy of drawn actions in the loss."
+    )
+
+    def clips(self, read: int) -> int:
+        """Returns how many clips are drawn beside so many that are read."""
+        return max(1, round(read * self.share / (1 - self.share))) if self.share else 0
+
+
 class PretrainSettings(PreflightSettings):
     """Pretrains a 3D-CNN with dynamic motion filters on a shard set."""
 
@@ -70,6 +88,9 @@ class PretrainSettings(PreflightSettings):
     movers: MoverSettings = Field(
         default=MoverSettings(), description="Moving patches pasted over clips."
     )
+    drawn: DrawnSettings = Field(
+        default=DrawnSettings(), description="Drawn figures beside the clips that are read."
+    )
     holdout_share: float = Field(
         default=0.05,
         ge=0,
@@ -100,5 +121,5 @@ class PretrainSettings(PreflightSettings):
 
     @property
     def displacement_weight(self) -> float:
-        """The weight of the movers' displacements in the loss."""
-        return self.movers.weight if self.movers.share else 0.0
+        """The weight of known displacements, of movers and drawn figures, in the loss."""
+        return self.movers.weight if self.movers.share or self.drawn.share else 0.0

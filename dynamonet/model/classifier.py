@@ -70,6 +70,8 @@ class Classifier(nn.Module):
 
     def beside(self, pooled: Tensor, motion: Tensor) -> list[Tensor]:
         """Returns what each head reads, (B, ...), of pooled features (B, P) and motion (B, M)."""
+        if self.config.reads == "features":
+            return [pooled]
         if self.config.reads == "field":
             return [pooled, signed_root(motion.float())]
         return [torch.cat([pooled, motion.float()], 1)]

@@ -101,11 +101,13 @@ def snapshot(
 ) -> Callable[[Path], None]:
     """Copies everything to main memory and returns a function that writes it to a folder."""
     result = train_state.result
-    weights = _copied(result.state_dict())
+    weights, head = _kept_and_head(result)
+    weights = _copied(weights)
     description = {"model": result.config.model_dump(mode="json"), **extra}
     training: dict[str, Any] = {
         "optimizer": train_state.optimizer.state_dict(),
         "scaler": train_state.scaler.state_dict(),
+        "head": head,
     }
     if train_state.average is not None:
         training["model"] = train_state.model.state_dict()
@@ -133,9 +135,10 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
             f"{folder}: the checkpoint has another architecture: {differences(saved, own)}. "
             "Start again with --resume false, or set the model as it was."
         )
-    train_state.result.load_state_dict(read_weights(folder))
+    weights = read_weights(folder)
     try:
         training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
+        train_state.result.load_state_dict(weights | training["head"])
         train_state.optimizer.load_state_dict(training["optimizer"])
         _lay_out(train_state.optimizer)
         if train_state.scaler.is_enabled():
@@ -146,6 +149,15 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise UserError(f"{folder}: damaged: {error}") from None
     return read_state(folder)
+
+
+def _kept_and_head(model: DynamoNet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the weights of a model, and those of a head that only its training needs."""
+    weights = model.state_dict()
+    if model.config.num_classes is not None:
+        return weights, {}
+    head = {name: value for name, value in weights.items() if name.startswith("classifier.")}
+    return {name: value for name, value in weights.items() if name not in head}, head
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:
