@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -136,7 +137,8 @@ class FinetuneSettings(TrainSettings):
         default="newest",
         description="newest = of the tracking store; none = from scratch; motion = the small "
         "network that the package brings; else a model's folder, an MLflow run id, a Hugging Face "
-        "hub id, or a file of weights of a known network (docs/transfer.md).",
+        "hub id, or a file of weights of a known network (docs/transfer.md). Several, after "
+        "commas, are read together by ridge.",
     )
     pixel_scale: PixelScale | None = Field(
         default=None,
@@ -194,6 +196,21 @@ class FinetuneSettings(TrainSettings):
                 "is none; to measure random ones give a model"
             )
         return self
+
+    @model_validator(mode="after")
+    def _several_are_read(self) -> FinetuneSettings:
+        if len(self.starts) > 1 and (self.recipe != "ridge" or "none" in self.starts):
+            raise ValueError(
+                f"pretrained: {self.pretrained} names several models, which only frozen ones can "
+                "be read together: set recipe to ridge, and leave out none"
+            )
+        return self
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The models that `pretrained` names; a folder may have commas in its name."""
+        whole = "," not in self.pretrained or Path(self.pretrained).expanduser().exists()
+        return (self.pretrained,) if whole else tuple(self.pretrained.split(","))
 
     def passes(self, steps_per_epoch: int) -> float:
         return self.epochs

@@ -21,7 +21,7 @@ class FeatureClassifier(DynamoNet):
         self.config, self.trunk, self.motion = config, trunk, nn.Identity()  # type: ignore[assignment]
         classes, dim = config.num_classes, config.trunk.dim
         self.classifier = None if classes is None else Classifier(config, classes, dim, 0)
-        self.frozen, self.facts = (), {}
+        self.frozen, self.facts, self.beside = (), {}, nn.ModuleList()
 
     def classified(self, features: Tensor) -> Output:
         """Returns the result for features (B, D, t, h, w)."""
@@ -70,8 +70,8 @@ class VideoMae(FeatureClassifier):
         if config.num_classes is not None:
             self.trunk = self.trunk.videomae
 
-    def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
-        """See `DynamoNet.forward`."""
+    def alone(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
+        """See `DynamoNet.alone`."""
         encoder = self.trunk.videomae if self.config.num_classes is None else self.trunk
         tokens = encoder(clip.transpose(1, 2)).last_hidden_state
         return self.classified(tokens.transpose(1, 2)[..., None, None])

@@ -193,6 +193,9 @@ class ModelConfig(NetworkConfig):
     num_classes: int | None = Field(
         default=None, ge=1, description="Classes; null = no classifier."
     )
+    beside: tuple[ModelConfig, ...] = Field(
+        default=(), description="Further networks with heads of their own, which are added."
+    )
 
     @classmethod
     def of(cls, network: NetworkConfig, **classifier: Any) -> ModelConfig:

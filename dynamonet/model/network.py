@@ -9,10 +9,11 @@ clip (B, 3, T, H, W) -> differences -> trunk -> features -> filters -> predicted
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,12 +133,13 @@ class DynamoNet(nn.Module):
             if config.num_classes is None
             else Classifier(config, config.num_classes, self.trunk.dim, self._motion_dim)
         )
+        self.beside = nn.ModuleList(DynamoNet(each) for each in config.beside)
         self.frozen: tuple[nn.Module, ...] = ()
         self.facts: dict[str, Any] = {}  # JSON-able, kept beside the weights: classes, clips, run
 
     def freeze(self) -> None:
         """Leaves only the classifier to be trained; all else also keeps its running statistics."""
-        self.frozen = (self.trunk, self.motion)
+        self.frozen = (self.trunk, self.motion, *self.beside)
         for module in self.frozen:
             module.requires_grad_(False)
 
@@ -152,6 +154,18 @@ class DynamoNet(nn.Module):
     def _motion_dim(self) -> int:
         dims = {"features": 0, "dmr": self.motion.dmr_dim, "field": len(NUMBERS)}
         return dims[self.config.reads]
+
+    @property
+    def networks(self) -> list[DynamoNet]:
+        """This network and those beside it."""
+        return [self, *(cast("DynamoNet", each) for each in self.beside)]
+
+    def keep_beside(self, kept: Sequence[int]) -> None:
+        """Leaves only some of the networks beside this one, by their places."""
+        beside = [self.beside[place] for place in kept]
+        configs = tuple(self.config.beside[place] for place in kept)
+        self.beside = nn.ModuleList(beside)
+        self.config = self.config.model_copy(update={"beside": configs})
 
     def motion_field(self, filters: Tensor) -> MotionField:
         """Reads filters (B, L, N, K*K, gh, gw) as displacements, by their first level.
@@ -184,7 +198,7 @@ class DynamoNet(nn.Module):
         return self.motion_numbers(clip, output.filters)
 
     def forward(self, clip: Tensor, *, predict_frames: bool = True) -> Output:
-        """Runs the network on a clip.
+        """Runs the network on a clip, and those beside it for their heads.
 
         Args:
             clip: (B, 3, T, H, W), RGB normalised as `dynamonet.video.transforms` does.
@@ -193,6 +207,14 @@ class DynamoNet(nn.Module):
         Raises:
             UserError: the clip's shape does not suit this architecture.
         """
+        own, *others = self.networks
+        output = own.alone(clip, predict_frames=predict_frames)
+        heads = [output.heads, *(each.alone(clip, predict_frames=False).heads for each in others)]
+        said = [each for each in heads if each is not None]
+        return replace(output, heads=torch.cat(said, 1)) if others else output
+
+    def alone(self, clip: Tensor, *, predict_frames: bool) -> Output:
+        """Runs this network without those beside it, see `forward`."""
         config = self.config
         if clip.ndim != 5 or clip.shape[1] != 3:
             raise UserError(f"expected a clip (B, 3, T, H, W), found {tuple(clip.shape)}")

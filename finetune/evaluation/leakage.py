@@ -35,6 +35,12 @@ class Seen:
     copies: tuple[str, ...] = ()  # those of which it has seen what looks like a copy, and that
     unknown: str = ""  # why that is not known
 
+    def __or__(self, other: Seen) -> Seen:
+        """Returns what either of two models has seen."""
+        videos = tuple(dict.fromkeys(self.videos + other.videos))
+        copies = tuple(dict.fromkeys(self.copies + other.copies))
+        return Seen(videos, copies, self.unknown or other.unknown)
+
     def refuse(self, total: int, weights: str) -> None:
         """Raises UserError if there are any, with what can be done."""
         found = [

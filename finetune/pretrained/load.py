@@ -34,6 +34,25 @@ from finetune.settings import FinetuneSettings
 STRIDES = {"stride_frames", "stride_seconds"}
 
 
+def find_each(settings: FinetuneSettings) -> list[Pretrained]:
+    """Resolves a --pretrained that may name several models; empty means from scratch.
+
+    Raises:
+        UserError: see `find_pretrained`; or one is named twice, or is other people's.
+    """
+    singles = [settings.model_copy(update={"pretrained": name}) for name in settings.starts]
+    found = [each for single in singles if (each := find_pretrained(single))]
+    places = [each.folder for each in found]
+    if len(set(places)) < len(places):
+        raise UserError(f"--pretrained {settings.pretrained} names one model twice")
+    if len(found) > 1 and (others := [place for place in places if is_foreign(place)]):
+        raise UserError(
+            f"--pretrained {settings.pretrained}: {others[0]} is other people's; only models of "
+            "ours are read together"
+        )
+    return found
+
+
 def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
     """Resolves --pretrained to a model's folder or other people's weights; None means from scratch.
 
@@ -44,6 +63,11 @@ def find_pretrained(settings: FinetuneSettings) -> Pretrained | None:
     wanted = settings.pretrained
     if wanted == "none":
         return None
+    if len(settings.starts) > 1:
+        raise UserError(
+            f"--pretrained {wanted} names several models; only python finetune/run.py --recipe "
+            "ridge reads them together, give one here"
+        )
     if wanted == "newest":
         uri = tracking_uri(settings.runs_path())
         newest = newest_finished(uri, settings.experiment, "pretrain")

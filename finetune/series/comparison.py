@@ -167,7 +167,7 @@ def _tries(start: Start, shards: ShardSet) -> list[Start]:
     """
     base = start.task.settings
     rate = base.optimizer.lr
-    scratch = start.pretrained is None
+    scratch = not start.models
     pairs = ((rate, 1.0), (3 * rate, 1.0)) if scratch else ((rate, TRUNK_RATE), (rate, 1.0))
     runs: list[FinetuneSettings] = []
     for lr, share in pairs:

@@ -58,7 +58,7 @@ class Probe:
         looks = (
             (self._read(classifier, some), self.kept.rows[some]) for some in self._parts(train)
         )
-        fitted = self.task.fit(classifier, looks, Rank(0, 1, self.device))
+        fitted = self.task.fit([classifier], looks, Rank(0, 1, self.device))
         return classifier, str(fitted)
 
     def trained(self, rows: Rows, rate: float) -> Classifier:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dynamonet.model.config import ModelConfig
 from dynamonet.model.network import DynamoNet
 from dynamonet.report.page import write_report
 from dynamonet.shards.settings import ClipSettings
@@ -23,7 +24,7 @@ from finetune.evaluation.leakage import Seen, find_seen, labels_spent
 from finetune.evaluation.protocol import Protocol, Times, accuracy
 from finetune.pretrained.load import (
     as_learnt,
-    find_pretrained,
+    find_each,
     is_foreign,
     learnt_clips,
     pretrained_weights,
@@ -56,7 +57,7 @@ class Start:
     """A task, the weights that it starts from, and what those have seen of its test part."""
 
     task: Finetuning
-    pretrained: Pretrained | None
+    models: list[Pretrained]  # several are read together; none = from scratch
     seen: Seen
 
     @classmethod
@@ -69,39 +70,42 @@ class Start:
         starts: list[Start] = []
         compared: dict[tuple[Path, bytes], Seen] = {}
         for settings in runs:
-            pretrained = find_pretrained(settings)
-            place = str(pretrained.folder) if pretrained else None
-            if pretrained:
-                clips = as_learnt(settings.clips, pretrained.folder)
+            models = find_each(settings)
+            places = [str(model.folder) for model in models] or [None]
+            if models:
+                clips = as_learnt(settings.clips, models[0].folder)
                 settings = settings.model_copy(update={"clips": clips})
-            task = Finetuning(settings, shards.folder.path, place)
+            first, *beside = places
+            task = Finetuning(settings, shards.folder.path, first, tuple(map(str, beside)))
             seen = Seen()
-            if pretrained and settings.test:
-                test = pretrained.folder, task.parts.test.tobytes()
+            for model in models if settings.test else ():
+                test = model.folder, task.parts.test.tobytes()
                 if test not in compared:
-                    compared[test] = find_seen(pretrained, shards, task.parts.test)
-                seen = compared[test]
+                    compared[test] = find_seen(model, shards, task.parts.test)
+                seen |= compared[test]
                 if not settings.allow_seen_test_videos:
-                    seen.refuse(task.test_part.videos, str(pretrained.folder))
-            starts.append(cls(task, pretrained, seen))
+                    compared[test].refuse(task.test_part.videos, str(model.folder))
+            starts.append(cls(task, models, seen))
         return starts
 
     @property
     def parents(self) -> list[Origin]:
         """The runs that made what it builds on."""
-        made_by = (self.pretrained.origin if self.pretrained else None, self.task.data.origin)
-        return [origin for origin in made_by if origin]
+        made_by = (*(model.origin for model in self.models), self.task.data.origin)
+        return list({origin.id: origin for origin in made_by if origin}.values())
 
     def words(self) -> str:
         """Says what the training starts from."""
-        if self.pretrained is None:
-            return "from scratch"
-        origin = self.pretrained.origin
+        return " and ".join(map(self._words, self.models)) or "from scratch"
+
+    @staticmethod
+    def _words(model: Pretrained) -> str:
+        origin = model.origin
         uses = [use for use in origin.datasets if use.context != "evaluation"] if origin else []
         names = ", ".join(f"{use.name} ({use.digest[:8]})" for use in uses) or "unknown data"
         labels = labels_spent(origin)
         how = "pretrained on" if origin is None or origin.stage == "pretrain" else "trained on"
-        return f"{self.pretrained.folder} {how} {names}{', ' if labels else ''}{labels}"
+        return f"{model.folder} {how} {names}{', ' if labels else ''}{labels}"
 
     def protocol(self, times: Times, chosen: str | None = None) -> Protocol:
         """Returns all that the accuracy depends on.
@@ -144,22 +148,22 @@ def run_once(start: Start, console: Console, above: TrackedRun | None = None) ->
     Raises:
         UserError: the weights do not fit; or see `launch`.
     """
-    task, pretrained = start.task, start.pretrained
-    settings, shards = task.settings, task.data
+    task, settings, shards = start.task, start.task.settings, start.task.data
     console.print(
         f"shards   {shards.folder.path}: {len(shards):,} segments, {len(shards.classes)} classes, "
         f"split {settings.split} of {shards.num_splits}",
         soft_wrap=True,
     )
-    if pretrained:
+    networks = [task.architecture, *task.classifier_config().beside]
+    for pretrained, network in zip(start.models, networks, strict=False):
         console.print(f"weights  {pretrained.folder}", soft_wrap=True)
-        fitted = DynamoNet(task.architecture)
+        fitted = DynamoNet(ModelConfig.of(network).network)
         weights = pretrained_weights(pretrained.folder, fitted.config)
         if pretrained.note:
             console.print(f"         {pretrained.note}", soft_wrap=True)
         console.print(f"         {transfer(fitted, weights, settings.min_loaded_share)}")
         console.print(f"clips    {clips_line(settings.clips, pretrained.folder)}", soft_wrap=True)
-    else:
+    if not start.models:
         console.print("weights  from scratch")
     done = launch(
         "finetune",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,7 @@ class Finetuning(Task[FinetuneSettings]):
     settings: FinetuneSettings
     shards: str  # absolute path or URI
     pretrained: str | None  # folder of a model
+    beside: tuple[str, ...] = ()  # folders of others, which are read together with it
 
     @cached_property
     def data(self) -> ShardSet:
@@ -89,7 +91,7 @@ class Finetuning(Task[FinetuneSettings]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what a worker opens itself."""
-        return {key: vars(self)[key] for key in ("settings", "shards", "pretrained")}
+        return {key: vars(self)[key] for key in ("settings", "shards", "pretrained", "beside")}
 
     def check(self) -> None:
         self.training_data()
@@ -109,13 +111,22 @@ class Finetuning(Task[FinetuneSettings]):
             "dropout": settings.dropout,
             "frame_seconds": settings.clips.seconds_apart(self.data.frames.max_fps),
         }
-        return ModelConfig.of(self.architecture, **classifier)
+        own = ModelConfig.of(self.architecture, **classifier)
+        beside = tuple(ModelConfig.of(self._like(place), **classifier) for place in self.beside)
+        return own.model_copy(update={"beside": beside})
+
+    def _like(self, place: str) -> NetworkConfig:
+        """Returns a model's architecture, for clips of the size that the first one is shown."""
+        first = self.architecture
+        size = {"num_frames": first.num_frames, "frame_px": first.frame_px}
+        return pretrained_config(Path(place)).model_copy(update=size)
 
     def build_model(self) -> DynamoNet:
         settings, model = self.settings, DynamoNet(self.classifier_config())
-        if self.pretrained is not None:
-            weights = pretrained_weights(Path(self.pretrained), model.config)
-            transfer(model, weights, settings.min_loaded_share)
+        places = [self.pretrained, *self.beside] if self.pretrained else []
+        for network, place in zip(model.networks, places, strict=False):
+            weights = pretrained_weights(Path(place), network.config)
+            transfer(network, weights, settings.min_loaded_share)
         if settings.recipe in ("ridge", "attentive"):
             model.freeze()
         elif settings.reads == "features" and not settings.auxiliary:
@@ -160,25 +171,32 @@ class Finetuning(Task[FinetuneSettings]):
     def solve(self, model: DynamoNet, measuring: Measuring) -> dict[str, float]:
         if self.settings.recipe != "ridge":
             return {}
-        assert model.classifier is not None
+        classifiers = [network.classifier for network in model.networks]
         rank, reader = measuring.rank, self.reader(self.parts.train)
         looks = ridge.look(model, reader, self.views, measuring)
-        fitted = self.fit(model.classifier, looks, rank)
+        fitted = self.fit([each for each in classifiers if each is not None], looks, rank)
+        model.keep_beside([place - 1 for place in fitted.kept if place])
         if rank.is_main:
             logger.info(f"ridge    {len(reader.rows):,} segments; {fitted}")
+            if self.beside:
+                places = (self.pretrained or "", *self.beside)
+                logger.info(f"together {fitted.together(places)}")
         return fitted.metrics
 
-    def fit(self, classifier: Classifier, looks: ridge.Looks, rank: Rank) -> ridge.Fitted:
-        """Gives a classifier its weights by what its heads read of the training part."""
-        heads = [cast("Head", head) for head in classifier.heads]
+    def fit(
+        self, classifiers: Sequence[Classifier], looks: ridge.Looks, rank: Rank
+    ) -> ridge.Fitted:
+        """Gives classifiers their weights by what their heads read of the training part."""
+        heads = [[cast("Head", head) for head in each.heads] for each in classifiers]
         return ridge.fit_heads(
-            heads,
+            [head for own in heads for head in own],
             looks,
             self.data,
             self.parts.train,
             views=len(self.views.requests(0)),
             seed=self.settings.labels_seed,
             rank=rank,
+            networks=[len(own) for own in heads],
         )
 
     def loss(self, model: nn.Module, frames: Tensor, batch: ClipBatch) -> tuple[Tensor, Sums]:
@@ -253,14 +271,18 @@ class Finetuning(Task[FinetuneSettings]):
 
     def tags(self) -> dict[str, str]:
         """Says which videos are tested, and with which weights and settings, seeds aside."""
-        plain = {"seed": 0, "seeds": None, "hold": SeedSettings(), "pretrained": self.pretrained}
+        places = ",".join([self.pretrained, *self.beside]) if self.pretrained else None
+        plain = {"seed": 0, "seeds": None, "hold": SeedSettings(), "pretrained": places}
         digest = settings_digest(self.settings.model_copy(update=plain))
         return {TEST_PART: self.test_part.digest, TEST_SETTINGS: digest}
 
     def trained_on(self) -> TrainedOn:
         """Returns the validation videos too, which the weights are chosen by."""
         chosen_by = self.data.table["source_digest"].take(self.parts.validation).to_pylist()
-        return super().trained_on() | TrainedOn.of(chosen_by)
+        seen = super().trained_on() | TrainedOn.of(chosen_by)
+        for place in self.beside:
+            seen |= TrainedOn.read(Path(place))
+        return seen
 
     def describe(self) -> dict[str, Any]:
         return {

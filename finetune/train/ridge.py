@@ -65,14 +65,26 @@ class Fitted:
     strengths: list[float]  # of each head
     shares: list[float]  # what each head's scores are multiplied by
     top1: float | None  # on the clips held out by inner folds, video by video; None: no folds
+    kept: list[int]  # of several networks, those that are read; the first always is
+    alone: float | None = None  # the same of the first network, where there are several
 
     @property
     def metrics(self) -> dict[str, float]:
         """For the tracking store."""
         found = {} if self.top1 is None else {"inner/top1": self.top1}
+        if self.alone is not None:
+            found |= {"inner/top1_alone": self.alone, "ridge/networks": float(len(self.kept))}
         for name, strength, share in zip(HEADS, self.strengths, self.shares, strict=False):
             found |= {f"ridge/{name}_strength": strength, f"ridge/{name}_share": share}
         return found
+
+    def together(self, names: Sequence[str]) -> str:
+        """Says which of several networks are read, and what that is worth."""
+        if self.top1 is None or self.alone is None:
+            return f"{', '.join(names)}: read together; no inner folds say whether that is better"
+        lines = [f"{names[0]} alone {self.alone:.1%}"]
+        lines += [f"{n} {'' if i in self.kept else 'not '}kept" for i, n in enumerate(names) if i]
+        return f"{'; '.join(lines)}: {self.top1:.1%} on held-out groups"
 
     def __str__(self) -> str:
         if self.top1 is None:
@@ -91,13 +103,15 @@ def look(
     model: DynamoNet, reader: ClipReader, views: ViewPlan, measuring: Measuring
 ) -> Iterator[tuple[list[Tensor], NDArray[np.int64]]]:
     """Yields what the heads read of this rank's share of a reader's clips, batch by batch."""
-    assert model.classifier is not None
     requests = [each for row in reader.rows.numbers().tolist() for each in views.requests(row)]
     for batch in measuring.batches(reader, requests):
         frames = batch.render()[:, :, : model.config.num_frames]
-        with measuring.precision.autocast():
-            output = model(frames, predict_frames=False)
-        inputs = model.classifier.inputs(output.features, output.motion)
+        inputs: list[Tensor] = []
+        for network in model.networks:
+            with measuring.precision.autocast():
+                output = network.alone(frames, predict_frames=False)
+            assert network.classifier is not None
+            inputs += network.classifier.inputs(output.features, output.motion)
         yield inputs, batch.row.cpu().numpy()
 
 
@@ -111,6 +125,7 @@ def fit_heads(
     views: int,
     seed: int,
     rank: Rank,
+    networks: Sequence[int] = (),
 ) -> Fitted:
     """Gives a classifier's heads their weights by one look at the clips of a training part.
 
@@ -121,6 +136,7 @@ def fit_heads(
         rows: Of the training part.
         views: How many clips there are of each row.
         seed: Decides the inner folds, and what is held to choose by where there are many clips.
+        networks: How many of the heads each network has, where there are several.
     """
     labels, videos = shards.columns["label"], shards.table["source_digest"].to_pylist()
     weights = torch.from_numpy(balanced(labels[rows], len(shards.classes)))
@@ -140,19 +156,25 @@ def fit_heads(
         parts.append(Held(some, number[keeps[number]], label[kept], fold[kept]))
     held = Held.joined(parts, rank)
     _, number = np.unique([videos[row] for row in held.rows], return_inverse=True)
-    return fit(heads, [own.over(rank) for own in sums], held, number)
+    return fit(heads, [own.over(rank) for own in sums], held, number, networks)
 
 
 def fit(
-    heads: Sequence[Head], sums: Sequence[Sums], held: Held, videos: NDArray[np.int64]
+    heads: Sequence[Head],
+    sums: Sequence[Sums],
+    held: Held,
+    videos: NDArray[np.int64],
+    networks: Sequence[int] = (),
 ) -> Fitted:
-    """Gives heads their weights.
+    """Gives heads their weights; those of a network that is not kept are left as they are.
 
     Args:
         sums: Of each head.
         held: Clips to choose strengths and shares by.
         videos: (B,), a number for the video of each of those.
+        networks: How many of the heads each network has, where there are several.
     """
+    networks = networks or [len(heads)]
     known = sums[0].counts.sum(0)
     folds = len(sums[0].counts)
     elsewhere = (known - sums[0].counts[held.folds])[torch.arange(len(held.labels)), held.labels]
@@ -160,7 +182,8 @@ def fit(
     if folds < 2 or not fair.any():
         for head, own in zip(heads, sums, strict=True):
             own.without(None).solution(UNTRIED).put_into(head, SHARP)
-        return Fitted([UNTRIED] * len(heads), [SHARP / len(heads)] * len(heads), None)
+        shares = [SHARP / len(heads)] * len(heads)
+        return Fitted([UNTRIED] * len(heads), shares, None, [*range(len(networks))])
     labels, numbers = held.labels[fair], videos[fair.numpy()]
     chosen, said = [], []
     for own, x in zip(sums, held.inputs, strict=True):
@@ -171,11 +194,56 @@ def fit(
         chosen.append(STRENGTHS[int(smooth.argmax())])
         said.append(say(chosen[-1]))  # once more: those of all strengths are large
     scores = torch.stack(said)
-    shares = likeliest_shares(scores, labels)
-    for head, own, strength, share in zip(heads, sums, chosen, shares.tolist(), strict=True):
-        own.without(None).solution(strength).put_into(head, len(heads) * share)
-    top1 = accuracy(torch.einsum("h,hbk->bk", shares, scores), labels, numbers)
-    return Fitted(chosen, shares.tolist(), top1)
+    owner = np.repeat(np.arange(len(networks)), networks)
+    kept = worth_reading(scores, labels, owner, len(np.unique(numbers)))
+
+    def read(some: list[int]) -> tuple[list[int], Tensor, float]:
+        """Returns the heads of some networks, their shares, and the accuracy on held-out clips."""
+        places = np.flatnonzero(np.isin(owner, some)).tolist()
+        shares = likeliest_shares(scores[places], labels)
+        return places, shares, accuracy(mixed(scores[places], shares), labels, numbers)
+
+    places, shares, top1 = read(kept)
+    for place, share in zip(places, shares.tolist(), strict=True):
+        solution = sums[place].without(None).solution(chosen[place])
+        solution.put_into(heads[place], len(places) * share)
+    alone = read([0])[2] if len(networks) > 1 else None
+    return Fitted([chosen[place] for place in places], shares.tolist(), top1, kept, alone)
+
+
+def worth_reading(
+    scores: Tensor, labels: Tensor, owner: NDArray[np.int64], videos: int
+) -> list[int]:
+    """Returns the networks that make held-out labels likelier, the first always among them.
+
+    Each is added whose gain in log-likelihood, video by video, is above the number of its heads,
+    the one that gains most first. Source: Akaike's criterion.
+
+    Args:
+        scores: (H, B, K), of each head.
+        owner: (H,), its network.
+    """
+
+    def loss(networks: list[int]) -> float:
+        some = scores[torch.from_numpy(np.isin(owner, networks))]
+        return float(F.cross_entropy(mixed(some, likeliest_shares(some, labels)), labels))
+
+    kept, left = [0], sorted({*owner.tolist()} - {0})
+    now = loss(kept) if left else 0.0
+    while left:
+        losses = {each: loss([*kept, each]) for each in left}
+        best = min(left, key=lambda each: losses[each])
+        if videos * (now - losses[best]) <= int((owner == best).sum()):
+            break
+        now = losses[best]
+        kept.append(best)
+        left.remove(best)
+    return sorted(kept)
+
+
+def mixed(scores: Tensor, shares: Tensor) -> Tensor:
+    """Adds the scores of heads (H, B, K), each times its share (H,)."""
+    return torch.einsum("h,hbk->bk", shares, scores)
 
 
 def _held_out(equations: Sequence[Fold], strength: float, x: Tensor, folds: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def moved_right(clips: DrawnClips) -> tuple[Tensor, Tensor, Tensor]:
     now, after = frames[:, :, :-1], frames[:, :, 1:]
     predicted = apply_filters(now, soft_taps(clips.moved.shift, 11), 1.0)
     within = clips.moved.known & (clips.moved.shift.abs().amax(2) < 5)
-    return *((guess - after).square().sum(1) for guess in (predicted, now)), within
+    wrong, copied = ((guess - after).square().sum(1) for guess in (predicted, now))
+    return wrong, copied, within
 
 
 def test_filters_made_of_the_displacements_move_figures_and_background(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,11 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
         UserError: the checkpoint is damaged, or belongs to another architecture.
     """
     described = validate(ModelConfig, read_description(folder)["model"], origin=str(folder))
-    saved, own = (c.model_dump(mode="json") for c in (described, train_state.model.config))
+    model = train_state.model
+    kept = _places(described.beside, model.config.beside)
+    if kept is not None and len(kept) < len(model.beside):
+        model.keep_beside(kept)
+    saved, own = (c.model_dump(mode="json") for c in (described, model.config))
     if saved != own:
         raise UserError(
             f"{folder}: the checkpoint has another architecture: {differences(saved, own)}. "
@@ -158,6 +162,14 @@ def _kept_and_head(model: DynamoNet) -> tuple[dict[str, Tensor], dict[str, Tenso
         return weights, {}
     head = {name: value for name, value in weights.items() if name.startswith("classifier.")}
     return {name: value for name, value in weights.items() if name not in head}, head
+
+
+def _places(some: Sequence[ModelConfig], of: Sequence[ModelConfig]) -> list[int] | None:
+    """Returns where the networks that a checkpoint has kept stand among those it had."""
+    places, left = list[int](), iter(enumerate(of))
+    for wanted in some:
+        places += [next((place for place, each in left if each == wanted), -1)]
+    return None if -1 in places else places
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

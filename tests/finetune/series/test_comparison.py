@@ -108,7 +108,7 @@ def test_a_full_fine_tuning_has_the_rates_of_the_better_try(
     settings = FinetuneSettings(
         shards=str(shard_set), runs=str(tmp_path), name="x", pretrained="none", val_share=0
     )
-    start = Start(Finetuning(settings, str(shard_set), None), None, Seen())
+    start = Start(Finetuning(settings, str(shard_set), None), [], Seen())
     tries = [each.task for each in comparison._tries(start, ShardSet.open(str(shard_set)))]
     held = [set(task.parts.validation.tolist()) for task in tries]
     trained = set(start.task.parts.train.tolist())

@@ -29,7 +29,9 @@ from dynamonet.training.measuring import Measuring
 from dynamonet.training.schedule import make_optimizer
 from dynamonet.video.transforms import View
 from finetune.evaluation.evaluator import ViewPlan
+from finetune.pretrained.load import find_each, find_pretrained
 from finetune.settings import FinetuneSettings
+from finetune.train import ridge
 from finetune.train.objective import Finetuning
 from finetune.train.several import single_runs
 from finetune.train.splits import Splits, kept_apart, labelled_share
@@ -112,6 +114,61 @@ def test_a_probe_leaves_trunk_and_filters_as_they_were(
     checkpoint = newest(found.home)
     assert checkpoint is not None  # it leaves as any other model
     assert export(checkpoint, tmp_path / "model.pt2").difference < 1e-3
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_two_networks_are_read_together_where_that_says_more(
+    shard_set: Path,
+    model: Path,
+    tmp_path: Path,
+    keeps: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trunk = TrunkConfig(depth=10, width=6, stem_pool=False)  # longer strides in time
+    torch.manual_seed(1)
+    DynamoNet(TINY.model_copy(update={"trunk": trunk, "num_frames": 16})).save_pretrained(
+        tmp_path / "wider"
+    )
+    kept = [0, 1] if keeps else [0]
+    monkeypatch.setattr(ridge, "worth_reading", lambda *_: kept)
+    own = settings("--recipe", "ridge", "--pretrained", f"{model},{tmp_path / 'wider'}")
+    home = tmp_path / "run"
+    home.mkdir()
+    run = tracked("finetune", home, own)
+    task = Finetuning(own, str(shard_set), str(model), (str(tmp_path / "wider"),))
+    training_alone(task, run, home, queue.Queue()).run()
+    found = Tuned(home, run)
+    assert len(found.model.beside) == len(kept) - 1
+    assert found.metrics["ridge/networks"] == len(kept)
+    clip = torch.randn(2, 3, 8, 32, 32)
+    output = found.model(clip)
+    assert output.heads is not None and output.heads.shape[1] == 2 * len(kept)
+    if keeps:
+        alone = found.model.networks[1].alone(clip, predict_frames=False)
+        assert alone.heads is not None and torch.equal(output.heads[:, 2:], alone.heads)
+        assert same(found.model.beside[0].state_dict(), read_weights(tmp_path / "wider"), "trunk.")
+    checkpoint = newest(home)
+    assert checkpoint is not None
+    assert export(checkpoint, tmp_path / "model.pt2").difference < 1e-3
+    again = training_alone(task, run, home, queue.Queue())  # as after a crash
+    assert len(again.train_state.model.beside) == len(kept) - 1
+
+
+def test_several_models_are_read_frozen_or_not_at_all(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="set recipe to ridge"):
+        settings("--pretrained", "a,b")
+    with pytest.raises(SettingsError, match="leave out none"):
+        settings("--recipe", "ridge", "--pretrained", "motion,none")
+    twice = settings("--recipe", "ridge", "--pretrained", f"{model},{model}")
+    with pytest.raises(UserError, match="twice"):
+        find_each(twice)
+    odd = tmp_path / "a,b"
+    DynamoNet(TINY).save_pretrained(odd)
+    assert settings("--pretrained", str(odd)).starts == (str(odd),)
+    (start,) = find_each(settings("--pretrained", str(odd)))
+    assert start.folder == odd
+    with pytest.raises(UserError, match="give one here"):
+        find_pretrained(twice)
 
 
 def test_full_fine_tuning_teaches_everything_the_lower_the_slower(

@@ -73,6 +73,26 @@ def test_each_head_gets_the_share_that_its_held_out_clips_deserve() -> None:
     )  # as often right as it is sure
 
 
+@given(seed=st.integers(0, 99))
+def test_of_several_networks_those_are_read_that_tell_more(seed: int) -> None:
+    x, labels = clips(seed, count=120)
+    draw = torch.Generator().manual_seed(seed + 1000)
+    weak = x + 2 * torch.randn(x.shape, generator=draw)
+    noise = torch.randn(120, 4, generator=draw)
+    folds = torch.arange(120) // 3 % 3
+    held = Held([weak, noise, x], np.arange(120), labels, folds)
+    heads = [Head(each.shape[1], 3, 0.5).eval() for each in held.inputs]
+    before = heads[1].linear.weight.clone()
+    sums = [summed(each, labels, folds) for each in held.inputs]
+    found = fit(heads, sums, held, np.arange(120), networks=[1, 1, 1])
+    assert found.kept[0] == 0 and 2 in found.kept
+    assert found.alone is not None and found.top1 is not None and found.top1 >= found.alone
+    assert len(found.shares) == len(found.kept)
+    if 1 not in found.kept:  # noise may be lucky
+        assert torch.equal(before, heads[1].linear.weight)
+    assert "not kept" in found.together(["a", "b", "c"]) or 1 in found.kept
+
+
 def test_without_groups_to_choose_by_it_says_so() -> None:
     x, labels = clips(0)
     held = Held([x], np.arange(60), labels, labels * 0)
