@@ -48,10 +48,10 @@ def motion_videos(console: Console, seed: int) -> None:
     """Renders videos, pretrains without labels, fine-tunes with few, and compares."""
     from data_prep.shard import main as shard
     from demo.motion_videos import CLASSES, write_motion_videos
+    from dynamonet.frozen.statistics import difference
     from finetune import run as finetune
     from finetune.evaluation import protocol
     from finetune.evaluation.run_results import measured_runs
-    from finetune.evaluation.statistics import difference
     from finetune.settings import FinetuneSettings
     from pretrain import run as pretrain
 

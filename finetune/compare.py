@@ -12,8 +12,8 @@ from dynamonet.errors import UserError, run_entry
 from finetune.evaluation.settings import CompareSettings
 
 if TYPE_CHECKING:
+    from dynamonet.frozen.statistics import Difference
     from finetune.evaluation.run_results import MeasuredRuns
-    from finetune.evaluation.statistics import Difference
 
 EXAMPLES = """examples:
   {compare} --a runs/finetune/scratch --b runs/finetune/pretrained
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> Difference:
         examples=EXAMPLES,
     )
     # here, because these take seconds that --help need not wait for
+    from dynamonet.frozen.statistics import accuracy_interval, difference
     from finetune.evaluation import protocol
     from finetune.evaluation.run_results import measured_runs
-    from finetune.evaluation.statistics import accuracy_interval, difference
 
     a, b = measured_runs(options.a), measured_runs(options.b)
     _check_same(a, b)

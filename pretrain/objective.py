@@ -23,7 +23,6 @@ from dynamonet.model.prediction import error_metrics, error_sums, pair_frames, p
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.rows import RowSet
 from dynamonet.shards.shard_set import ShardSet
-from dynamonet.training.features import clip_features
 from dynamonet.training.logs.metrics import Evaluation, Sums
 from dynamonet.training.measuring import Measuring
 from dynamonet.training.start import Transfer, check_input, transfer
@@ -32,8 +31,8 @@ from dynamonet.video.sampling import stride_in_frames
 from dynamonet.video.transforms import ClipBatch
 from pretrain.drawn.actions import TAUGHT, Actions
 from pretrain.drawn.scene import DrawnClips, draw_clips
+from pretrain.frozen import Asked, DrawnActions, LabelledClips, Verdict, labelled_rows
 from pretrain.movers import displacement_loss, paste_movers
-from pretrain.probe import probe_metrics, probe_rows
 from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from pretrain.validation import compared, measure
 
@@ -56,7 +55,7 @@ class Pretraining(Task[PretrainSettings]):
 
     def check(self) -> None:
         self.training_data()
-        _ = self._probe_readers
+        _ = self._asked
         with torch.device("meta"):
             DynamoNet(self.settings.model)
 
@@ -157,15 +156,27 @@ class Pretraining(Task[PretrainSettings]):
     @torch.no_grad()
     def evaluate(self, model: DynamoNet, measuring: Measuring) -> Evaluation:
         evaluation = measure(model, self._evaluation_reader, self.settings, measuring)
-        if self.probe_shards is None:
+        if (asked := self._asked) is None:
             return evaluation
-        seen: list[Tensor] = []
-        for reader in self._probe_readers:
-            seen += clip_features(model, reader, reader.rows.numbers().tolist(), measuring)
-        return replace(evaluation, metrics=evaluation.metrics | probe_metrics(*seen))
+        figure = asked.figure([model], measuring)
+        found = {
+            "probe/top1": figure.outcomes.mean,
+            "probe/commonest_top1": asked.commonest,
+            "probe/videos": float(len(figure.groups)),
+        }
+        return replace(evaluation, metrics=evaluation.metrics | found)
+
+    def test(self, model: DynamoNet, measuring: Measuring) -> Evaluation | None:
+        """Says what the pretraining was worth."""
+        if (asked := self._asked) is None:
+            return None
+        torch.manual_seed(self.settings.weights_seed)
+        start, brought = self.build_model().eval(), DynamoNet.from_pretrained("motion")
+        own = Verdict.of(asked, start, model, brought, measuring)
+        return Evaluation(own.metrics, {}, {})
 
     def best_by(self) -> str:
-        return "val/skill" if self.probe_shards is None else "probe/knn_top1"
+        return "val/skill" if self.probe_shards is None else "probe/top1"
 
     def verdict(self, clips: int) -> str:
         if clips < WORTH_CLIPS:
@@ -228,11 +239,14 @@ class Pretraining(Task[PretrainSettings]):
         return held if len(held.rows) else self._reader(self._sets, self._usable)
 
     @cached_property
-    def _probe_readers(self) -> list[ClipReader]:
-        """Reads labelled clips for the probe: the known ones, and those asked for."""
+    def _asked(self) -> Asked | None:
+        """The clips that show what the frozen network knows."""
+        settings, probe = self.settings, self.settings.probe
         if self.probe_shards is None:
-            return []
+            if not probe.drawn_clips:
+                return None
+            return DrawnActions.of(probe.drawn_clips, self._spacing, settings.model)
         shards = ShardSet.open(self.probe_shards)
-        rows = probe_rows(shards, self.settings.probe.split, self.settings.probe.max_clips)
-        parts = (rows.known, rows.asked)
-        return [self._reader([shards], part, loop_short=True) for part in parts]
+        rows = labelled_rows(shards, probe.split, probe.max_clips)
+        reader = self._reader([shards], rows, loop_short=True)
+        return LabelledClips.of(shards, rows, reader, settings.model)

@@ -63,6 +63,7 @@ def _pretrain(
     from dynamonet.training.checkpoint.store import newest
     from dynamonet.training.launch import launch
     from dynamonet.training.start import model_at
+    from pretrain.frozen import Verdict
     from pretrain.objective import Pretraining
 
     for path, shards in zip(paths, sets, strict=True):
@@ -91,6 +92,12 @@ def _pretrain(
     if checkpoint := newest(done.folder):
         seen = read_state(checkpoint).samples
         console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
+    if verdict := done.run.metrics("verdict/"):
+        line = Verdict({f"verdict/{name}": value for name, value in verdict.items()}).line(
+            str(done.model)
+        )
+        done.run.tag(choice=line)
+        console.print(f"[bold]verdict  {line}[/bold]", soft_wrap=True)
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)

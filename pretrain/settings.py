@@ -13,7 +13,7 @@ WORTH_CLIPS = 30_000  # seen; with fewer no sure gain at equal steps, measured: 
 
 
 class ProbeSettings(Settings):
-    """Labelled clips on which frozen features are tried at each measurement."""
+    """Clips whose classes are read off the frozen network at each measurement, and at the end."""
 
     shards: str | None = Field(
         default=None,
@@ -21,7 +21,12 @@ class ProbeSettings(Settings):
     )
     split: int = Field(default=1, ge=1, description="Only the training part of this split is used.")
     max_clips: int = Field(
-        default=1000, ge=2, description="Most clips; three quarters are known, the rest asked for."
+        default=1000, ge=2, description="Most of them; groups of videos are held out in turn."
+    )
+    drawn_clips: int = Field(
+        default=192,
+        ge=0,
+        description="Without labelled ones: clips of drawn actions that no training has; 0 = none.",
     )
 
 
@@ -102,7 +107,7 @@ class PretrainSettings(PreflightSettings):
         default=200, ge=1, description="Steps between two measurements."
     )
     probe: ProbeSettings = Field(
-        default=ProbeSettings(), description="Do frozen features tell labelled clips apart?"
+        default=ProbeSettings(), description="What does the frozen network know?"
     )
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from benchmarks.learning.results import Results, cell, head, mean
 from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import LABELLED, TESTED
 from benchmarks.report import Figure
-from finetune.evaluation.statistics import (
+from dynamonet.frozen.statistics import (
     Difference,
 )
 

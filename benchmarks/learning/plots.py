@@ -22,8 +22,8 @@ from benchmarks.learning.arms import (
 from benchmarks.learning.results import Results
 from benchmarks.learning.rows import Ledger
 from benchmarks.learning.sets import TESTED
+from dynamonet.frozen.statistics import Outcomes, accuracy_interval
 from dynamonet.storage import atomic_file
-from finetune.evaluation.statistics import Outcomes, accuracy_interval
 
 OWN = tuple(arm for arm in ARMS if arm.pretext == "own" and not arm.own_domain)
 

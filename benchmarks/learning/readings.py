@@ -32,6 +32,7 @@ from benchmarks.learning.sets import FOLDS, LABELLED
 from benchmarks.learning.settings import finetune_settings
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
+from dynamonet.frozen.ridge import Known, fit_heads
 from dynamonet.model.classifier import Head, mean_and_std
 from dynamonet.model.motion_field import MotionField, motion_numbers
 from dynamonet.model.numbers import signed_root
@@ -41,7 +42,6 @@ from dynamonet.training.numerics.precision import forward_precision
 from finetune.evaluation.evaluator import Views, by_video
 from finetune.evaluation.metrics import Predictions
 from finetune.settings import FinetuneSettings
-from finetune.train.ridge import fit_heads
 
 POOLED, SPREAD, FILTERS, FIELD = "pooled mean", "pooled mean and std", "raw filters", "field"
 TWO_HEADS, DIFFERENCES = "two heads", "differences of frames"
@@ -172,7 +172,8 @@ def read(
         heads.append(Head(x.shape[1], len(data.classes), 0.0, _EPS.get(name, 1e-5)).eval())
     looks = [([x[train] for x in inputs], rows[train])]
     alone, views = Rank(0, 1, torch.device("cpu")), len(task.views.requests(0))
-    fit_heads(heads, looks, data, task.parts.train, views=views, seed=row.seed, rank=alone)
+    known = Known.of(data, task.parts.train, row.seed)
+    fit_heads(heads, looks, known, task.parts.train, views=views, seed=row.seed, rank=alone)
     spent = time.process_time() - began + float(found["seconds"]) * len(train) / len(rows)
     with torch.no_grad():
         said = torch.stack([head(x[test]) for head, x in zip(heads, inputs, strict=True)]).mean(0)

@@ -20,7 +20,7 @@ from benchmarks.learning.readings import (
 from benchmarks.learning.results import Results, cell, head, mean, outcomes
 from benchmarks.learning.sets import FOLDS, LABELLED
 from benchmarks.report import Figure
-from finetune.evaluation.statistics import Difference, Outcomes, difference
+from dynamonet.frozen.statistics import Difference, Outcomes, difference
 
 _SEEDS = range(3)
 _README = {

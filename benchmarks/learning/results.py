@@ -22,7 +22,7 @@ from benchmarks.learning.arms import (
 from benchmarks.learning.readings import Reading
 from benchmarks.learning.rows import Ledger, Line
 from benchmarks.learning.sets import FOLDS
-from finetune.evaluation.statistics import (
+from dynamonet.frozen.statistics import (
     Difference,
     Outcomes,
     accuracy_interval,

@@ -213,6 +213,16 @@ class DynamoNet(nn.Module):
         said = [each for each in heads if each is not None]
         return replace(output, heads=torch.cat(said, 1)) if others else output
 
+    def heads_inputs(self, clip: Tensor) -> list[Tensor]:
+        """Returns what each head of the networks reads of a clip, (B, ...)."""
+        inputs: list[Tensor] = []
+        for network in self.networks:
+            output = network.alone(clip, predict_frames=False)
+            assert network.classifier is not None
+            with torch.autocast(clip.device.type, enabled=False):
+                inputs += network.classifier.inputs(output.features, output.motion)
+        return inputs
+
     def alone(self, clip: Tensor, *, predict_frames: bool) -> Output:
         """Runs this network without those beside it, see `forward`."""
         config = self.config

@@ -42,8 +42,8 @@ CHARTS = (
     ),
     Chart(
         "Probe",
-        r"probe/\w+_top1",
-        "Accuracy of frozen features on labelled clips. At commonest_top1 they tell nothing apart.",
+        r"probe/\w*top1",
+        "Accuracy of the frozen network on clips held out. At commonest_top1 it knows nothing.",
     ),
     Chart("Accuracy", r"(train|epoch)/accuracy"),
     Chart(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynamonet.frozen.statistics import Outcomes, accuracy_interval
 from dynamonet.model.motion_field import MotionField
 from dynamonet.model.network import DynamoNet
 from dynamonet.shards.order import Request
@@ -28,7 +29,6 @@ from dynamonet.video.transforms import weight_by_change
 from finetune.evaluation.metrics import Predictions
 from finetune.evaluation.motion_pictures import draw_fields, draw_numbers
 from finetune.evaluation.plots import draw_calibration, draw_confused, draw_confusion
-from finetune.evaluation.statistics import Outcomes, accuracy_interval
 
 TOP = 5
 PREDICTIONS, PER_CLASS = "test/predictions.parquet", "test/per_class.csv"

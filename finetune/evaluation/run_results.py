@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dynamonet.errors import UserError
+from dynamonet.frozen.statistics import Outcomes, numbered
 from finetune.evaluation.evaluator import PREDICTIONS
 from finetune.evaluation.protocol import Protocol
-from finetune.evaluation.statistics import Outcomes, numbered
 
 
 @dataclass(frozen=True)

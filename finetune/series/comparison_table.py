@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dynamonet.frozen.statistics import Outcomes, accuracy_interval, difference
 from finetune.evaluation.evaluator import as_csv
-from finetune.evaluation.statistics import Outcomes, accuracy_interval, difference
 
 COLOURS = {"ridge": "tab:blue", "attentive": "tab:orange", "full": "tab:green"}
 

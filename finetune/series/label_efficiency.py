@@ -13,12 +13,12 @@ from rich.table import Table
 
 from dynamonet import cluster
 from dynamonet.errors import UserError
+from dynamonet.frozen.statistics import Difference, Outcomes, accuracy_interval, difference
 from dynamonet.shards.shard_set import ShardSet
 from finetune.evaluation import protocol
 from finetune.evaluation.evaluator import as_csv
 from finetune.evaluation.leakage import labels_spent
 from finetune.evaluation.run_results import measured_runs
-from finetune.evaluation.statistics import Difference, Outcomes, accuracy_interval, difference
 from finetune.pretrained.load import as_learnt, find_pretrained
 from finetune.series_settings import CurveSettings
 from finetune.settings import FinetuneSettings

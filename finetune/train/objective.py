@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamonet.errors import UserError
+from dynamonet.frozen import ridge
+from dynamonet.frozen.folds import balanced
 from dynamonet.model.classifier import Classifier, Head
 from dynamonet.model.config import LossName, ModelConfig, NetworkConfig
 from dynamonet.model.network import DynamoNet, Output
@@ -46,9 +48,8 @@ from finetune.pretrained.load import (
     pretrained_weights,
 )
 from finetune.settings import FinetuneSettings, SeedSettings
-from finetune.train import ridge
 from finetune.train.augment import augment
-from finetune.train.splits import Splits, balanced
+from finetune.train.splits import Splits
 
 logger = logging.getLogger("dynamonet.ridge")  # below the package, which the console shows
 TRUNK_RATE = 0.1  # of a trunk that others trained. Source: Hara's fine-tuning
@@ -173,7 +174,9 @@ class Finetuning(Task[FinetuneSettings]):
             return {}
         classifiers = [network.classifier for network in model.networks]
         rank, reader = measuring.rank, self.reader(self.parts.train)
-        looks = ridge.look(model, reader, self.views, measuring)
+        rows = reader.rows.numbers().tolist()
+        requests = [each for row in rows for each in self.views.requests(row)]
+        looks = ridge.look(model, reader, requests, measuring)
         fitted = self.fit([each for each in classifiers if each is not None], looks, rank)
         model.keep_beside([place - 1 for place in fitted.kept if place])
         if rank.is_main:
@@ -191,7 +194,7 @@ class Finetuning(Task[FinetuneSettings]):
         return ridge.fit_heads(
             [head for own in heads for head in own],
             looks,
-            self.data,
+            ridge.Known.of(self.data, self.parts.train, self.settings.labels_seed),
             self.parts.train,
             views=len(self.views.requests(0)),
             seed=self.settings.labels_seed,

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynamonet.frozen.statistics import accuracy_interval
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.tracking.runs import TrackedRun, closing, start_run
@@ -27,7 +28,6 @@ from dynamonet.training.run_folder import stage_folder
 from finetune.evaluation import protocol
 from finetune.evaluation.protocol import accuracy
 from finetune.evaluation.run_results import measured_runs
-from finetune.evaluation.statistics import accuracy_interval
 from finetune.settings import FinetuneSettings
 from finetune.train.auto import attempts, run_auto
 from finetune.train.dry_run import dry_run

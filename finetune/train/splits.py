@@ -7,21 +7,19 @@ test part                       looked at at the end, and each time is counted
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamonet.errors import UserError
+from dynamonet.frozen.folds import by_class, drawn
 from dynamonet.shards.shard_set import ShardSet
 from finetune.settings import FinetuneSettings
 
 Rows = NDArray[np.int64]
 HELD_OUT = 0.25  # of the training part's groups, where they only choose something
-INNER_FOLDS = 3  # of a training part, by which something is chosen
 VAL_SHARE = 0.1  # of a set without a val part, where it has enough groups
 
 
@@ -83,10 +81,10 @@ def kept_apart(shards: ShardSet, rows: Rows, share: float, seed: int) -> tuple[R
     names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
     groups = {int(row): given[row] or names[row] for row in rows}
     cut: set[str] = set()
-    for members in _by_class(shards, groups).values():
+    for members in by_class(shards, groups).values():
         if len(members) > 1:
             cut |= set(
-                _drawn(members, seed)[: min(len(members) - 1, math.ceil(share * len(members)))]
+                drawn(members, seed)[: min(len(members) - 1, math.ceil(share * len(members)))]
             )
     apart = np.array([groups[int(row)] in cut for row in rows], bool)
     stay = rows[~apart]
@@ -102,37 +100,6 @@ def kept_apart(shards: ShardSet, rows: Rows, share: float, seed: int) -> tuple[R
     return stay, rows[apart]
 
 
-def balanced(labels: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:
-    """Returns a weight for each class (N,) by which all weigh the same, mean 1 over the labels."""
-    counts = np.bincount(labels, minlength=num_classes)
-    there = counts > 0
-    return np.where(there, len(labels) / (there.sum() * counts.clip(1)), 0.0)
-
-
-def inner_folds(shards: ShardSet, rows: Rows, seed: int) -> Rows:
-    """Returns the fold of each row, 0 to `INNER_FOLDS` - 1, by whole groups; 0 for lack of groups.
-
-    Each group goes where its classes are rarest so far, those that have few groups first.
-    """
-    names, given = shards.table["source"].to_pylist(), shards.table["group"].to_pylist()
-    groups = {int(row): given[row] or names[row] for row in rows}
-    members = _by_class(shards, groups)
-    classes: dict[str, list[int]] = {}
-    for label, own in members.items():
-        for name in own:
-            classes.setdefault(name, []).append(label)
-    count = min(INNER_FOLDS, max(map(len, members.values())))
-    order = _drawn(classes, seed)
-    order.sort(key=lambda name: min(len(members[label]) for label in classes[name]))
-    seen = np.zeros((count, len(shards.classes)), np.int64)
-    fold_of: dict[str, int] = {}
-    for name in order:
-        best = int(np.lexsort((seen.sum(1), seen[:, classes[name]].sum(1)))[0])
-        seen[best, classes[name]] += 1
-        fold_of[name] = best
-    return np.array([fold_of[groups[int(row)]] for row in rows], np.int64)
-
-
 def labelled_share(shards: ShardSet, rows: Rows, share: float, seed: int) -> Rows:
     """Keeps a share of each class's videos, at least one, others for another seed.
 
@@ -144,24 +111,7 @@ def labelled_share(shards: ShardSet, rows: Rows, share: float, seed: int) -> Row
     videos = {int(row): names[row] for row in rows}
     kept = {
         video
-        for members in _by_class(shards, videos).values()
-        for video in _drawn(members, seed)[: max(1, math.ceil(share * len(members)))]
+        for members in by_class(shards, videos).values()
+        for video in drawn(members, seed)[: max(1, math.ceil(share * len(members)))]
     }
     return rows[[videos[int(row)] in kept for row in rows]]
-
-
-def _by_class(shards: ShardSet, names: dict[int, str]) -> dict[int, set[str]]:
-    groups: dict[int, set[str]] = {}
-    for row, name in names.items():
-        groups.setdefault(int(shards.columns["label"][row]), set()).add(name)
-    return groups
-
-
-def _drawn(names: Iterable[str], seed: int) -> list[str]:
-    """Returns names in a random order that depends on each name and the seed alone."""
-    salt = seed.to_bytes(8, "big")
-
-    def place(name: str) -> bytes:
-        return hashlib.blake2b(name.encode(), digest_size=8, salt=salt).digest()
-
-    return sorted(names, key=place)

@@ -130,7 +130,7 @@ class _Cast:
         turn = 2 * math.pi * torch.rand(num)
         tilt = 0.6 * torch.rand(num) - 0.1
         low, high = (math.log(2 * each) for each in SIZE)
-        scale = torch.exp(low + (high - low) * torch.rand(num).sqrt())
+        scale = torch.exp(low + (high - low) * torch.rand(num) ** 0.35)  # large ones tell more
         scale = torch.where(stands_by, scale[lead] * torch.exp(0.4 * torch.randn(num)), scale)
         scale = torch.where(pair[clip] & (role < 2), scale * 0.8, scale)
         place = (2 * torch.rand(num, 2) - 1) * (0.8 - 0.35 * scale).clamp(min=0.1)[:, None]

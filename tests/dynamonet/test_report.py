@@ -86,7 +86,7 @@ def test_a_browser_shows_curves_pictures_settings_lineage_and_shards(made: Made)
         "Speed:",
         "panel/filmstrip-00000004.png",
         "panel/learning-00000004.png",
-        "probe/knn_top1",
+        "probe/top1",
         state["mlflow"]["run_id"],
         card["run"]["id"],
         card["digest"],

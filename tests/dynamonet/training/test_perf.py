@@ -195,10 +195,10 @@ def test_durations_are_read_at_a_glance() -> None:
 
 
 def test_an_evaluation_is_told_in_a_line_for_each_group() -> None:
-    lines = note_lines(200, {"val/loss": 0.25, "val/skill": 0.5, "probe/knn_top1": 0.75})
+    lines = note_lines(200, {"val/loss": 0.25, "val/skill": 0.5, "probe/top1": 0.75})
     assert lines == [
         "step     200  val    loss 0.25  skill 0.5",
-        "step     200  probe  knn_top1 0.75",
+        "step     200  probe  top1 0.75",
     ]
 
 

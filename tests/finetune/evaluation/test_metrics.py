@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dynamonet.errors import UserError
+from dynamonet.frozen.statistics import Outcomes
 from dynamonet.shards.shard_set import ShardSet
 from finetune import compare as comparing
 from finetune.evaluation.evaluator import ViewPlan, Views, by_video
@@ -21,7 +22,6 @@ from finetune.evaluation.metrics import (
 from finetune.evaluation.plots import draw_calibration, draw_confusion
 from finetune.evaluation.protocol import MeasuredPart, Protocol, Times
 from finetune.evaluation.run_results import measured_runs
-from finetune.evaluation.statistics import Outcomes
 from finetune.series.label_efficiency import Point, draw_curve, labels_saved
 
 

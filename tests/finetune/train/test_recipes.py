@@ -17,6 +17,7 @@ from torch import Tensor
 from dynamonet.command_line import load
 from dynamonet.errors import SettingsError, UserError
 from dynamonet.export import export
+from dynamonet.frozen import ridge
 from dynamonet.model.config import ModelConfig, TrunkConfig
 from dynamonet.model.files import read_weights
 from dynamonet.model.network import DynamoNet
@@ -31,7 +32,6 @@ from dynamonet.video.transforms import View
 from finetune.evaluation.evaluator import ViewPlan
 from finetune.pretrained.load import find_each, find_pretrained
 from finetune.settings import FinetuneSettings
-from finetune.train import ridge
 from finetune.train.objective import Finetuning
 from finetune.train.several import single_runs
 from finetune.train.splits import Splits, kept_apart, labelled_share

@@ -4,13 +4,13 @@ Classes weigh the same. The strength of each head is the one with the best accur
 which are made of whole groups; what all folds say of their held-out clips then gives each head its
 share and the probabilities their sharpness, by maximum likelihood.
 
-Source: see `finetune.train.regression`; temperature scaling (Guo et al. 2017).
+Source: see `dynamonet.frozen.regression`; temperature scaling (Guo et al. 2017).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -20,21 +20,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamonet.frozen.folds import balanced, inner_folds
+from dynamonet.frozen.regression import Fold, Sums
 from dynamonet.model.classifier import Head
 from dynamonet.model.network import DynamoNet
+from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.measuring import Measuring
-from finetune.evaluation.evaluator import ViewPlan
-from finetune.train.regression import Fold, Sums
-from finetune.train.splits import balanced, inner_folds
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-7, 4))  # for each clip
 UNTRIED = STRENGTHS[len(STRENGTHS) // 2]  # where there are no folds to choose it by
 HEADS = ("features", "motion")
 MOST_HELD = 20_000  # clips whose features are kept to choose by
 SHARP = 10.0  # of scores between 0 and 1, where there are no folds to choose it by
+
+Looks = Iterable[tuple[list[Tensor], NDArray[np.int64]]]  # inputs (B, D) of each head; rows (B,)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of clips, by the number of their row."""
+
+    label: NDArray[np.int64]  # (R,)
+    video: NDArray[np.int64]  # (R,), a number, equal ones the same
+    fold: NDArray[np.int64]  # (R,), of whole groups of videos
+    weights: NDArray[np.float64]  # (N,), of the classes
+
+    @classmethod
+    def of(cls, shards: ShardSet, rows: NDArray[np.int64], seed: int) -> Known:
+        """Returns what is known of some rows of a set; the seed decides the folds."""
+        label = shards.columns["label"].astype(np.int64)
+        names = shards.table["source_digest"].to_pylist()
+        fold = np.zeros(len(shards), np.int64)
+        fold[rows] = inner_folds(shards, rows, seed)
+        video = np.unique(names, return_inverse=True)[1]
+        return cls(label, video, fold, balanced(label[rows], len(shards.classes)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,8 @@ class Fitted:
     top1: float | None  # on the clips held out by inner folds, video by video; None: no folds
     kept: list[int]  # of several networks, those that are read; the first always is
     alone: float | None = None  # the same of the first network, where there are several
+    right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # of each video
+    videos: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # which
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -95,23 +119,15 @@ class Fitted:
         return f"strength of {strengths}, by inner folds of groups, top-1 {self.top1:.1%} there"
 
 
-Looks = Iterable[tuple[list[Tensor], NDArray[np.int64]]]  # inputs (B, D) of each head; rows (B,)
-
-
 @torch.no_grad()
 def look(
-    model: DynamoNet, reader: ClipReader, views: ViewPlan, measuring: Measuring
-) -> Iterator[tuple[list[Tensor], NDArray[np.int64]]]:
-    """Yields what the heads read of this rank's share of a reader's clips, batch by batch."""
-    requests = [each for row in reader.rows.numbers().tolist() for each in views.requests(row)]
+    model: DynamoNet, reader: ClipReader, requests: Sequence[Request], measuring: Measuring
+) -> Looks:
+    """Yields what the heads read of this rank's share of some clips, batch by batch."""
     for batch in measuring.batches(reader, requests):
         frames = batch.render()[:, :, : model.config.num_frames]
-        inputs: list[Tensor] = []
-        for network in model.networks:
-            with measuring.precision.autocast():
-                output = network.alone(frames, predict_frames=False)
-            assert network.classifier is not None
-            inputs += network.classifier.inputs(output.features, output.motion)
+        with measuring.precision.autocast():
+            inputs = model.heads_inputs(frames)
         yield inputs, batch.row.cpu().numpy()
 
 
@@ -119,10 +135,10 @@ def look(
 def fit_heads(
     heads: Sequence[Head],
     looks: Looks,
-    shards: ShardSet,
+    known: Known,
     rows: NDArray[np.int64],
     *,
-    views: int,
+    views: int = 1,
     seed: int,
     rank: Rank,
     networks: Sequence[int] = (),
@@ -133,30 +149,27 @@ def fit_heads(
 
     Args:
         looks: What the heads read of this rank's clips.
-        rows: Of the training part.
+        known: Of all clips.
+        rows: Those to learn from.
         views: How many clips there are of each row.
-        seed: Decides the inner folds, and what is held to choose by where there are many clips.
+        seed: Decides what is held to choose by where there are many clips.
         networks: How many of the heads each network has, where there are several.
     """
-    labels, videos = shards.columns["label"], shards.table["source_digest"].to_pylist()
-    weights = torch.from_numpy(balanced(labels[rows], len(shards.classes)))
-    fold_of = np.zeros(len(shards), np.int64)
-    fold_of[rows] = inner_folds(shards, rows, seed)
-    folds = int(fold_of.max()) + 1
+    folds = int(known.fold[rows].max()) + 1
+    weights = torch.from_numpy(known.weights)
     sums = [Sums(head.norm.num_features, weights, folds) for head in heads]
     drawn = np.random.default_rng(seed).permutation(rows)[: max(1, MOST_HELD // views)]
-    keeps = np.isin(np.arange(len(shards)), drawn)
+    keeps = np.isin(np.arange(len(known.label)), drawn)
     parts: list[Held] = []
     for read, number in looks:
-        label, fold = (torch.from_numpy(of[number].astype(np.int64)) for of in (labels, fold_of))
+        label, fold = (torch.from_numpy(of[number]) for of in (known.label, known.fold))
         inputs, kept = [x.cpu() for x in read], torch.from_numpy(keeps[number])
         for own, x in zip(sums, inputs, strict=True):
             own.add(x, label, fold)
         some = [x[kept] for x in inputs]
         parts.append(Held(some, number[keeps[number]], label[kept], fold[kept]))
     held = Held.joined(parts, rank)
-    _, number = np.unique([videos[row] for row in held.rows], return_inverse=True)
-    return fit(heads, [own.over(rank) for own in sums], held, number, networks)
+    return fit(heads, [own.over(rank) for own in sums], held, known.video[held.rows], networks)
 
 
 def fit(
@@ -195,47 +208,58 @@ def fit(
         said.append(say(chosen[-1]))  # once more: those of all strengths are large
     scores = torch.stack(said)
     owner = np.repeat(np.arange(len(networks)), networks)
-    kept = worth_reading(scores, labels, owner, len(np.unique(numbers)))
+    kept = worth_reading(scores, labels, owner, numbers)
 
-    def read(some: list[int]) -> tuple[list[int], Tensor, float]:
-        """Returns the heads of some networks, their shares, and the accuracy on held-out clips."""
+    def read(some: list[int]) -> tuple[list[int], Tensor, NDArray[np.bool_]]:
+        """Returns the heads of some networks, their shares, and which videos they name right."""
         places = np.flatnonzero(np.isin(owner, some)).tolist()
         shares = likeliest_shares(scores[places], labels)
-        return places, shares, accuracy(mixed(scores[places], shares), labels, numbers)
+        return places, shares, right_videos(mixed(scores[places], shares), labels, numbers)
 
-    places, shares, top1 = read(kept)
+    places, shares, right = read(kept)
     for place, share in zip(places, shares.tolist(), strict=True):
         solution = sums[place].without(None).solution(chosen[place])
         solution.put_into(heads[place], len(places) * share)
-    alone = read([0])[2] if len(networks) > 1 else None
-    return Fitted([chosen[place] for place in places], shares.tolist(), top1, kept, alone)
+    return Fitted(
+        [chosen[place] for place in places],
+        shares.tolist(),
+        float(right.mean()),
+        kept,
+        float(read([0])[2].mean()) if len(networks) > 1 else None,
+        right,
+        np.unique(numbers),
+    )
 
 
 def worth_reading(
-    scores: Tensor, labels: Tensor, owner: NDArray[np.int64], videos: int
+    scores: Tensor, labels: Tensor, owner: NDArray[np.int64], videos: NDArray[np.int64]
 ) -> list[int]:
-    """Returns the networks that make held-out labels likelier, the first always among them.
+    """Returns the networks that tell more of held-out videos together, the first always among them.
 
-    Each is added whose gain in log-likelihood, video by video, is above the number of its heads,
-    the one that gains most first. Source: Akaike's criterion.
+    Each is added that raises their accuracy, and their log-likelihood by more than the number of
+    its heads, the one that gains most first. Source: Akaike's criterion; that accuracy must rise
+    is ours.
 
     Args:
         scores: (H, B, K), of each head.
         owner: (H,), its network.
+        videos: (B,), a number for the video of each clip.
     """
 
-    def loss(networks: list[int]) -> float:
+    def read(networks: list[int]) -> tuple[float, float]:
         some = scores[torch.from_numpy(np.isin(owner, networks))]
-        return float(F.cross_entropy(mixed(some, likeliest_shares(some, labels)), labels))
+        said = mixed(some, likeliest_shares(some, labels))
+        likelihood = -float(F.cross_entropy(said, labels)) * len(np.unique(videos))
+        return likelihood, accuracy(said, labels, videos)
 
     kept, left = [0], sorted({*owner.tolist()} - {0})
-    now = loss(kept) if left else 0.0
+    now = read(kept) if left else (0.0, 0.0)
     while left:
-        losses = {each: loss([*kept, each]) for each in left}
-        best = min(left, key=lambda each: losses[each])
-        if videos * (now - losses[best]) <= int((owner == best).sum()):
+        found = {each: read([*kept, each]) for each in left}
+        best = max(left, key=lambda each: found[each])
+        if found[best][0] - now[0] <= int((owner == best).sum()) or found[best][1] <= now[1]:
             break
-        now = losses[best]
+        now = found[best]
         kept.append(best)
         left.remove(best)
     return sorted(kept)
@@ -257,13 +281,18 @@ def _held_out(equations: Sequence[Fold], strength: float, x: Tensor, folds: Tens
 
 def accuracy(scores: Tensor, labels: Tensor, videos: NDArray[np.int64]) -> float:
     """Returns the share of videos whose mean scores are highest for their class."""
+    return float(right_videos(scores, labels, videos).mean())
+
+
+def right_videos(scores: Tensor, labels: Tensor, videos: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tells of each video, in the order of their numbers, whether its mean scores are right."""
     _, number = np.unique(videos, return_inverse=True)
     place = torch.from_numpy(number)
     total = torch.zeros(int(number.max()) + 1, scores.shape[1], dtype=scores.dtype)
     total.index_add_(0, place, scores)
     true = torch.zeros(len(total), dtype=labels.dtype)
     true[place] = labels
-    return float((total.argmax(1) == true).double().mean())
+    return (total.argmax(1) == true).numpy()
 
 
 def likeliest_shares(scores: Tensor, labels: Tensor) -> Tensor:

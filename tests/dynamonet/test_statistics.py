@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from finetune.evaluation.statistics import Outcomes, accuracy_interval, difference
+from dynamonet.frozen.statistics import Outcomes, accuracy_interval, difference
 
 TIMES = 1000  # simulated experiments; a share of 0.95 is then known to 0.014, twice its error
 ACCURACY = 0.7

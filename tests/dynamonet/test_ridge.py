@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dynamonet.frozen.folds import INNER_FOLDS, inner_folds
+from dynamonet.frozen.regression import Sums
+from dynamonet.frozen.ridge import STRENGTHS, UNTRIED, Held, fit, likeliest_shares
 from dynamonet.model.classifier import Head
 from dynamonet.shards.shard_set import ShardSet
-from finetune.train.regression import Sums
-from finetune.train.ridge import STRENGTHS, UNTRIED, Held, fit, likeliest_shares
-from finetune.train.splits import INNER_FOLDS, inner_folds
 
 
 def clips(seed: int, count: int = 60, dim: int = 5, classes: int = 3) -> tuple[Tensor, Tensor]:
