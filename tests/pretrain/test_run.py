@@ -25,7 +25,9 @@ from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from tests.conftest import ROOT, TINY_MODEL, stop_driver
 
 SHORT = "--max_steps 6 --epochs 50 --evaluate_every_steps 3 --log_every_steps 2".split()
-SHORT += "--checkpoint_every_steps 3 --holdout_share 0.3 --precision fp32".split()
+SHORT += (
+    "--checkpoint_every_steps 3 --holdout_share 0.3 --precision fp32 --probe.drawn_clips 32".split()
+)
 
 
 def train(shards: Path, *words: str) -> TrainingResult:
@@ -60,6 +62,7 @@ def test_it_says_how_long_it_takes_and_what_that_buys(finished: TrainingResult) 
     few = f"fewer than the {WORTH_CLIPS:,} from which pretraining paid"
     assert re.search(rf"length   {clips} clips seen in all, .*left; {few}", text)
     assert f"seen     {clips} clips; {few}" in text
+    assert re.search(r"verdict  frozen, 32 clips of drawn actions: .* now .* learnt", text)
 
 
 def test_a_finished_run_leaves_model_checkpoints_settings_and_state(
@@ -93,6 +96,8 @@ def test_mlflow_has_steps_epochs_speed_skill_pictures_and_the_parent(
         "val/skill_h1",
         "val/features_rank",
         "val/dmr_spread",
+        "probe/top1",
+        "verdict/own_top1",
         "train/mfu",
         "time/wait_ms",
         "time/backward_ms",
