@@ -53,7 +53,7 @@ class DrawnSettings(Settings):
         description="Share of a step's clips that are drawn, in addition to loader.batch_size.",
     )
     weight: float = Field(
-        default=1.0, ge=0, description="Of the cross-entropy of drawn actions in the loss."
+        default=0.1, ge=0, description="Of the cross-entropy of drawn actions in the loss."
     )
 
     def clips(self, read: int) -> int:
