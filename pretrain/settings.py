@@ -24,7 +24,7 @@ class ProbeSettings(Settings):
         default=1000, ge=2, description="Most of them; groups of videos are held out in turn."
     )
     drawn_clips: int = Field(
-        default=192,
+        default=96,
         ge=0,
         description="Without labelled ones: clips of drawn actions that no training has; 0 = none.",
     )
