@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
@@ -30,6 +29,7 @@ from dynamonet.shards.order import Request
 from dynamonet.shards.reader import ClipReader
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.training.measuring import BrokenOff, Measuring
+from dynamonet.training.start import transfer
 from pretrain.drawn.actions import TAUGHT, Actions
 from pretrain.drawn.scene import draw_clips
 
@@ -76,25 +76,37 @@ class Asked(ABC):
     def looks(self, model: DynamoNet, measuring: Measuring) -> Looks:
         """Yields what the heads read of this rank's share of the clips."""
 
-    def figure(self, networks: Sequence[DynamoNet], measuring: Measuring) -> Figure:
-        """Reads frozen networks together; every rank must call it, and gets the same.
+    def figures(
+        self,
+        networks: Sequence[DynamoNet],
+        measuring: Measuring,
+        together: Sequence[Sequence[int]] = ((0,),),
+    ) -> list[Figure]:
+        """Reads frozen networks by one look; every rank must call it, and gets the same.
 
         Args:
             networks: Of any size; all are shown the same clips.
+            together: Places of networks, for each figure those that are read together.
         """
         model = reading(networks, self.num_classes, self.seconds, self.like)
         model = model.to(measuring.rank.device)
-        heads = [list(own.classifier.heads) for own in model.networks if own.classifier]
-        fitted = fit_heads(
-            [head for own in heads for head in own if isinstance(head, Head)],
-            self.looks(model, measuring),
-            self.known,
-            self.rows,
-            seed=0,
-            rank=measuring.rank,
-            networks=[len(own) for own in heads],
-        )
-        return Figure(fitted, tuple(self.groups[video] for video in fitted.videos.tolist()))
+        owner, heads = zip(*_heads(model), strict=True)
+        looks = list(self.looks(model, measuring))
+        found = []
+        for places in together:
+            own = [i for place in places for i, other in enumerate(owner) if other == place]
+            fitted = fit_heads(
+                [heads[i] for i in own],
+                [([inputs[i] for i in own], rows) for inputs, rows in looks],
+                self.known,
+                self.rows,
+                seed=0,
+                rank=measuring.rank,
+                networks=[owner.count(place) for place in places],
+            )
+            videos = fitted.videos.tolist()
+            found.append(Figure(fitted, tuple(self.groups[video] for video in videos)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -199,13 +211,16 @@ def reading(
     own, *others = (ModelConfig.of(each.config.network, **how) for each in networks)
     model = DynamoNet(own.model_copy(update={"beside": tuple(others)})).eval()
     for copy, given in zip(model.networks, networks, strict=True):
-        weights: dict[str, Tensor] = {
-            name: value
-            for name, value in given.state_dict().items()
-            if name.startswith(("trunk.", "motion."))
-        }
-        copy.load_state_dict(weights, strict=False)
+        transfer(copy, given.state_dict(), 1.0)
     return model
+
+
+def _heads(model: DynamoNet) -> Iterator[tuple[int, Head]]:
+    """Yields the heads of networks, each with the place of its network."""
+    for place, network in enumerate(model.networks):
+        for head in network.classifier.heads if network.classifier else ():
+            assert isinstance(head, Head)
+            yield place, head
 
 
 @dataclass(frozen=True)
@@ -226,17 +241,25 @@ class Verdict:
         Args:
             brought: That of the package, of another size; all are shown the same clips.
         """
-        figures = {"start": asked.figure([start], by), "own": asked.figure([own], by)}
-        before, after = figures["start"], figures["own"]
-        kept = None
         if isinstance(asked, LabelledClips):
-            before = figures["brought"] = asked.figure([brought], by)
-            after = figures["together"] = asked.figure([brought, own], by)
-            # a network that has learnt nothing may add something too
-            other = figures["with_start"] = asked.figure([brought, start], by)
-            kept = 1 in after.fitted.kept and after.outcomes.mean > other.outcomes.mean
-        gain = difference(before.outcomes, after.outcomes)
-        kept = gain.low > 0 if kept is None else kept
+            ways = {
+                "start": (2,),
+                "own": (1,),
+                "brought": (0,),
+                "together": (0, 1),
+                "with_start": (0, 2),  # a network that has learnt nothing may add something too
+            }
+            found = asked.figures([brought, own, start], by, [*ways.values()])
+            figures = dict(zip(ways, found, strict=True))
+            before, after = figures["brought"], figures["together"]
+            gain = difference(before.outcomes, after.outcomes)
+            more = after.outcomes.mean > figures["with_start"].outcomes.mean
+            kept = more and 1 in after.fitted.kept
+        else:
+            before, after = asked.figures([start, own], by, [(0,), (1,)])
+            figures = {"start": before, "own": after}
+            gain = difference(before.outcomes, after.outcomes)
+            kept = gain.low > 0
         numbers = {f"{name}_top1": each.outcomes.mean for name, each in figures.items()}
         numbers |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
         numbers |= {"kept": float(kept), "videos": float(len(after.groups))}

@@ -158,7 +158,7 @@ class Pretraining(Task[PretrainSettings]):
         evaluation = measure(model, self._evaluation_reader, self.settings, measuring)
         if (asked := self._asked) is None:
             return evaluation
-        figure = asked.figure([model], measuring)
+        (figure,) = asked.figures([model], measuring)
         found = {
             "probe/top1": figure.outcomes.mean,
             "probe/commonest_top1": asked.commonest,

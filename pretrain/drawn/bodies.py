@@ -84,8 +84,7 @@ class Bodies:
         """
         angles = channels[..., : 2 * NUM_PARTS].unflatten(-1, (NUM_PARTS, 2))
         place, turned = channels[..., -6:-3], channels[..., -3:]
-        root = rotations(turned[..., 1], "y") @ rotations(turned[..., 2], "x")
-        root = root @ rotations(turned[..., 0], "z")  # (F, T, 3, 3)
+        root = tumbled(turned)
         bent = rotations(angles[..., 0], "z") @ rotations(-angles[..., 1], "x")
         torso = root @ bent[:, :, 0]
         parents = torch.stack([torso, torso, torso, root, root], 2)
@@ -113,6 +112,12 @@ def channels_at(table: Tensor, phase: Tensor, vigour: Tensor) -> Tensor:
     values = torch.lerp(table.gather(2, index), table.gather(2, (index + 1) % PHASES), share)
     middle = table.mean(2, keepdim=True)
     return (middle + (values - middle) * vigour[..., None]).transpose(1, 2)
+
+
+def tumbled(angles: Tensor) -> Tensor:
+    """Returns rotations (..., 3, 3) of roll, yaw and pitch (..., 3), radians."""
+    roll, yaw, pitch = angles.unbind(-1)
+    return rotations(yaw, "y") @ rotations(pitch, "x") @ rotations(roll, "z")
 
 
 def rotations(angle: Tensor, axis: str) -> Tensor:

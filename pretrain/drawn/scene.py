@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.drawn.actions import Actions
-from pretrain.drawn.bodies import NUM_PARTS, Bodies, channels_at, rotations
+from pretrain.drawn.bodies import NUM_PARTS, Bodies, channels_at, rotations, tumbled
 from pretrain.drawn.raster import LAYERS, Capsules, figure_shift, shows
 from pretrain.drawn.recording import record, textures
 from pretrain.movers import Moved, Track
@@ -143,15 +143,13 @@ class _Cast:
         posed = channels_at(channels, phase, vigour)
         begin, end = bodies.posed(posed)
         spun = 2 * math.pi * table.spin[number][:, None] * phase[..., None] * ~idle[:, None, None]
-        turned = rotations(spun[..., 1], "y") @ rotations(spun[..., 2], "x")
-        turned = turned @ rotations(spun[..., 0], "z")
         gap = channels_at(table.gap[number][:, None], phase, torch.ones(num, 1))[..., 0] / 2
         gap = torch.where((pair[clip] & (role < 2))[:, None], gap, torch.zeros(()))
         facing = rotations(torch.where(partner, math.pi, 0.0), "y")[:, None]
         walk = table.walk[number] * torch.where(idle, 0.0, 1.0) * torch.exp(0.2 * torch.randn(num))
         ahead = walk[:, None] * times - gap
         seen = rotations(tilt, "x") @ rotations(turn, "y")  # (F, 3, 3)
-        placed = facing @ turned
+        placed = facing @ tumbled(spun)
         forward = (facing[..., 2] * ahead[..., None])[:, :, None]  # along its own heading
         turned_points = (
             ((seen[:, None] @ placed)[:, :, None] @ each[..., None])[..., 0]

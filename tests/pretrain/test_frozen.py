@@ -89,7 +89,7 @@ def test_own_pretraining_is_kept_where_it_adds_and_not_where_it_does_not() -> No
 def test_without_labels_drawn_actions_are_asked_for_the_same_ones_each_time() -> None:
     model = network()
     asked, by = DrawnActions.of(64, 0.08, TINY), alone(model)
-    first, again = (asked.figure([model], by) for _ in range(2))
+    first, again = (asked.figures([model], by)[0] for _ in range(2))
     assert (first.fitted.right == again.fitted.right).all()
     assert len(first.groups) == 64 and asked.commonest == 1 / 16
     own = Verdict.of(asked, network(), network(1), network(2), by)

@@ -142,7 +142,7 @@ def load_checkpoint(folder: Path, train_state: TrainState) -> LoopState:
     weights = read_weights(folder)
     try:
         training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
-        train_state.result.load_state_dict(weights | training["head"])
+        train_state.result.load_state_dict(weights | training.get("head", {}))
         train_state.optimizer.load_state_dict(training["optimizer"])
         _lay_out(train_state.optimizer)
         if train_state.scaler.is_enabled():
