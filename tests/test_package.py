@@ -21,7 +21,7 @@ def run(*words: str | Path, cwd: Path | None = None) -> str:
     """Runs a program to its end and returns what it printed, errors too."""
     env = {**os.environ, "COLUMNS": "100"}
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=240, cwd=cwd, env=env, check=False
+        words, capture_output=True, text=True, timeout=900, cwd=cwd, env=env, check=False
     )
     return done.stdout + done.stderr
 

@@ -82,7 +82,7 @@ def test_a_browser_shows_curves_pictures_settings_lineage_and_shards(made: Made)
     for word in (
         f"pretrain {made.pretrained.name}",
         "skill on held-out videos",
-        "nearest neighbours",
+        "frozen, by ridge regression",
         "Speed:",
         "panel/filmstrip-00000004.png",
         "panel/learning-00000004.png",

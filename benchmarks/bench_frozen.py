@@ -1,0 +1,128 @@
+"""What frozen networks know, on training groups only: `make bench-frozen`, seconds a network.
+
+    python -m benchmarks.bench_frozen --models motion a/step-00004000 motion,a/step-00004000
+
+Ridge regression with the product's two heads, on folds made of the training parts' own groups: no
+test part is looked at, so that what is decided by this can be claimed on them. Models joined by a
+comma have their heads added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from benchmarks.bench_learning import REAL_DATA, ROOT
+from benchmarks.learning.arms import MOTION
+from benchmarks.learning.readings import FIELD, READINGS, SPREAD, TWO_HEADS, Reading, features
+from benchmarks.learning.sets import FOLDS, LABELLED, make_sets
+from benchmarks.learning.tasks import Classification
+from benchmarks.report import show, table
+from dynamonet import cluster
+from dynamonet.command_line import load
+from dynamonet.errors import run_entry
+from dynamonet.frozen.ridge import Known, fit_heads, right_videos
+from dynamonet.model.classifier import Head
+from dynamonet.model.files import locate
+from dynamonet.settings import Settings
+from dynamonet.training.distributed.rank import Rank
+from dynamonet.training.perf.allocator import keep_freed_memory
+from finetune.pretrained.load import pretrained_config
+from finetune.settings import FinetuneSettings
+from finetune.train.splits import kept_apart
+
+CUT, CUTS = 0.34, 2  # share of a training part's groups that is asked about, and how often
+WAYS = (SPREAD, FIELD, TWO_HEADS)
+
+
+class FrozenSettings(Settings):
+    """Reads frozen networks on the training groups of three sets of real video."""
+
+    models: tuple[str, ...] = Field(
+        default=("motion",), description="Models' folders; several joined by commas: together."
+    )
+    home: Path = Field(
+        default=ROOT / "data/learning", description="Folder of shards and of features."
+    )
+
+
+@dataclass(frozen=True)
+class Read:
+    """What networks make of the clips of one set."""
+
+    task: Classification
+    found: list[dict[str, np.ndarray]]  # of each network
+
+    @classmethod
+    def of(cls, places: list[Path], name: str, shards: str, home: Path) -> Read:
+        tasks = [Classification(_settings(place, shards), shards, str(place)) for place in places]
+        row = Reading(MOTION, name, 0, TWO_HEADS)
+        found = [features(*each, home) for each in zip(tasks, repeat(row), places, strict=False)]
+        return cls(tasks[0], found)
+
+    def accuracy(self, way: str, fold: int, seed: int) -> float:
+        """Returns the share of videos right, of those cut from a training part."""
+        data = self.task.data
+        train = data.rows(split=fold + 1, part="train").numbers()
+        stay, apart = kept_apart(data, train, CUT, seed)
+        inputs = [torch.from_numpy(own[each]) for own in self.found for each in READINGS[way]]
+        eps = [1e-10 if each == "field" else 1e-5 for _ in self.found for each in READINGS[way]]
+        heads = [
+            Head(x.shape[1], len(data.classes), 0.0, e).eval()
+            for x, e in zip(inputs, eps, strict=True)
+        ]
+        rows = self.found[0]["rows"]
+        here, there = (np.flatnonzero(np.isin(rows, part)) for part in (stay, apart))
+        looks = [([x[here] for x in inputs], rows[here])]
+        known, alone = Known.of(data, stay, seed), Rank(0, 1, torch.device("cpu"))
+        views = len(self.task.views.requests(0))
+        fit_heads(heads, looks, known, stay, views=views, seed=seed, rank=alone)
+        with torch.no_grad():
+            said = torch.stack([h(x[there]) for h, x in zip(heads, inputs, strict=True)]).mean(0)
+        asked = rows[there]
+        label = torch.from_numpy(known.label[asked])
+        return float(right_videos(said.double(), label, known.video[asked]).mean())
+
+
+def _settings(place: Path, shards: str) -> FinetuneSettings:
+    """Returns the settings of a run that reads a model."""
+    return FinetuneSettings(
+        shards=shards,
+        recipe="ridge",
+        reads="field",
+        test_clips=4,
+        test_crops=1,
+        clips={"canvas_px": 48, "crop_scale": (0.8, 1.0), "stride_seconds": 0.08},  # type: ignore[arg-type]
+        loader={"processes": 0, "decoded_gb": 2.0},  # type: ignore[arg-type]
+        model=pretrained_config(place).model_copy(update={"num_frames": 8, "frame_px": 48}),
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Prints a row for each network; see --help."""
+    settings = load(FrozenSettings, argv, prog="python -m benchmarks.bench_frozen")
+    keep_freed_memory()
+    home = settings.home.absolute()
+    with cluster.connected():  # for stage 1 only
+        shards = make_sets(home, REAL_DATA.resolve())
+    title = f"per cent right, {FOLDS} folds x {CUTS} cuts: features / field / both"
+    made = table(title, "networks", *LABELLED, "mean of both")
+    for names in settings.models:
+        places, cells, both = [locate(each) for each in names.split(",")], [], []
+        for name in LABELLED:
+            read = Read.of(places, name, shards[name], home)
+            cuts = [(fold, seed) for fold in range(FOLDS) for seed in range(CUTS)]
+            right = {way: np.mean([read.accuracy(way, *cut) for cut in cuts]) for way in WAYS}
+            cells.append(" / ".join(f"{100 * value:.1f}" for value in right.values()))
+            both.append(right[TWO_HEADS])
+        made.add_row(names, *cells, f"{100 * np.mean(both):.1f}")
+    show([made], [])
+
+
+if __name__ == "__main__":
+    run_entry(main)
