@@ -41,8 +41,10 @@ KINDS = {
 def sizes() -> dict[str, tuple[int, NetworkConfig]]:
     """Returns clips of a step, and the network that sees them."""
     found: dict[str, tuple[int, NetworkConfig]] = {}
-    for name, config in (("8x48", "tiny"), ("16x64", "motion")):
-        small = PretrainSettings.from_config(config).model
+    tiny = PretrainSettings.from_config("tiny").model
+    for num, side in ((8, 48), (16, 64)):
+        name = f"{num}x{side}"
+        small = tiny.model_copy(update={"num_frames": num, "frame_px": side})
         for kernel in ((7, 7, 7), (3, 7, 7)):
             trunk = small.trunk.model_copy(update={"stem_kernel": kernel})
             own = f"{name}_stem_{'x'.join(map(str, kernel))}"

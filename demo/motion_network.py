@@ -1,7 +1,9 @@
-"""Makes the network that the package brings, `motion`: `make motion-network`, 45 minutes.
+"""Makes the network that the package brings, `motion`: `make motion-network`, two hours.
 
-Renders videos, makes shards of them and pretrains on them, by the commands that a user has for real
-video. It has seen no frame of a real one, and nobody's licence stands in the way of using it.
+Renders videos, makes shards of them and pretrains on them and on drawn figures, by the commands
+that a user has for real video: small clips first, then longer and larger ones. It has seen no frame
+of a real video, and nobody's licence stands in the way of using it. What is cut off goes on where
+it was when the command is given again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ from dynamonet.errors import run_entry
 from dynamonet.settings import Settings
 
 VIDEOS = 4000
+PHASES = {  # runs of `configs/pretrain/motion.yaml`, each from where the one before it ended
+    "motion-8x48": "",
+    "motion-16x64": "--model.num_frames 16 --model.frame_px 64 --clips.canvas_px 64 "
+    "--loader.batch_size 8 --max_steps 1200 --optimizer.lr 0.001",
+}
 _KEPT = ("stage", "frames", "clips", "loss")  # of what the run says about itself; the rest is local
 
 
@@ -42,8 +49,11 @@ def main(argv: list[str]) -> None:
     with cluster.connected():
         near = ("--near_duplicates", "off")  # textures are alike, and their motion is not
         shard(["--config", "tiny", "--source", str(videos), "--output", "rendered", *near])
-        learnt = pretrain.main(["--config", "motion", "--shards", "rendered", "--name", "motion"])
-    console.print(f"package  {bring(learnt.model)}")
+        start = "none"
+        for name, words in PHASES.items():
+            how = ["--config", "motion", "--shards", "rendered", "--pretrained", start]
+            start = str(pretrain.main([*how, "--name", name, *words.split()]).model)
+    console.print(f"package  {bring(Path(start))}")
 
 
 def bring(model: Path) -> Path:
@@ -52,7 +62,7 @@ def bring(model: Path) -> Path:
     from dynamonet.tracking.seen import FILE as TRAINED_ON
     from dynamonet.training.checkpoint.state import read_origin
 
-    description = read_description(model)
+    folder, description = BROUGHT["motion"], read_description(model)
     said = facts(description)
     origin = read_origin(model)
     assert origin is not None
@@ -65,9 +75,9 @@ def bring(model: Path) -> Path:
         name: value.half() if value.ndim > 1 else value  # statistics stay exact
         for name, value in read_weights(model).items()
     }
-    write_model(BROUGHT["motion"], halves, {"model": description["model"], **head})
-    shutil.copy2(model / TRAINED_ON, BROUGHT["motion"])
-    return BROUGHT["motion"]
+    write_model(folder, halves, {"model": description["model"], **head})
+    shutil.copy2(model / TRAINED_ON, folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
@@ -154,5 +155,6 @@ def to_yaml(settings: Settings, indent: str = "") -> str:
 def in_yaml(value: Any) -> str:
     """Returns a plain value in one line of YAML."""
     value = list(value) if isinstance(value, tuple) else value
+    value = str(value) if isinstance(value, Path) else value
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("...\n").strip()

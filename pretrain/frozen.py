@@ -8,7 +8,6 @@ Seconds of work, done at each measurement; at the end it says what the pretraini
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from dynamonet.commands import command
 from dynamonet.errors import UserError
-from dynamonet.frozen.folds import INNER_FOLDS
+from dynamonet.frozen.folds import INNER_FOLDS, drawn
 from dynamonet.frozen.ridge import Fitted, Known, Looks, fit_heads, look
 from dynamonet.frozen.statistics import Difference, Outcomes, accuracy_interval, difference
 from dynamonet.model.classifier import Head
@@ -163,7 +162,7 @@ class DrawnActions(Asked):
             rows = batches[place]
             with torch.random.fork_rng([]), torch.no_grad(), measuring.precision.autocast():
                 torch.manual_seed(place)
-                drawn = draw_clips(
+                clips = draw_clips(
                     table,
                     torch.from_numpy(self.known.label[rows]),
                     num_frames=self.like.num_frames,
@@ -171,7 +170,7 @@ class DrawnActions(Asked):
                     cell_px=self.like.filters.cell_px,
                     device=rank.device,
                 )
-                yield model.heads_inputs(drawn.moved.frames), rows
+                yield model.heads_inputs(clips.moved.frames), rows
 
 
 def labelled_rows(shards: ShardSet, split: int, max_clips: int) -> NDArray[np.int64]:
@@ -185,14 +184,11 @@ def labelled_rows(shards: ShardSet, split: int, max_clips: int) -> NDArray[np.in
             f"probe.shards: {shards.folder.path} has no labels. Make labelled shards with\n"
             f"  {command('shard')} --source VIDEOS --dataset folder --output ANOTHER"
         )
-    names = shards.table["source"].to_pylist()
+    sources = shards.table["source"].to_pylist()
     rows = shards.rows(split=split, part="train").numbers()
     rows = rows[shards.columns["label"][rows] >= 0].tolist()
-
-    def draw(row: int) -> bytes:
-        return hashlib.blake2b(f"{names[row]} {row}".encode(), digest_size=8).digest()
-
-    return np.array(sorted(sorted(rows, key=draw)[:max_clips]), np.int64)
+    names = {f"{sources[row]} {row}": row for row in rows}
+    return np.array(sorted(names[name] for name in drawn(names, 0)[:max_clips]), np.int64)
 
 
 def reading(

@@ -20,7 +20,7 @@ LIBRARY = "dynamonet"
 # what dynamonet.model may stand on beside the standard library
 MODEL_NEEDS = {"torch", "pytorchvideo", "pydantic", "safetensors", "huggingface_hub"}
 
-BROUGHT_WEIGHTS = ROOT / "dynamonet/model/motion/model.safetensors"
+BROUGHT = ROOT / "dynamonet/model/motion"
 
 
 def modules(folder: str) -> list[Path]:
@@ -141,7 +141,7 @@ def test_nothing_committed_names_a_machine_or_is_large() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     for path in tracked():
-        assert path.stat().st_size < (3_000_000 if path == BROUGHT_WEIGHTS else 1_000_000), path
+        assert path.stat().st_size < (5_000_000 if BROUGHT in path.parents else 1_000_000), path
         if path.suffix in (".py", ".md", ".yaml", ".toml", "") and path.name != "LICENSE":
             text = path.read_text("utf-8")
             # built from parts, so that this file does not name what it forbids

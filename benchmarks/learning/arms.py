@@ -163,7 +163,7 @@ _POOLS = {
 }
 _POOL_VIDEOS = 938  # unlabelled and the training part of jhmdb
 
-SCRATCH, OWN_12, MOTION = "scratch", "own, 12 minutes", "motion"
+SCRATCH, OWN_12, MOTION, MOTION_1 = "scratch", "own, 12 minutes", "motion", "motion@1"
 ARMS = (
     Arm(SCRATCH, "from random weights"),
     Arm("own, 3 minutes", "grid of filters with movers, on other sets' videos", "own", 3),
@@ -171,6 +171,7 @@ ARMS = (
     Arm("own, 40 minutes", "the same for longer still", "own", 40),
     Arm("own, 12 minutes, own domain", "also on the set's training videos", "own", 12, True),
     Arm(MOTION, "the network that ships with the package, 76 minutes of one core", brought=MOTION),
+    Arm(MOTION_1, "the one before, of rendered videos alone", brought=MOTION_1),
     Arm(
         f"{OWN_12}, field",
         "with a head for the motion field, not the raw filters",
@@ -202,6 +203,7 @@ SCALE = tuple(
     Arm(f"{clips:,} clips of {videos or 'all'} videos", "", "own", clips=clips, videos=videos)
     for videos, clips in product((*VIDEOS, None), CLIPS_SEEN)
 )
+FEW_VIDEOS, MANY_VIDEOS = (f"{CLIPS_SEEN[2]:,} clips of {videos} videos" for videos in (100, 900))
 VARIANTS = tuple(
     Arm(f"3 minutes, {name}", "", name, 3)
     for name in PRETEXTS
@@ -264,7 +266,7 @@ def plan() -> list[Row]:
     planned += scale((VIDEOS[-1], None), CLIPS_SEEN[:-1])
     planned += rows([arm.name for arm in VARIANTS], pair, part="val")
     for seed in range(SEEDS):
-        planned += rows(FINALISTS, seed=seed)
+        planned += rows((*FINALISTS, MOTION_1), seed=seed)
     planned += rows((SCRATCH, OWN_12), share=SHARES[1], longer=LONGER)
     planned += scale((*VIDEOS, None), CLIPS_SEEN) + rows(rest)
     for seed, share in product(range(SEEDS), SHARES):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -19,8 +19,11 @@ from torch.nn import functional as F
 
 from benchmarks.learning.arms import (
     BY_NAME,
+    FEW_VIDEOS,
     FINALISTS,
+    MANY_VIDEOS,
     MOTION,
+    MOTION_1,
     OWN_12,
     PEERS,
     SCRATCH,
@@ -43,6 +46,8 @@ from finetune.evaluation.evaluator import Views, by_video
 from finetune.evaluation.metrics import Predictions
 from finetune.settings import FinetuneSettings
 
+TOGETHER = " + "
+BOTH = f"{MOTION}{TOGETHER}{OWN_12}"
 POOLED, SPREAD, FILTERS, FIELD = "pooled mean", "pooled mean and std", "raw filters", "field"
 TWO_HEADS, DIFFERENCES = "two heads", "differences of frames"
 READINGS = {  # way -> what its heads read
@@ -54,15 +59,16 @@ READINGS = {  # way -> what its heads read
     TWO_HEADS: ("spread", "field"),
 }
 SIZES = ((8, 48), (16, 64))
+SCALED = ("weizmann", "fights")  # by networks that saw few videos and many
 _CELL_PX = 4  # of the differences' field
 _EPS = {"field": 1e-10, "differences": 1e-10}  # as the classifier's
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to read a frozen network, on one fold."""
+    """A way to read a frozen network, or several together, on one fold."""
 
-    arm: str  # from scratch: a random network
+    arm: str  # from scratch: a random network; several joined by " + "
     set: str
     fold: int
     way: str
@@ -77,12 +83,21 @@ class Reading:
         return "read " + " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
     @property
+    def alone(self) -> list[Reading]:
+        """The same of each network by itself."""
+        return [replace(self, arm=arm) for arm in self.arm.split(TOGETHER)]
+
+    @property
     def start(self) -> Start | None:
-        return BY_NAME[self.arm].start(self.set, self.fold, self.seed)
+        """The pretraining that it waits for; there is at most one."""
+        starts = (BY_NAME[row.arm].start(row.set, row.fold, row.seed) for row in self.alone)
+        return next(filter(None, starts), None)
 
     def settings(self, shards: dict[str, str]) -> FinetuneSettings:
         """Returns the settings of the run that it stands for."""
-        row = Row(self.arm, self.set, self.fold, self.seed, share=self.share, recipe="ridge")
+        row = Row(
+            self.alone[-1].arm, self.set, self.fold, self.seed, share=self.share, recipe="ridge"
+        )
         own = finetune_settings(row, shards)
         assert own.model is not None
         size = {"num_frames": self.num_frames, "frame_px": self.frame_px}
@@ -109,6 +124,11 @@ def readings() -> list[Reading]:
         found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, squares=3))
     for arm, name, way, fold in product(PEERS, LABELLED, (POOLED, SPREAD), range(FOLDS)):
         found.append(Reading(arm, name, fold, way))
+    more = product((FEW_VIDEOS, MANY_VIDEOS), SCALED, range(2), range(FOLDS))
+    found += [Reading(arm, name, fold, TWO_HEADS, seed=seed) for arm, name, seed, fold in more]
+    more = product(SIZES, (MOTION_1, BOTH), LABELLED, range(FOLDS), (1, 3))
+    for (frames, px), arm, name, fold, squares in more:
+        found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, squares=squares))
     assert set(arms) == set(FINALISTS)
     return found
 
@@ -162,20 +182,39 @@ def difference_numbers(frames: Tensor, seconds: float) -> Tensor:
 
 
 def read(
-    task: Classification, row: Reading, found: dict[str, np.ndarray]
+    task: Classification, row: Reading, networks: list[dict[str, np.ndarray]]
 ) -> tuple[Predictions, float]:
-    """Learns the labels of the training part, and says the classes of the test part."""
-    began, data, rows = time.process_time(), task.data, found["rows"]
+    """Learns the labels of the training part, and says the classes of the test part.
+
+    Args:
+        networks: What each network makes of the clips; one that does not help is not read.
+    """
+    began, data, rows = time.process_time(), task.data, networks[0]["rows"]
     train, test = (np.flatnonzero(np.isin(rows, p)) for p in (task.parts.train, task.parts.test))
-    inputs, heads = [torch.from_numpy(found[name]) for name in READINGS[row.way]], list[Head]()
-    for name, x in zip(READINGS[row.way], inputs, strict=True):
-        heads.append(Head(x.shape[1], len(data.classes), 0.0, _EPS.get(name, 1e-5)).eval())
+    names = READINGS[row.way]
+    inputs = [torch.from_numpy(found[name]) for found in networks for name in names]
+    heads = [
+        Head(x.shape[1], len(data.classes), 0.0, _EPS.get(name, 1e-5)).eval()
+        for x, name in zip(inputs, names * len(networks), strict=True)
+    ]
     looks = [([x[train] for x in inputs], rows[train])]
     alone, views = Rank(0, 1, torch.device("cpu")), len(task.views.requests(0))
     known = Known.of(data, task.parts.train, row.seed)
-    fit_heads(heads, looks, known, task.parts.train, views=views, seed=row.seed, rank=alone)
-    spent = time.process_time() - began + float(found["seconds"]) * len(train) / len(rows)
+    fitted = fit_heads(
+        heads,
+        looks,
+        known,
+        task.parts.train,
+        views=views,
+        seed=row.seed,
+        rank=alone,
+        networks=[len(names)] * len(networks),
+    )
+    spent = time.process_time() - began
+    spent += sum(float(found["seconds"]) for found in networks) * len(train) / len(rows)
+    kept = [place for place in range(len(heads)) if place // len(names) in fitted.kept]
     with torch.no_grad():
-        said = torch.stack([head(x[test]) for head, x in zip(heads, inputs, strict=True)]).mean(0)
+        said = torch.stack([heads[place](inputs[place][test]) for place in kept]).mean(0)
     shares, none = said.double().softmax(1).numpy(), np.zeros((len(test), 0))
-    return by_video(Views(rows[test], shares, found["weights"][test], none), data), spent
+    weights = networks[0]["weights"][test]
+    return by_video(Views(rows[test], shares, weights, none), data), spent

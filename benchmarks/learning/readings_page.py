@@ -8,10 +8,23 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.learning.arms import AUTO, LONGER, MOTION, OWN_12, PEERS, SCRATCH, SHARES
+from benchmarks.learning.arms import (
+    AUTO,
+    FEW_VIDEOS,
+    LONGER,
+    MANY_VIDEOS,
+    MOTION,
+    MOTION_1,
+    OWN_12,
+    PEERS,
+    SCRATCH,
+    SHARES,
+)
 from benchmarks.learning.readings import (
+    BOTH,
     DIFFERENCES,
     READINGS,
+    SCALED,
     SIZES,
     SPREAD,
     TWO_HEADS,
@@ -27,7 +40,10 @@ _README = {
     MOTION: f"**`--pretrained {MOTION}`, frozen**",
     OWN_12: "**pretrained here, 12 minutes**, frozen",
 }
-_TITLES = {SCRATCH: "random network", OWN_12: OWN_12, MOTION: f"`{MOTION}`"} | {p: p for p in PEERS}
+_TITLES = {SCRATCH: "random network", OWN_12: OWN_12, MOTION: f"`{MOTION}`"}
+_TITLES |= {MOTION_1: f"`{MOTION_1}`", BOTH: f"`{MOTION}` and own, together"} | {
+    p: p for p in PEERS
+}
 SHOWN = SIZES[-1]  # in README
 Size = tuple[int, int]
 
@@ -99,12 +115,17 @@ def sections(results: Results) -> Iterator[str]:
         gains = [read.ahead(name, size, longer=longer, arm=arm) for name in LABELLED]
         other = SCRATCH if longer == 1 else f"{SCRATCH}, {longer} x the steps"
         yield from _gains(arm, size, other, gains)
+    for size, other in product(SIZES, (MOTION, OWN_12)):
+        pairs = [[read.of(arm, n, TWO_HEADS, size) for arm in (other, BOTH)] for n in LABELLED]
+        gains = [None if a is None or b is None else difference(a, b) for a, b in pairs]
+        yield from _gains(BOTH, size, _TITLES[other], gains)
     for arm, size in product((MOTION, OWN_12), SIZES):
         pairs = [[read.of(arm, n, way, size) for way in (SPREAD, TWO_HEADS)] for n in LABELLED]
         gains = [None if a is None or b is None else difference(a, b) for a, b in pairs]
         yield from _gains(arm, size, SPREAD, gains)
     yield from _squares(read)
     yield from _auto(results)
+    yield from _videos(read)
     yield "\nWith fewer labels, other labels for each of three seeds of `motion`:\n"
     shares = (*SHARES, 1.0)
     yield head("set", "network", "clips", *(f"{share:.0%}" for share in shares))
@@ -117,7 +138,7 @@ def sections(results: Results) -> Iterator[str]:
 def _squares(read: Read) -> Iterator[str]:
     """Yields what three squares of a wide picture give, which is the default of a fine-tuning."""
     lines = list[str]()
-    for arm, size in product((MOTION, OWN_12), SIZES):
+    for arm, size in product((MOTION, MOTION_1, OWN_12, BOTH), SIZES):
         pairs = [
             [read.of(arm, name, TWO_HEADS, size, squares=each) for each in (1, 3)]
             for name in LABELLED
@@ -136,6 +157,21 @@ def _squares(read: Read) -> Iterator[str]:
         )
         yield head("network", "clips", *LABELLED, "seconds")
         yield from lines
+
+
+def _videos(read: Read) -> Iterator[str]:
+    """Yields what nine times the videos give a network that sees as many clips of them."""
+    arms = (FEW_VIDEOS, MANY_VIDEOS)
+    found = [[read.of(arm, name, TWO_HEADS, SIZES[0]) for arm in arms] for name in SCALED]
+    pairs = [(few, many) for few, many in found if few and many]
+    if len(pairs) < len(SCALED):
+        return
+    yield "\nNine times the videos, as many clips of them (8 x 48 px, two seeds):\n"
+    yield head("pretrained on", *SCALED)
+    for place, arm in enumerate(arms):
+        yield f"| {arm} | {' | '.join(cell(pair[place]) for pair in pairs)} |"
+    gains = [difference(few, many).points() for few, many in pairs]
+    yield f"| the second ahead | {' | '.join(gains)} |"
 
 
 def _auto(results: Results) -> Iterator[str]:

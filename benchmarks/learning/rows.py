@@ -32,7 +32,7 @@ from benchmarks.learning.readings import Reading, features, read
 from benchmarks.learning.settings import finetune_settings, pretrain_settings
 from benchmarks.learning.tasks import Classification
 from dynamonet.digest import digest_of_bytes
-from dynamonet.model.files import locate
+from dynamonet.model.files import locate, weights_digest
 from dynamonet.shards.shard_set import ShardSet
 from dynamonet.storage import atomic_file
 from dynamonet.tracking.seen import TrainedOn
@@ -61,11 +61,17 @@ def settings_of(row: Row | Reading | Start, shards: dict[str, str]) -> TrainSett
 
 def kept(row: Row | Reading | Start, shards: dict[str, str]) -> Line:
     """Returns what a finished row says about its settings: all that the benchmark sets."""
-    said = settings_of(row, shards).model_dump(mode="json", exclude_unset=True, exclude={"shards"})
-    text = json.dumps(said)
     if isinstance(row, Reading):  # there are many, which differ in what their keys say
-        return {"digest": digest_of_bytes(text.encode())}
-    return json.loads(text)
+        texts = [json.dumps(_said(each, shards)) for each in row.alone]
+        return {"digest": digest_of_bytes("".join(texts).encode())}
+    return _said(row, shards)
+
+
+def _said(row: Row | Reading | Start, shards: dict[str, str]) -> Line:
+    settings = settings_of(row, shards)
+    said = settings.model_dump(mode="json", exclude_unset=True, exclude={"shards"})
+    brought = None if isinstance(row, Start) else BY_NAME[row.arm].brought
+    return said | ({"weights": weights_digest(locate(brought))} if brought else {})
 
 
 @dataclass
@@ -208,9 +214,10 @@ class Runner:
         return task, place
 
     def _read(self, row: Reading) -> list[Line]:
-        task, place = self._task(row)
-        found, seconds = read(task, row, features(task, row, place, self.home))
-        return self._lines(row, task, found, seconds, None)
+        tasks = [self._task(each) for each in row.alone]
+        networks = [features(task, row, place, self.home) for task, place in tasks]
+        task, _ = tasks[0]
+        return self._lines(row, task, *read(task, row, networks), None)
 
     def _finetune(self, row: Row) -> list[Line]:
         task, _ = self._task(row)

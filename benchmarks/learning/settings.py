@@ -7,6 +7,8 @@ from typing import Any
 from benchmarks.learning import arms
 from benchmarks.learning.arms import BY_NAME, DROPOUT, PRECISION, PRETEXTS, Row, Start
 from dynamonet.model.config import ModelConfig
+from dynamonet.model.files import locate
+from finetune.pretrained.load import pretrained_config
 from finetune.settings import FinetuneSettings
 from pretrain.settings import MoverSettings, PretrainSettings
 
@@ -39,6 +41,10 @@ def pretrain_settings(start: Start, shards: dict[str, str]) -> PretrainSettings:
 def finetune_settings(row: Row, shards: dict[str, str]) -> FinetuneSettings:
     """Returns the settings of a fine-tuning: one rate for trunk and classifier."""
     arm = BY_NAME[row.arm]
+    config: dict[str, Any] = arm.way.config
+    if arm.brought:  # as it is, for clips of this size
+        own = pretrained_config(locate(arm.brought)).model_dump()
+        config = config | {name: own[name] for name in ("trunk", "filters")}
     return FinetuneSettings(
         shards=shards[row.set],
         split=row.fold + 1,
@@ -49,7 +55,7 @@ def finetune_settings(row: Row, shards: dict[str, str]) -> FinetuneSettings:
         val_share=VAL_SHARE if row.part == "val" else 0.0,
         recipe=row.recipe,  # type: ignore[arg-type]
         pretrained="none",
-        model=ModelConfig.model_validate(arm.way.config),
+        model=ModelConfig.model_validate(config),
         reads=arm.reads,
         dropout=DROPOUT,
         aux_weight=0.0,

@@ -24,7 +24,8 @@ WEIGHTS_DIGEST = "weights_digest"  # key in the description
 MODEL = "model"  # folder of the finished model in that of its run
 LOSS = "loss"  # key in the description of a pretrained model: how frames were compared
 _OWN_KEYS = ("format_version", WEIGHTS_DIGEST, "model")
-BROUGHT = {"motion": Path(__file__).parent / "motion"}  # models that the package brings
+_MOTION = Path(__file__).parent / "motion"  # a folder for each version
+BROUGHT = {"motion": _MOTION / "1", "motion@1": _MOTION / "1"}  # models that the package brings
 MODEL_CARD = "README.md"  # on the hub
 _CARD = """---
 library_name: dynamonet
@@ -68,8 +69,8 @@ def locate(place: str | Path) -> Path:
     """Returns a model's folder; a Hugging Face hub id is downloaded, once.
 
     Args:
-        place: `motion`, the model that the package brings; a folder, or that of a run; or
-            `owner/name` or `owner/name@revision` on the hub.
+        place: `motion`, the model that the package brings, or `motion@1`, an older one; a folder,
+            or that of a run; or `owner/name` or `owner/name@revision` on the hub.
 
     Raises:
         UserError: neither; or it looks like a hub id and `huggingface_hub` is not installed.

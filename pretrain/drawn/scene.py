@@ -90,6 +90,78 @@ def _times(batch: int, num_frames: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Roles:
+    """Who is in the clips: F figures, those of a clip one after the other."""
+
+    clip: Tensor  # (F,)
+    starts: Tensor  # (B,), the first figure of each clip
+    number: Tensor  # (F,), of the action
+    stands_by: Tensor  # (F,) bool: does the same elsewhere, or little
+    partner: Tensor  # (F,) bool: acts with the first figure, where an action takes two
+    paired: Tensor  # (F,) bool: one of those two
+
+    @classmethod
+    def drawn(cls, table: Actions, action: Tensor) -> _Roles:
+        batch, pair = len(action), table.pair[action]
+        beside = (torch.rand(batch, 2) < torch.tensor([0.3, 0.1])).sum(1)
+        count = (1 + torch.maximum(beside, pair.long())).clamp(max=LAYERS)
+        clip = torch.repeat_interleave(torch.arange(batch), count)
+        starts = torch.cumsum(count, 0) - count
+        place = torch.arange(len(clip)) - starts[clip]
+        partner = pair[clip] & (place == 1)
+        stands_by = (place > 0) & ~partner
+        return cls(clip, starts, action[clip], stands_by, partner, pair[clip] & (place < 2))
+
+    @property
+    def lead(self) -> Tensor:
+        """The first figure of the same clip, (F,)."""
+        return self.starts[self.clip]
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """When and how strongly each figure acts; (F,) each."""
+
+    vigour: Tensor  # (F, C), factor on each channel
+    idle: Tensor  # bool
+    pace: Tensor  # cycles a second
+    start: Tensor  # cycles
+
+    @classmethod
+    def drawn(cls, table: Actions, roles: _Roles) -> _Pace:
+        num = len(roles.clip)
+        vigour = torch.exp(0.2 * torch.randn(num, table.channels.shape[1]))
+        idle = roles.stands_by & (torch.rand(num) < 0.5)
+        vigour = vigour * torch.where(idle, 0.1, 1.0)[:, None]
+        pace = torch.exp(0.18 * torch.randn(num)) / table.period[roles.number]
+        return cls(vigour, idle, pace, torch.rand(num))
+
+
+@dataclass(frozen=True)
+class _Stand:
+    """Where each figure stands, and from where it is seen; (F,) each."""
+
+    turn: Tensor  # radians
+    tilt: Tensor
+    scale: Tensor  # half sides of the frame for a height
+    place: Tensor  # (F, 2), half sides
+    mirror: Tensor  # -1 or 1
+
+    @classmethod
+    def drawn(cls, roles: _Roles) -> _Stand:
+        num = len(roles.clip)
+        turn, tilt = 2 * math.pi * torch.rand(num), 0.6 * torch.rand(num) - 0.1
+        low, high = (math.log(2 * each) for each in SIZE)
+        scale = torch.exp(low + (high - low) * torch.rand(num) ** 0.35)  # large ones tell more
+        near = scale[roles.lead] * torch.exp(0.4 * torch.randn(num))
+        scale = torch.where(roles.stands_by, near, scale)
+        scale = torch.where(roles.paired, scale * 0.8, scale)
+        place = (2 * torch.rand(num, 2) - 1) * (0.8 - 0.35 * scale).clamp(min=0.1)[:, None]
+        mirror = torch.where(torch.rand(num) < 0.5, -1.0, 1.0)
+        return cls(turn, tilt, scale, place, mirror)
+
+
+@dataclass(frozen=True)
 class _Cast:
     """The figures of all clips, F of them, before the camera sees them."""
 
@@ -98,93 +170,54 @@ class _Cast:
     radius: Tensor  # (F, P), heights
     clip: Tensor  # (F,)
     layer: Tensor  # (F,)
-    scale: Tensor  # (F,), half sides of the frame for a height
-    place: Tensor  # (F, 2), half sides
+    stand: _Stand
     walked: Tensor  # (B, T, 2), where the first figure of each clip has come to, half sides
-    mirror: Tensor  # (F,), -1 or 1
 
     @classmethod
     def drawn(cls, table: Actions, action: Tensor, time: Tensor) -> _Cast:
-        batch = len(action)
-        pair = table.pair[action]
-        beside = (torch.rand(batch, 2) < torch.tensor([0.3, 0.1])).sum(1)
-        count = (1 + torch.maximum(beside, pair.long())).clamp(max=LAYERS)
-        clip = torch.repeat_interleave(torch.arange(batch), count)
-        starts = torch.cumsum(count, 0) - count
-        role = torch.arange(len(clip)) - starts[clip]
-        partner = pair[clip] & (role == 1)
-        stands_by = (role > 0) & ~partner
-        lead = starts[clip]  # the first figure of the same clip
-        number = action[clip]
-        kind = table.kind[number]
-        bodies = Bodies.drawn(kind)
-        channels = torch.where(
-            partner[:, None, None], table.partner[number], table.channels[number]
-        )
-        num = len(clip)
-        vigour = torch.exp(0.2 * torch.randn(num, channels.shape[1]))
-        idle = stands_by & (torch.rand(num) < 0.5)
-        vigour = vigour * torch.where(idle, 0.1, 1.0)[:, None]
-        pace = torch.exp(0.18 * torch.randn(num)) / table.period[number]
-        start = torch.rand(num)
-        turn = 2 * math.pi * torch.rand(num)
-        tilt = 0.6 * torch.rand(num) - 0.1
-        low, high = (math.log(2 * each) for each in SIZE)
-        scale = torch.exp(low + (high - low) * torch.rand(num) ** 0.35)  # large ones tell more
-        scale = torch.where(stands_by, scale[lead] * torch.exp(0.4 * torch.randn(num)), scale)
-        scale = torch.where(pair[clip] & (role < 2), scale * 0.8, scale)
-        place = (2 * torch.rand(num, 2) - 1) * (0.8 - 0.35 * scale).clamp(min=0.1)[:, None]
-        mirror = torch.where(torch.rand(num) < 0.5, -1.0, 1.0)
-        together = partner.nonzero().flatten()
-        for values in (pace, start, turn, tilt, scale, place, mirror):
-            values[together] = values[lead[together]]
-        times = time[clip]
-        phase = start[:, None] + pace[:, None] * times
-        posed = channels_at(channels, phase, vigour)
-        begin, end = bodies.posed(posed)
-        spun = 2 * math.pi * table.spin[number][:, None] * phase[..., None] * ~idle[:, None, None]
-        gap = channels_at(table.gap[number][:, None], phase, torch.ones(num, 1))[..., 0] / 2
-        gap = torch.where((pair[clip] & (role < 2))[:, None], gap, torch.zeros(()))
+        roles = _Roles.drawn(table, action)
+        number, partner = roles.number, roles.partner
+        bodies = Bodies.drawn(table.kind[number])
+        acts, stand = _Pace.drawn(table, roles), _Stand.drawn(roles)
+        for values in (acts.pace, acts.start, *vars(stand).values()):
+            values[partner] = values[roles.lead[partner]]
+        times = time[roles.clip]
+        phase = acts.start[:, None] + acts.pace[:, None] * times
+        own = torch.where(partner[:, None, None], table.partner[number], table.channels[number])
+        begin, end = bodies.posed(channels_at(own, phase, acts.vigour))
+        gap = channels_at(table.gap[number][:, None], phase, torch.ones(len(number), 1))[..., 0]
+        gap = torch.where(roles.paired[:, None], gap / 2, torch.zeros(()))
+        active = ~acts.idle
+        spun = 2 * math.pi * table.spin[number][:, None] * phase[..., None]
+        walk = table.walk[number] * active * torch.exp(0.2 * torch.randn(len(number)))
+        walked = walk[:, None] * times
+        seen = rotations(stand.tilt, "x") @ rotations(stand.turn, "y")  # (F, 3, 3)
         facing = rotations(torch.where(partner, math.pi, 0.0), "y")[:, None]
-        walk = table.walk[number] * torch.where(idle, 0.0, 1.0) * torch.exp(0.2 * torch.randn(num))
-        ahead = walk[:, None] * times - gap
-        seen = rotations(tilt, "x") @ rotations(turn, "y")  # (F, 3, 3)
-        placed = facing @ tumbled(spun)
-        forward = (facing[..., 2] * ahead[..., None])[:, :, None]  # along its own heading
-        turned_points = (
-            ((seen[:, None] @ placed)[:, :, None] @ each[..., None])[..., 0]
-            + (seen[:, None, None] @ forward[..., None])[..., 0]
-            for each in (begin, end)
+        heading = seen[:, None] @ facing[..., 2:]  # (F, 1, 3, 1)
+        turned = seen[:, None] @ facing @ tumbled(spun * active[:, None, None])  # (F, T, 3, 3)
+        ahead = (heading * (walked - gap)[..., None, None])[..., 0]  # (F, T, 3)
+        begin, end = (
+            (turned[:, :, None] @ points[..., None])[..., 0] + ahead[:, :, None]
+            for points in (begin, end)
         )
-        begin, end = turned_points
-        step = seen[:, None] @ (facing[..., 2] * (walk[:, None] * times)[..., None])[..., None]
-        flat = step[..., 0][..., :2] * scale[:, None, None]
-        flat = flat * torch.stack([mirror, -torch.ones(num)], 1)[:, None]
-        depth = scale + torch.where(partner, 1e-3, 0.0)
-        ranks = torch.argsort(torch.argsort(depth + 100 * clip)) - starts[clip]
-        return cls(
-            begin=begin,
-            end=end,
-            radius=bodies.radius,
-            clip=clip,
-            layer=ranks,
-            scale=scale,
-            place=place,
-            walked=flat[starts],
-            mirror=mirror,
-        )
+        flat = (heading * walked[..., None, None])[:, :, :2, 0] * stand.scale[:, None, None]
+        flat = flat * torch.stack([stand.mirror, -torch.ones_like(stand.mirror)], 1)[:, None]
+        depth = stand.scale + torch.where(partner, 1e-3, 0.0)
+        ranks = torch.argsort(torch.argsort(depth + 100 * roles.clip)) - roles.lead
+        return cls(begin, end, bodies.radius, roles.clip, ranks, stand, flat[roles.starts])
 
     def seen(self, camera: _Camera, side: int) -> Capsules:
         """Returns the figures as the camera sees them, in pixels."""
-        grow = self.scale[:, None, None, None]
-        across = torch.stack([self.mirror, -torch.ones_like(self.mirror)], 1)[:, None, None]
+        scale, mirror = self.stand.scale, self.stand.mirror
+        grow = scale[:, None, None, None]
+        across = torch.stack([mirror, -torch.ones_like(mirror)], 1)[:, None, None]
 
         def screen(points: Tensor) -> Tensor:
-            flat = points[..., :2] * across * grow + self.place[:, None, None]
+            flat = points[..., :2] * across * grow + self.stand.place[:, None, None]
             return (camera.of(flat, self.clip) + 1) * side / 2
 
         zoom = camera.zoom[self.clip]
-        radius = self.radius[:, None] * self.scale[:, None, None] * zoom[..., None] * side / 2
+        radius = self.radius[:, None] * scale[:, None, None] * zoom[..., None] * side / 2
         depth = (self.begin + self.end)[..., 2]
         num = len(self.clip)
         looks = torch.randn(num, 4, 3)  # skin, shirt, trousers, and what differs from part to part
