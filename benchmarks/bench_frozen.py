@@ -1,10 +1,10 @@
 """What frozen networks know, on training groups only: `make bench-frozen`, seconds a network.
 
-    python -m benchmarks.bench_frozen --models motion a/step-00004000 motion,a/step-00004000
+    python -m benchmarks.bench_frozen --models motion a/step-00004000 motion+a/step-00004000
 
 Ridge regression with the product's two heads, on folds made of the training parts' own groups: no
 test part is looked at, so that what is decided by this can be claimed on them. Models joined by a
-comma have their heads added.
+plus have their heads added.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FrozenSettings(Settings):
     """Reads frozen networks on the training groups of three sets of real video."""
 
     models: tuple[str, ...] = Field(
-        default=("motion",), description="Models' folders; several joined by commas: together."
+        default=("motion",), description="Models' folders; several joined by +: together."
     )
     home: Path = Field(
         default=ROOT / "data/learning", description="Folder of shards and of features."
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
     title = f"per cent right, {FOLDS} folds x {CUTS} cuts: features / field / both"
     made = table(title, "networks", *LABELLED, "mean of both")
     for names in settings.models:
-        places, cells, both = [locate(each) for each in names.split(",")], [], []
+        places, cells, both = [locate(each) for each in names.split("+")], [], []
         for name in LABELLED:
             read = Read.of(places, name, shards[name], home)
             cuts = [(fold, seed) for fold in range(FOLDS) for seed in range(CUTS)]

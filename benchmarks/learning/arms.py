@@ -203,7 +203,7 @@ SCALE = tuple(
     Arm(f"{clips:,} clips of {videos or 'all'} videos", "", "own", clips=clips, videos=videos)
     for videos, clips in product((*VIDEOS, None), CLIPS_SEEN)
 )
-FEW_VIDEOS, MANY_VIDEOS = (f"{CLIPS_SEEN[2]:,} clips of {videos} videos" for videos in (100, 900))
+READ_SCALES = [arm for arm in SCALE if arm.videos in VIDEOS[::2] and arm.clips != CLIPS_SEEN[-1]]
 VARIANTS = tuple(
     Arm(f"3 minutes, {name}", "", name, 3)
     for name in PRETEXTS

@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from benchmarks.learning.arms import (
     BY_NAME,
-    FEW_VIDEOS,
     FINALISTS,
-    MANY_VIDEOS,
     MOTION,
     MOTION_1,
     OWN_12,
     PEERS,
+    READ_SCALES,
     SCRATCH,
     SHARES,
     Row,
@@ -124,8 +123,8 @@ def readings() -> list[Reading]:
         found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, squares=3))
     for arm, name, way, fold in product(PEERS, LABELLED, (POOLED, SPREAD), range(FOLDS)):
         found.append(Reading(arm, name, fold, way))
-    more = product((FEW_VIDEOS, MANY_VIDEOS), SCALED, range(2), range(FOLDS))
-    found += [Reading(arm, name, fold, TWO_HEADS, seed=seed) for arm, name, seed, fold in more]
+    more = product(READ_SCALES, SCALED, range(2), range(FOLDS))
+    found += [Reading(arm.name, name, fold, TWO_HEADS, seed=seed) for arm, name, seed, fold in more]
     more = product(SIZES, (MOTION_1, BOTH), LABELLED, range(FOLDS), (1, 3))
     for (frames, px), arm, name, fold, squares in more:
         found.append(Reading(arm, name, fold, TWO_HEADS, frames, px, squares=squares))

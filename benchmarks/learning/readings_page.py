@@ -10,13 +10,12 @@ import numpy as np
 
 from benchmarks.learning.arms import (
     AUTO,
-    FEW_VIDEOS,
     LONGER,
-    MANY_VIDEOS,
     MOTION,
     MOTION_1,
     OWN_12,
     PEERS,
+    READ_SCALES,
     SCRATCH,
     SHARES,
 )
@@ -125,7 +124,7 @@ def sections(results: Results) -> Iterator[str]:
         yield from _gains(arm, size, SPREAD, gains)
     yield from _squares(read)
     yield from _auto(results)
-    yield from _videos(read)
+    yield from _scales(read)
     yield "\nWith fewer labels, other labels for each of three seeds of `motion`:\n"
     shares = (*SHARES, 1.0)
     yield head("set", "network", "clips", *(f"{share:.0%}" for share in shares))
@@ -159,19 +158,27 @@ def _squares(read: Read) -> Iterator[str]:
         yield from lines
 
 
-def _videos(read: Read) -> Iterator[str]:
-    """Yields what nine times the videos give a network that sees as many clips of them."""
-    arms = (FEW_VIDEOS, MANY_VIDEOS)
-    found = [[read.of(arm, name, TWO_HEADS, SIZES[0]) for arm in arms] for name in SCALED]
-    pairs = [(few, many) for few, many in found if few and many]
-    if len(pairs) < len(SCALED):
+def _scales(read: Read) -> Iterator[str]:
+    """Yields what more videos give, and more clips of them."""
+    found = {
+        (arm.clips, arm.videos, name): read.of(arm.name, name, TWO_HEADS, SIZES[0])
+        for arm, name in product(READ_SCALES, SCALED)
+    }
+    if not all(found.values()):
         return
-    yield "\nNine times the videos, as many clips of them (8 x 48 px, two seeds):\n"
-    yield head("pretrained on", *SCALED)
-    for place, arm in enumerate(arms):
-        yield f"| {arm} | {' | '.join(cell(pair[place]) for pair in pairs)} |"
-    gains = [difference(few, many).points() for few, many in pairs]
-    yield f"| the second ahead | {' | '.join(gains)} |"
+    clips, videos = (sorted({key[i] for key in found}, key=lambda n: n or 0) for i in (0, 1))
+    yield (
+        "\nOur own network by how many videos it was pretrained on, and how many clips of them it "
+        "saw (8 x 48 px, two seeds):\n"
+    )
+    yield head("set", "videos", *(f"{each:,} clips" for each in clips))
+    for name, own in product(SCALED, videos):
+        cells = [cell(found[seen, own, name]) for seen in clips]
+        yield f"| {name} | {own} | {' | '.join(cells)} |"
+    for name in SCALED:
+        pairs = [[found[seen, own, name] for own in (videos[0], videos[-1])] for seen in clips]
+        gains = [difference(few, many).points() for few, many in pairs if few and many]
+        yield f"| {name} | the more ahead | {' | '.join(gains)} |"
 
 
 def _auto(results: Results) -> Iterator[str]:

@@ -13,10 +13,9 @@ import pytest
 from benchmarks.learning import arms, rows
 from benchmarks.learning.arms import (
     ARMS,
-    FEW_VIDEOS,
-    MANY_VIDEOS,
     OWN_12,
     PRETEXTS,
+    READ_SCALES,
     SCALE,
     SCRATCH,
     Row,
@@ -116,7 +115,7 @@ def test_it_runs_whole_and_trains_no_row_again(
     runner.run(wanted, ledger, told.append)
     assert len(told) == len(wanted) + len({row.start for row in wanted} - {None})
     read = [r for r in readings() if (r.set, r.seed, r.num_frames) == ("weizmann", 0, 8)]
-    long = (OWN_12, FEW_VIDEOS, MANY_VIDEOS)
+    long = (OWN_12, *(arm.name for arm in READ_SCALES))
     read = [r for r in read if r.arm not in long and r.share in (0.5, 1)]
     runner.run(read, ledger, told.append)
 
