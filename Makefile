@@ -9,7 +9,7 @@ BENCHES := $(subst _,-,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/bench_
 help:
 	@echo "make demo              the whole pipeline on rendered videos, in 7 minutes"
 	@echo "make demo VIDEOS=DIR   stages 1 and 2 on your own videos"
-	@echo "make motion-network    the network that the package brings, in 45 minutes"
+	@echo "make motion-network    the network that the package brings, in two hours"
 	@echo "make test              all tests, in 7 to 15 minutes"
 	@echo "make test-fast         those that need neither Ray nor a browser, in about 1"
 	@echo "make check             format, lint, types, documentation"

@@ -46,6 +46,8 @@ class FrozenSettings(Settings):
     models: tuple[str, ...] = Field(
         default=("motion",), description="Models' folders; several joined by +: together."
     )
+    num_frames: int = Field(default=8, description="Frames of a clip.")
+    frame_px: int = Field(default=48, description="Its height and width in pixels.")
     home: Path = Field(
         default=ROOT / "data/learning", description="Folder of shards and of features."
     )
@@ -59,9 +61,12 @@ class Read:
     found: list[dict[str, np.ndarray]]  # of each network
 
     @classmethod
-    def of(cls, places: list[Path], name: str, shards: str, home: Path) -> Read:
-        tasks = [Classification(_settings(place, shards), shards, str(place)) for place in places]
-        row = Reading(MOTION, name, 0, TWO_HEADS)
+    def of(cls, places: list[Path], name: str, shards: str, how: FrozenSettings) -> Read:
+        tasks = [
+            Classification(_settings(place, shards, how), shards, str(place)) for place in places
+        ]
+        row = Reading(MOTION, name, 0, TWO_HEADS, how.num_frames, how.frame_px)
+        home = how.home.absolute()
         found = [features(*each, home) for each in zip(tasks, repeat(row), places, strict=False)]
         return cls(tasks[0], found)
 
@@ -89,7 +94,7 @@ class Read:
         return float(right_videos(said.double(), label, known.video[asked]).mean())
 
 
-def _settings(place: Path, shards: str) -> FinetuneSettings:
+def _settings(place: Path, shards: str, how: FrozenSettings) -> FinetuneSettings:
     """Returns the settings of a run that reads a model."""
     return FinetuneSettings(
         shards=shards,
@@ -97,9 +102,11 @@ def _settings(place: Path, shards: str) -> FinetuneSettings:
         reads="field",
         test_clips=4,
         test_crops=1,
-        clips={"canvas_px": 48, "crop_scale": (0.8, 1.0), "stride_seconds": 0.08},  # type: ignore[arg-type]
+        clips={"canvas_px": how.frame_px, "crop_scale": (0.8, 1.0), "stride_seconds": 0.08},  # type: ignore[arg-type]
         loader={"processes": 0, "decoded_gb": 2.0},  # type: ignore[arg-type]
-        model=pretrained_config(place).model_copy(update={"num_frames": 8, "frame_px": 48}),
+        model=pretrained_config(place).model_copy(
+            update=how.model_dump(include={"num_frames", "frame_px"})
+        ),
     )
 
 
@@ -115,7 +122,7 @@ def main(argv: list[str]) -> None:
     for names in settings.models:
         places, cells, both = [locate(each) for each in names.split("+")], [], []
         for name in LABELLED:
-            read = Read.of(places, name, shards[name], home)
+            read = Read.of(places, name, shards[name], settings)
             cuts = [(fold, seed) for fold in range(FOLDS) for seed in range(CUTS)]
             right = {way: np.mean([read.accuracy(way, *cut) for cut in cuts]) for way in WAYS}
             cells.append(" / ".join(f"{100 * value:.1f}" for value in right.values()))

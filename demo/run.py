@@ -54,6 +54,7 @@ def motion_videos(console: Console, seed: int) -> None:
     from finetune.evaluation.run_results import measured_runs
     from finetune.settings import FinetuneSettings
     from pretrain import run as pretrain
+    from pretrain.settings import PretrainSettings
 
     name = f"motion{seed or ''}"
     videos = Path(f"data/{name}_videos")
@@ -79,12 +80,16 @@ def motion_videos(console: Console, seed: int) -> None:
     learnt = pretrain.main(stage("pretrain/run.py", *common, *way))
     # from scratch: as many steps as pretraining and fine-tuning have together
     both = PRETRAIN_STEPS + (FinetuneSettings.from_config("tiny").max_steps or 0)
+    trunk = PretrainSettings.from_config("motion").model.trunk  # wider than that of the demo
+    kernel = ",".join(map(str, trunk.stem_kernel))
+    size = ("--model.trunk.width", str(trunk.width), "--model.trunk.stem_kernel", kernel)
+    brought = ("--pretrained", "motion", *size)
     rows = {
         "from scratch": ("--pretrained", "none", "--recipe", "full", "--max_steps", str(both)),
         HERE: ("--pretrained", str(learnt.model), "--recipe", "full"),
         f"{HERE}, frozen": ("--pretrained", str(learnt.model), "--recipe", "ridge"),
-        "motion": ("--pretrained", "motion", "--recipe", "full"),
-        "motion, frozen": ("--pretrained", "motion", "--recipe", "ridge"),
+        "motion": (*brought, "--recipe", "full"),
+        "motion, frozen": (*brought, "--recipe", "ridge"),
     }
     table = Table(title=f"{labelled} labelled videos, {TEST_VIDEOS} test videos, 9 motions")
     for column in ("", "top-1", "95 % interval", "ahead of scratch", "training, s"):

@@ -42,6 +42,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three stages, each with a start of its own
 def test_the_example_runs_all_stages_on_the_wheel_alone(
     programs: Path, video_folder: Path, tmp_path: Path
 ) -> None:

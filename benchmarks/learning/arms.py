@@ -170,7 +170,7 @@ ARMS = (
     Arm(OWN_12, "the same for longer", "own", 12),
     Arm("own, 40 minutes", "the same for longer still", "own", 40),
     Arm("own, 12 minutes, own domain", "also on the set's training videos", "own", 12, True),
-    Arm(MOTION, "the network that ships with the package, 76 minutes of one core", brought=MOTION),
+    Arm(MOTION, "the network that ships with the package, two hours of one core", brought=MOTION),
     Arm(MOTION_1, "the one before, of rendered videos alone", brought=MOTION_1),
     Arm(
         f"{OWN_12}, field",

@@ -25,7 +25,8 @@ MODEL = "model"  # folder of the finished model in that of its run
 LOSS = "loss"  # key in the description of a pretrained model: how frames were compared
 _OWN_KEYS = ("format_version", WEIGHTS_DIGEST, "model")
 _MOTION = Path(__file__).parent / "motion"  # a folder for each version
-BROUGHT = {"motion": _MOTION / "1", "motion@1": _MOTION / "1"}  # models that the package brings
+# models that the package brings
+BROUGHT = {"motion": _MOTION / "2", "motion@1": _MOTION / "1", "motion@2": _MOTION / "2"}
 MODEL_CARD = "README.md"  # on the hub
 _CARD = """---
 library_name: dynamonet

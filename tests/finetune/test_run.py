@@ -107,8 +107,10 @@ def test_the_network_of_the_package_is_found_by_its_name() -> None:
     assert "://" not in text and str(Path.home()) not in text  # of no place
     model = DynamoNet.from_pretrained("motion")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    tiny = PretrainSettings.from_config("tiny").model
-    assert model.config.trunk == tiny.trunk  # what docs and configurations say fits it
+    fits = PretrainSettings.from_config("motion").model
+    assert model.config.trunk == fits.trunk  # what docs and configurations say fits it
+    before = DynamoNet.from_pretrained("motion@1")
+    assert before.config.trunk == PretrainSettings.from_config("tiny").model.trunk
     scenes = normalise(render_scenes(8, seed=10**6, num_frames=17).transpose(1, 2) / 255)
     pairs = pair_frames(scenes, model(scenes[:, :, :16]).predicted, (2,), "within_clip")
     assert squared_errors(pairs[0], 5).total.skill > 0.3
