@@ -166,7 +166,8 @@ def _scales(read: Read) -> Iterator[str]:
     }
     if not all(found.values()):
         return
-    clips, videos = (sorted({key[i] for key in found}, key=lambda n: n or 0) for i in (0, 1))
+    clips = sorted({arm.clips or 0 for arm in READ_SCALES})
+    videos = sorted({arm.videos or 0 for arm in READ_SCALES})
     yield (
         "\nOur own network by how many videos it was pretrained on, and how many clips of them it "
         "saw (8 x 48 px, two seeds):\n"
