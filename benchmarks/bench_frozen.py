@@ -19,18 +19,16 @@ from pydantic import Field
 
 from benchmarks.bench_learning import REAL_DATA, ROOT
 from benchmarks.learning.arms import MOTION
-from benchmarks.learning.readings import FIELD, READINGS, SPREAD, TWO_HEADS, Reading, features
+from benchmarks.learning.readings import FIELD, SPREAD, TWO_HEADS, Reading, features, said_by
 from benchmarks.learning.sets import FOLDS, LABELLED, make_sets
 from benchmarks.learning.tasks import Classification
 from benchmarks.report import show, table
 from dynamonet import cluster
 from dynamonet.command_line import load
 from dynamonet.errors import run_entry
-from dynamonet.frozen.ridge import Known, fit_heads, right_videos
-from dynamonet.model.classifier import Head
+from dynamonet.frozen.ridge import Known, right_videos
 from dynamonet.model.files import locate
 from dynamonet.settings import Settings
-from dynamonet.training.distributed.rank import Rank
 from dynamonet.training.perf.allocator import keep_freed_memory
 from finetune.pretrained.load import pretrained_config
 from finetune.settings import FinetuneSettings
@@ -75,21 +73,8 @@ class Read:
         data = self.task.data
         train = data.rows(split=fold + 1, part="train").numbers()
         stay, apart = kept_apart(data, train, CUT, seed)
-        inputs = [torch.from_numpy(own[each]) for own in self.found for each in READINGS[way]]
-        eps = [1e-10 if each == "field" else 1e-5 for _ in self.found for each in READINGS[way]]
-        heads = [
-            Head(x.shape[1], len(data.classes), 0.0, e).eval()
-            for x, e in zip(inputs, eps, strict=True)
-        ]
-        rows = self.found[0]["rows"]
-        here, there = (np.flatnonzero(np.isin(rows, part)) for part in (stay, apart))
-        looks = [([x[here] for x in inputs], rows[here])]
-        known, alone = Known.of(data, stay, seed), Rank(0, 1, torch.device("cpu"))
-        views = len(self.task.views.requests(0))
-        fit_heads(heads, looks, known, stay, views=views, seed=seed, rank=alone)
-        with torch.no_grad():
-            said = torch.stack([h(x[there]) for h, x in zip(heads, inputs, strict=True)]).mean(0)
-        asked = rows[there]
+        said, there = said_by(self.task, way, self.found, stay, apart, seed=seed)
+        asked, known = self.found[0]["rows"][there], Known.of(data, stay, seed)
         label = torch.from_numpy(known.label[asked])
         return float(right_videos(said.double(), label, known.video[asked]).mean())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -188,32 +189,50 @@ def read(
     Args:
         networks: What each network makes of the clips; one that does not help is not read.
     """
-    began, data, rows = time.process_time(), task.data, networks[0]["rows"]
-    train, test = (np.flatnonzero(np.isin(rows, p)) for p in (task.parts.train, task.parts.test))
-    names = READINGS[row.way]
+    began, rows = time.process_time(), networks[0]["rows"]
+    some = [len(READINGS[row.way])] * len(networks)
+    train, test = task.parts.train, task.parts.test
+    said, asked = said_by(task, row.way, networks, train, test, seed=row.seed, each=some)
+    spent = time.process_time() - began
+    share = np.isin(rows, train).mean()
+    spent += sum(float(found["seconds"]) for found in networks) * float(share)
+    shares, none = said.double().softmax(1).numpy(), np.zeros((len(asked), 0))
+    weights = networks[0]["weights"][asked]
+    return by_video(Views(rows[asked], shares, weights, none), task.data), spent
+
+
+@torch.no_grad()
+def said_by(
+    task: Classification,
+    way: str,
+    networks: list[dict[str, np.ndarray]],
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    seed: int,
+    each: Sequence[int] = (),
+) -> tuple[Tensor, np.ndarray]:
+    """Learns the labels of some rows of a set, and says the classes of others.
+
+    Args:
+        each: How many heads each network has, so that one that does not help is not read; without
+            it all are.
+
+    Returns:
+        What is said of each clip asked about, and the places of those among the clips.
+    """
+    data, rows, names = task.data, networks[0]["rows"], READINGS[way]
+    here, there = (np.flatnonzero(np.isin(rows, part)) for part in (train, test))
     inputs = [torch.from_numpy(found[name]) for found in networks for name in names]
     heads = [
         Head(x.shape[1], len(data.classes), 0.0, _EPS.get(name, 1e-5)).eval()
         for x, name in zip(inputs, names * len(networks), strict=True)
     ]
-    looks = [([x[train] for x in inputs], rows[train])]
+    looks = [([x[here] for x in inputs], rows[here])]
     alone, views = Rank(0, 1, torch.device("cpu")), len(task.views.requests(0))
-    known = Known.of(data, task.parts.train, row.seed)
+    known = Known.of(data, train, seed)
     fitted = fit_heads(
-        heads,
-        looks,
-        known,
-        task.parts.train,
-        views=views,
-        seed=row.seed,
-        rank=alone,
-        networks=[len(names)] * len(networks),
+        heads, looks, known, train, views=views, seed=seed, rank=alone, networks=each
     )
-    spent = time.process_time() - began
-    spent += sum(float(found["seconds"]) for found in networks) * len(train) / len(rows)
-    kept = [place for place in range(len(heads)) if place // len(names) in fitted.kept]
-    with torch.no_grad():
-        said = torch.stack([heads[place](inputs[place][test]) for place in kept]).mean(0)
-    shares, none = said.double().softmax(1).numpy(), np.zeros((len(test), 0))
-    weights = networks[0]["weights"][test]
-    return by_video(Views(rows[test], shares, weights, none), data), spent
+    kept = [p for p in range(len(heads)) if not each or p // len(names) in fitted.kept]
+    return torch.stack([heads[p](inputs[p][there]) for p in kept]).mean(0), there
