@@ -59,19 +59,16 @@ def settings_of(row: Row | Reading | Start, shards: dict[str, str]) -> TrainSett
     return finetune_settings(row, shards)
 
 
-def kept(row: Row | Reading | Start, shards: dict[str, str]) -> Line:
-    """Returns what a finished row says about its settings: all that the benchmark sets."""
-    if isinstance(row, Reading):  # there are many, which differ in what their keys say
-        texts = [json.dumps(_said(each, shards)) for each in row.alone]
-        return {"digest": digest_of_bytes("".join(texts).encode())}
-    return _said(row, shards)
-
-
-def _said(row: Row | Reading | Start, shards: dict[str, str]) -> Line:
-    settings = settings_of(row, shards)
-    said = settings.model_dump(mode="json", exclude_unset=True, exclude={"shards"})
-    brought = None if isinstance(row, Start) else BY_NAME[row.arm].brought
-    return said | ({"weights": weights_digest(locate(brought))} if brought else {})
+def kept(row: Row | Reading | Start, shards: dict[str, str]) -> str:
+    """Returns the digest of what the benchmark sets for a row, and of the weights it is brought."""
+    texts = list[str]()
+    for each in row.alone if isinstance(row, Reading) else [row]:
+        settings = settings_of(each, shards)
+        said = settings.model_dump(mode="json", exclude_unset=True, exclude={"shards"})
+        brought = None if isinstance(each, Start) else BY_NAME[each.arm].brought
+        said |= {"weights": weights_digest(locate(brought))} if brought else {}
+        texts.append(json.dumps(said, sort_keys=True))
+    return digest_of_bytes("".join(texts).encode())
 
 
 @dataclass
@@ -134,7 +131,7 @@ class Runner:
 
     def model(self, start: Start) -> Path:
         """Returns the folder of a pretraining's model."""
-        said = start.key + json.dumps(kept(start, self.shards), sort_keys=True)
+        said = f"{start.key} {kept(start, self.shards)}"
         return self.home / "models" / digest_of_bytes(said.encode())
 
     def run(
