@@ -59,11 +59,12 @@ class Read:
     found: list[dict[str, np.ndarray]]  # of each network
 
     @classmethod
-    def of(cls, places: list[Path], name: str, shards: str, how: FrozenSettings) -> Read:
-        tasks = [
-            Classification(_settings(place, shards, how), shards, str(place)) for place in places
-        ]
+    def of(cls, places: list[Path], name: str, shards: dict[str, str], how: FrozenSettings) -> Read:
         row = Reading(MOTION, name, 0, TWO_HEADS, how.num_frames, how.frame_px)
+        tasks = [
+            Classification(_settings(place, row, shards), shards[name], str(place))
+            for place in places
+        ]
         home = how.home.absolute()
         found = [features(*each, home) for each in zip(tasks, repeat(row), places, strict=False)]
         return cls(tasks[0], found)
@@ -79,20 +80,11 @@ class Read:
         return float(right_videos(said.double(), label, known.video[asked]).mean())
 
 
-def _settings(place: Path, shards: str, how: FrozenSettings) -> FinetuneSettings:
+def _settings(place: Path, row: Reading, shards: dict[str, str]) -> FinetuneSettings:
     """Returns the settings of a run that reads a model."""
-    return FinetuneSettings(
-        shards=shards,
-        recipe="ridge",
-        reads="field",
-        test_clips=4,
-        test_crops=1,
-        clips={"canvas_px": how.frame_px, "crop_scale": (0.8, 1.0), "stride_seconds": 0.08},  # type: ignore[arg-type]
-        loader={"processes": 0, "decoded_gb": 2.0},  # type: ignore[arg-type]
-        model=pretrained_config(place).model_copy(
-            update=how.model_dump(include={"num_frames", "frame_px"})
-        ),
-    )
+    own = row.settings(shards)
+    size = {"num_frames": row.num_frames, "frame_px": row.frame_px}
+    return own.model_copy(update={"model": pretrained_config(place).model_copy(update=size)})
 
 
 def main(argv: list[str]) -> None:
@@ -107,7 +99,7 @@ def main(argv: list[str]) -> None:
     for names in settings.models:
         places, cells, both = [locate(each) for each in names.split("+")], [], []
         for name in LABELLED:
-            read = Read.of(places, name, shards[name], settings)
+            read = Read.of(places, name, shards, settings)
             cuts = [(fold, seed) for fold in range(FOLDS) for seed in range(CUTS)]
             right = {way: np.mean([read.accuracy(way, *cut) for cut in cuts]) for way in WAYS}
             cells.append(" / ".join(f"{100 * value:.1f}" for value in right.values()))

@@ -31,6 +31,7 @@ from dynamonet.training.measuring import BrokenOff, Measuring
 from dynamonet.training.start import transfer
 from pretrain.drawn.actions import TAUGHT, Actions
 from pretrain.drawn.scene import draw_clips
+from pretrain.settings import CURVE
 
 DRAWN_CLASSES = 16
 _AT_ONCE = 32  # clips
@@ -263,7 +264,7 @@ class Verdict:
 
     def line(self, model: str) -> str:
         """Says it in words; `model` is where the pretrained network lies."""
-        found = {name.removeprefix("verdict/"): value for name, value in self.metrics.items()}
+        found = self._found
         gain = Difference(found["gain"], found["gain_low"], found["gain_high"], 0.0)
         own, start = f"{found['own_top1']:.1%}", f"{found['start_top1']:.1%}"
         videos = f"{found['videos']:.0f}"
@@ -282,3 +283,16 @@ class Verdict:
         if found["kept"]:
             return f"{line}; {together}: kept. Use both: --recipe ridge --pretrained motion,{model}"
         return f"{line}; own pretraining adds nothing sure to it: not kept. Use --pretrained motion"
+
+    def of_more_video(self, clips: int) -> str:
+        """Says what ten times the video is expected to bring a network that saw so many clips."""
+        if self._found["own_top1"] <= self._found["start_top1"]:
+            return "nothing is expected of ten times the video: this much taught it nothing"
+        seen, right = np.log([*CURVE]), [*CURVE.values()]
+        gain = np.interp(np.log(10 * clips), seen, right) - np.interp(np.log(clips), seen, right)
+        longer = f"about {100 * gain:+.0f} points" if gain > 0 else "what was not measured"
+        return f"ten times the video: {longer} in ten times the steps, nothing in as many"
+
+    @property
+    def _found(self) -> dict[str, float]:
+        return {name.removeprefix("verdict/"): value for name, value in self.metrics.items()}

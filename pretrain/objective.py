@@ -33,19 +33,11 @@ from pretrain.drawn.actions import TAUGHT, Actions
 from pretrain.drawn.scene import DrawnClips, draw_clips
 from pretrain.frozen import Asked, DrawnActions, LabelledClips, Verdict, labelled_rows
 from pretrain.movers import displacement_loss, paste_movers
-from pretrain.settings import CURVE, WORTH_CLIPS, PretrainSettings
+from pretrain.settings import WORTH_CLIPS, PretrainSettings
 from pretrain.validation import compared, measure
 
 MIN_LOADED_SHARE = 0.5  # of the weights to go on from
 WHERE = "where fine-tuning was short (docs/results.md)"
-
-
-def of_more_video(clips: int) -> str:
-    """Says what ten times the video is expected to bring a network that saw so many clips of it."""
-    seen, right = np.log([*CURVE]), [*CURVE.values()]
-    gain = np.interp(np.log(10 * clips), seen, right) - np.interp(np.log(clips), seen, right)
-    longer = f"about {100 * gain:+.0f} points" if gain > 0 else "what was not measured"
-    return f"ten times the video: {longer} in ten times the steps, nothing in as many"
 
 
 @dataclass(frozen=True)
@@ -187,10 +179,9 @@ class Pretraining(Task[PretrainSettings]):
         return "val/skill" if self.probe_shards is None else "probe/top1"
 
     def verdict(self, clips: int) -> str:
-        paid = f"pretraining paid from {WORTH_CLIPS:,} {WHERE}"
         if clips < WORTH_CLIPS:
-            paid = f"fewer than the {WORTH_CLIPS:,} from which pretraining paid {WHERE}"
-        return f"{paid}; {of_more_video(clips)}"
+            return f"fewer than the {WORTH_CLIPS:,} from which pretraining paid {WHERE}"
+        return f"pretraining paid from {WORTH_CLIPS:,} {WHERE}"
 
     def describe(self) -> dict[str, Any]:
         clips = self.settings.clips.model_dump(mode="json") | {"stride_seconds": self._spacing}

@@ -89,15 +89,16 @@ def _pretrain(
         datasets=uses,
         console=console,
     )
-    if checkpoint := newest(done.folder):
-        seen = read_state(checkpoint).samples
-        console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
-    if verdict := done.run.metrics("verdict/"):
-        line = Verdict({f"verdict/{name}": value for name, value in verdict.items()}).line(
-            str(done.model)
-        )
+    checkpoint = newest(done.folder)
+    seen = read_state(checkpoint).samples if checkpoint else 0
+    console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
+    if found := done.run.metrics("verdict/"):
+        verdict = Verdict({f"verdict/{name}": value for name, value in found.items()})
+        line = verdict.line(str(done.model))
         done.run.tag(choice=line)
         console.print(f"[bold]verdict  {line}[/bold]", soft_wrap=True)
+        if seen and start is None:  # what the curve is of
+            console.print(f"more     {verdict.of_more_video(seen)}", soft_wrap=True)
     console.print(f"model    {done.model}", soft_wrap=True)
     console.print(f"report   {write_report(str(done.folder), settings)}", soft_wrap=True)
     console.print(f"MLflow   {done.run.ui_command()}", soft_wrap=True)

@@ -63,6 +63,7 @@ def test_it_says_how_long_it_takes_and_what_that_buys(finished: TrainingResult) 
     assert re.search(rf"length   {clips} clips seen in all, .*left; {few}", text)
     assert f"seen     {clips} clips; {few}" in text
     assert re.search(r"verdict  frozen, 32 clips of drawn actions: .* now .* learnt", text)
+    assert re.search(r"more     .*ten times the video", text)
 
 
 def test_a_finished_run_leaves_model_checkpoints_settings_and_state(
