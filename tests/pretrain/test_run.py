@@ -64,6 +64,8 @@ def test_it_says_how_long_it_takes_and_what_that_buys(finished: TrainingResult) 
     assert f"seen     {clips} clips; {few}" in text
     assert re.search(r"verdict  frozen, 32 clips of drawn actions: .* now .* learnt", text)
     assert re.search(r"more     .*ten times the video", text)
+    page = (finished.folder / "report.html").read_text("utf-8")
+    assert "<b>Verdict:</b> frozen, 32 clips of drawn actions" in page
 
 
 def test_a_finished_run_leaves_model_checkpoints_settings_and_state(
