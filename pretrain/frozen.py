@@ -224,7 +224,7 @@ def _heads(model: DynamoNet) -> Iterator[tuple[int, Head]]:
 class Verdict:
     """What a pretraining was worth."""
 
-    metrics: dict[str, float]
+    found: dict[str, float]
 
     @classmethod
     def of(
@@ -259,12 +259,16 @@ class Verdict:
             kept = gain.low > 0
         numbers = {f"{name}_top1": each.outcomes.mean for name, each in figures.items()}
         numbers |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-        numbers |= {"kept": float(kept), "videos": float(len(after.groups))}
-        return cls({f"verdict/{name}": value for name, value in numbers.items()})
+        return cls(numbers | {"kept": float(kept), "videos": float(len(after.groups))})
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the tracking store."""
+        return {f"verdict/{name}": value for name, value in self.found.items()}
 
     def line(self, model: str) -> str:
         """Says it in words; `model` is where the pretrained network lies."""
-        found = self._found
+        found = self.found
         gain = Difference(found["gain"], found["gain_low"], found["gain_high"], 0.0)
         own, start = f"{found['own_top1']:.1%}", f"{found['start_top1']:.1%}"
         videos = f"{found['videos']:.0f}"
@@ -286,13 +290,9 @@ class Verdict:
 
     def of_more_video(self, clips: int) -> str:
         """Says what ten times the video is expected to bring a network that saw so many clips."""
-        if self._found["own_top1"] <= self._found["start_top1"]:
+        if self.found["own_top1"] <= self.found["start_top1"]:
             return "nothing is expected of ten times the video: this much taught it nothing"
         seen, right = np.log([*CURVE]), [*CURVE.values()]
         gain = np.interp(np.log(10 * clips), seen, right) - np.interp(np.log(clips), seen, right)
         longer = f"about {100 * gain:+.0f} points" if gain > 0 else "what was not measured"
         return f"ten times the video: {longer} in ten times the steps, nothing in as many"
-
-    @property
-    def _found(self) -> dict[str, float]:
-        return {name.removeprefix("verdict/"): value for name, value in self.metrics.items()}

@@ -91,9 +91,10 @@ def _pretrain(
     )
     checkpoint = newest(done.folder)
     seen = read_state(checkpoint).samples if checkpoint else 0
-    console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
+    if seen:
+        console.print(f"seen     {seen:,} clips; {task.verdict(seen)}", soft_wrap=True)
     if found := done.run.metrics("verdict/"):
-        verdict = Verdict({f"verdict/{name}": value for name, value in found.items()})
+        verdict = Verdict(found)
         line = verdict.line(str(done.model))
         done.run.tag(choice=line)
         console.print(f"[bold]verdict  {line}[/bold]", soft_wrap=True)

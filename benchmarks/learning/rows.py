@@ -22,12 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.alone import Untracked, training_alone
-from benchmarks.learning.arms import (
-    BY_NAME,
-    PRETEXTS,
-    Row,
-    Start,
-)
+from benchmarks.learning.arms import BY_NAME, PRETEXTS, Row, Start
 from benchmarks.learning.readings import Reading, features, read
 from benchmarks.learning.settings import finetune_settings, pretrain_settings
 from benchmarks.learning.tasks import Classification

@@ -87,7 +87,7 @@ def test_own_pretraining_is_kept_where_it_adds_and_not_where_it_does_not() -> No
 
 
 def test_more_video_is_worth_what_the_curve_says_and_nothing_beyond_it() -> None:
-    learnt = Verdict({"verdict/start_top1": 0.4, "verdict/own_top1": 0.5})
+    learnt = Verdict({"start_top1": 0.4, "own_top1": 0.5})
     assert "about +9 points in ten times the steps, nothing in as many" in learnt.of_more_video(
         3_000
     )
@@ -95,7 +95,7 @@ def test_more_video_is_worth_what_the_curve_says_and_nothing_beyond_it() -> None
     said = [learnt.of_more_video(clips) for clips in (3_200, 8_000, 20_000)]
     gains = [int(each.split("about ")[1].split()[0]) for each in said]
     assert gains == sorted(gains, reverse=True) and gains[-1] > 0
-    nothing = Verdict({"verdict/start_top1": 0.5, "verdict/own_top1": 0.5})
+    nothing = Verdict({"start_top1": 0.5, "own_top1": 0.5})
     assert "nothing is expected" in nothing.of_more_video(3_000)
 
 
